@@ -1,0 +1,40 @@
+"""Errors that users meet. Each message says the rule, the values and the remedy.
+
+Every class takes the message as its only constructor argument, so that it survives pickling on its way through Ray.
+"""
+
+
+class ElasticLMError(Exception):
+    """Base of all errors that elastic-lm raises on purpose."""
+
+
+class ConfigError(ElasticLMError):
+    """A run's configuration breaks a rule; found before any actor starts."""
+
+
+class DataError(ElasticLMError):
+    """Data that must not be trained on (corrupt, missing, mismatched), with the place where it was found."""
+
+
+class StorageError(ElasticLMError):
+    """Object storage did not do what was asked within its deadline and retry budget."""
+
+
+class NotFoundError(StorageError):
+    """The object does not exist."""
+
+
+class AlreadyExistsError(StorageError):
+    """A create-only write found the object there."""
+
+
+class AccessDeniedError(StorageError):
+    """Storage refused the credentials."""
+
+
+class CheckpointError(ElasticLMError):
+    """A checkpoint is incomplete, damaged or belongs to another run identity."""
+
+
+class ClusterError(ElasticLMError):
+    """The Ray cluster cannot run what was asked."""

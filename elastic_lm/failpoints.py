@@ -1,0 +1,107 @@
+"""Named places where a fault can be injected, so that every edge of the protocol can be tested on purpose.
+
+A failpoint is armed by text, `MEMBER:NAME@STEP=ACTION`, for example `w2:optimizer.middle@7=kill`. MEMBER and STEP may be
+`*`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself), `freeze` (SIGSTOP to oneself), `raise` (an
+exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the interpreter lock released) and
+`hold:SECONDS` (a thread that keeps the interpreter lock). Disarmed, `hit` costs one look at an empty list.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from elastic_lm.errors import ConfigError
+
+NAMES = (
+    "warm_up",  # joiner: model built, probe not yet reported
+    "lease.begin",  # lease received, nothing done
+    "form.begin",  # before the group's constructor
+    "form.end",  # group formed
+    "copy.send",  # source: half of the state sent
+    "copy.receive",  # joiner: half of the state received
+    "step.begin",
+    "micro_batch",  # before each micro-batch's forward
+    "reduce.begin",  # all own micro-batches folded, reduction not started
+    "reduce.end",  # sum complete on this member, nothing applied
+    "optimizer.middle",  # some parameters written, others not
+    "step.end",  # step applied, next not begun
+    "lease.end",  # before the report is returned
+    "save",  # checkpoint: some parts written, no manifest
+)
+ACTIONS = ("kill", "freeze", "raise", "exit", "delay", "hold")
+
+
+class InjectedError(RuntimeError):
+    """Raised by a failpoint with the action `raise`; stands for a bug in user code."""
+
+
+@dataclass
+class _Armed:
+    name: str
+    step: int | None
+    action: str
+    seconds: float
+
+
+_armed: list[_Armed] = []
+
+
+def parse(text: str) -> tuple[str, _Armed]:
+    """`MEMBER:NAME@STEP=ACTION` -> (member, armed entry).    Raises: ConfigError naming the part that is wrong."""
+    try:
+        place, action = text.split("=")
+        member, _, rest = place.partition(":")
+        name, step = rest.split("@")
+        kind, _, seconds = action.partition(":")
+        entry = _Armed(name, None if step == "*" else int(step), kind, float(seconds or 0))
+    except ValueError as error:
+        raise ConfigError(f"failpoint {text!r} is not MEMBER:NAME@STEP=ACTION, e.g. w2:optimizer.middle@7=kill") from error
+    if name not in NAMES:
+        raise ConfigError(f"failpoint {text!r}: unknown name {name!r}; known: {', '.join(NAMES)}")
+    if kind not in ACTIONS:
+        raise ConfigError(f"failpoint {text!r}: unknown action {kind!r}; known: {', '.join(ACTIONS)}")
+    return member, entry
+
+
+def arm(texts: tuple[str, ...] | list[str], member_id: str) -> None:
+    """Arm, in this process, the entries that name this member or `*`."""
+    for text in texts:
+        member, entry = parse(text)
+        if member in ("*", member_id):
+            _armed.append(entry)
+
+
+def hit(name: str, step: int | None = None) -> None:
+    """Fire the armed entry for this place and step, if there is one."""
+    if not _armed:
+        return
+    for entry in _armed:
+        if entry.name == name and (entry.step is None or entry.step == step):
+            _armed.remove(entry)
+            _fire(entry, step)
+            return
+
+
+def _fire(entry: _Armed, step: int | None) -> None:
+    if entry.action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif entry.action == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif entry.action == "exit":
+        os._exit(1)
+    elif entry.action == "raise":
+        raise InjectedError(f"injected at {entry.name}, step {step}")
+    elif entry.action == "delay":
+        time.sleep(entry.seconds)
+    elif entry.action == "hold":
+        _hold_interpreter_lock(entry.seconds)
+
+
+def _hold_interpreter_lock(seconds: float) -> None:
+    """Keep every other Python thread of this process from running, as a bad C extension does."""
+    import ctypes
+
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # PyDLL, unlike CDLL, does not release the lock

@@ -1,0 +1,1 @@
+"""The cluster side: the only package that imports ray."""
