@@ -1,0 +1,187 @@
+"""The Ray cluster a run joins, or the one it starts and takes down again.
+
+`LocalCluster` puts several logical nodes on one machine: each has its own raylet and its own workers, so that losing a
+node is real (SIGKILL to all of its processes) without a second machine. The demo and the tests stand on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import ClusterError
+
+NAMESPACE = "elastic_lm"
+
+# A new head looks after its nodes this often. With Ray's defaults a dead node is known after 13 s, with these after 0.8-1.7 s.
+# A run does not wait for that (its lifelines are faster); placing the replacement does.
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+
+@contextlib.contextmanager
+def connected(config: RunConfig) -> Iterator[str]:
+    """Be connected to a Ray cluster: the one this process has joined already, the one at RAY_ADDRESS, or a new local one.
+
+    Yields: a sentence that says which. Leaves the cluster as it found it: one that was started here is shut down.
+    Raises: ClusterError when RAY_ADDRESS names a cluster that cannot be joined.
+    """
+    if ray.is_initialized():
+        yield f"Using the Ray cluster this process has joined ({_describe()})."
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+        sentence = f"Joined the Ray cluster at {address} ({_describe()})."
+    else:
+        _start_local(config)
+        sentence = f"RAY_ADDRESS is not set: started a local Ray cluster ({_describe()})."
+    try:
+        yield sentence
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: cannot join ({error}); start a cluster there with `ray start --head`, "
+            "or unset RAY_ADDRESS to train on a local cluster"
+        ) from error
+
+
+def _start_local(config: RunConfig) -> None:
+    """A cluster of one node, with at least the CPUs that `workers.min` needs."""
+    # Token authentication is Ray's default for a new cluster; it asks for a token file that a first-time user lacks.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    needed = config.workers.min * config.workers.num_cpus
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, int(needed)),
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _describe() -> str:
+    resources = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    gpus = f", {resources['GPU']:.0f} GPUs" if resources.get("GPU") else ""
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {resources.get('CPU', 0):.0f} CPUs{gpus}"
+
+
+@dataclass
+class LogicalNode:
+    """One node of a `LocalCluster`."""
+
+    handle: Any
+
+    @property
+    def node_id(self) -> str:
+        return str(self.handle.node_id)
+
+    def processes(self) -> list[psutil.Process]:
+        """The raylet first, then everything it started."""
+        raylets = [info.process.pid for info in self.handle.all_processes.get("raylet", [])]
+        found: list[psutil.Process] = []
+        for pid in raylets:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylet = psutil.Process(pid)
+                found += [raylet, *raylet.children(recursive=True)]
+        return found
+
+    def workers(self) -> list[int]:
+        """Process ids of the elastic-lm workers on this node."""
+        return [p.pid for p in self.processes() if "ray::Worker" in _title(p)]
+
+    def kill(self) -> None:
+        """SIGKILL every process of the node at once, as a power cut would."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+class LocalCluster:
+    """A head without CPUs (it hosts the coordinator) and `num_nodes` nodes of `num_cpus` each, on this machine."""
+
+    def __init__(self, num_nodes: int, *, num_cpus: int = 1, object_store_bytes: int = 200_000_000) -> None:
+        from ray.cluster_utils import Cluster
+
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        self._num_cpus, self._object_store_bytes = num_cpus, object_store_bytes
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": object_store_bytes,
+                "_system_config": HEALTH_CHECKS,
+            },
+        )
+        self.address: str = self._cluster.address
+        self.nodes: list[LogicalNode] = [self.add_node() for _ in range(num_nodes)]
+
+    def connect(self) -> None:
+        ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+
+    def add_node(self) -> LogicalNode:
+        """Start one more node and wait until it is up (3-4 s)."""
+        node = LogicalNode(
+            self._cluster.add_node(num_cpus=self._num_cpus, object_store_memory=self._object_store_bytes)
+        )
+        if hasattr(self, "nodes"):
+            self.nodes.append(node)
+        return node
+
+    def shutdown(self) -> None:
+        """Disconnect and end every process of the cluster, the frozen ones too."""
+        processes = [process for node in self.nodes for process in node.processes()]
+        ray.shutdown()
+        self._cluster.shutdown()
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+
+    def __enter__(self) -> LocalCluster:
+        self.connect()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+
+def wait_for(condition: Any, *, timeout_s: float, what: str, poll_s: float = 0.02) -> Any:
+    """Poll until `condition()` is truthy and return its value.    Raises: TimeoutError naming `what` was awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s:.0f} s")
+        time.sleep(poll_s)

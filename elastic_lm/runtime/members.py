@@ -1,0 +1,182 @@
+"""The coordinator's hold on its members: Ray actors started, called, and ended for certain.
+
+Everything asynchronous comes back as a control event through one callback; nothing here waits for a member.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from elastic_lm.control.events import Input, MemberFailed, MemberReady, MemberStarted, Reported, Saved
+from elastic_lm.protocol import Generation, Lease, ReadyReport
+from elastic_lm.runtime.worker import WorkerBoot, start_worker
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[Input], None]
+
+
+@dataclass
+class _Member:
+    handle: Any
+    node_id: str | None = None
+    pid: int | None = None
+
+
+class Members:
+    """Every member that was started and is not known to be dead."""
+
+    def __init__(self, boot: WorkerBoot, options: dict[str, Any], deliver: Deliver) -> None:
+        self._boot = boot
+        self._options = options
+        self._deliver = deliver
+        self._members: dict[str, _Member] = {}
+
+    def __contains__(self, member_id: str) -> bool:
+        return member_id in self._members
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def start(self, member_id: str, avoid_nodes: tuple[str, ...], readers: tuple[Any, ...]) -> None:
+        """One plain pending actor: a demand of its own that the autoscaler sees."""
+        options = dict(self._options)
+        if avoid_nodes:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoid_nodes)})"}
+        else:
+            options["scheduling_strategy"] = "SPREAD"
+        handle = start_worker(replace(self._boot, member_id=member_id, readers=readers), options)
+        self._members[member_id] = _Member(handle)
+        self._call(member_id, handle.locate.remote(), lambda place: self._located(member_id, place))
+        self._call(member_id, handle.warm_up.remote(), self._ready)
+
+    def _located(self, member_id: str, place: tuple[str, int]) -> None:
+        member = self._members.get(member_id)
+        if member is not None:
+            member.node_id, member.pid = place
+        self._deliver(MemberStarted(member_id, *place))
+
+    def _ready(self, report: ReadyReport) -> None:
+        self._deliver(MemberReady(report))
+
+    # -- working -----------------------------------------------------------------------------------------------------
+
+    def grant(self, lease: Lease) -> None:
+        for member_id in lease.members:
+            if member_id in self._members:
+                ref = self._members[member_id].handle.run_lease.remote(lease)
+                self._call(member_id, ref, lambda report: self._deliver(Reported(report)))
+
+    def fence(self, member_ids: tuple[str, ...], generation: Generation) -> None:
+        for handle in self._handles(member_ids):
+            handle.fence.remote(generation)
+
+    def end_lease(self, member_ids: tuple[str, ...], generation: Generation) -> None:
+        for handle in self._handles(member_ids):
+            handle.end_lease.remote(generation)
+
+    def set_readers(self, readers: tuple[Any, ...]) -> None:
+        for member in self._members.values():
+            member.handle.set_readers.remote(readers)
+
+    def save(self, member_id: str, step: int, on_saved: Callable[[dict[str, str]], None]) -> None:
+        """Copy now, upload in the background; `on_saved` gets what the manifest says, before control hears of it."""
+        handle = self._members[member_id].handle
+
+        def done(info: dict[str, str]) -> None:
+            on_saved(info)
+            self._deliver(Saved(member_id, step, True, None))
+
+        def failed(error: BaseException) -> None:
+            self._deliver(Saved(member_id, step, False, _cause(error)))
+
+        # The copy is ordered before the member's next lease; the upload is waited for in another group.
+        _when_done(handle.snapshot.remote(step), lambda _: None, failed)
+        _when_done(handle.saved.remote(step), done, failed)
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def retire(self, member_id: str) -> None:
+        """Ask a member to end itself, and forget it."""
+        member = self._members.pop(member_id, None)
+        if member is not None:
+            member.handle.leave.remote()
+
+    def kill(self, member_id: str) -> None:
+        """End a member for certain, also one that is frozen and hears nothing."""
+        member = self._members.pop(member_id, None)
+        if member is None:
+            return
+        ray.kill(member.handle, no_restart=True)
+        if member.node_id is not None and member.pid is not None:
+            reap(member.node_id, member.pid)
+
+    def kill_all(self) -> None:
+        for member_id in list(self._members):
+            self.kill(member_id)
+
+    # -- plumbing ----------------------------------------------------------------------------------------------------
+
+    def _handles(self, member_ids: tuple[str, ...]) -> list[Any]:
+        return [self._members[m].handle for m in member_ids if m in self._members]
+
+    def _call(self, member_id: str, ref: ray.ObjectRef, on_result: Callable[[Any], None]) -> None:
+        def failed(error: BaseException) -> None:
+            proof = isinstance(error, (ActorDiedError, RayTaskError))
+            self._deliver(MemberFailed(member_id, _cause(error), proof))
+
+        _when_done(ref, on_result, failed)
+
+
+def _when_done(
+    ref: ray.ObjectRef, on_result: Callable[[Any], None], on_error: Callable[[BaseException], None]
+) -> None:
+    """Call back on one of Ray's threads; no polling, no thread of ours."""
+
+    def done(future: Any) -> None:
+        error = future.exception()
+        if error is None:
+            on_result(future.result())
+        else:
+            on_error(error)
+
+    ref.future().add_done_callback(done)
+
+
+def _cause(error: BaseException) -> str:
+    """One line that says why a call to a member failed."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    if isinstance(error, ActorDiedError):
+        return "process died"
+    if isinstance(error, (ActorUnavailableError, RayActorError)):
+        return "process unreachable"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def reap(node_id: str, pid: int) -> None:
+    """SIGKILL a worker's process from its own node: Ray's kill is a request, and a frozen process answers none."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
+    try:
+        ray.remote(_kill_worker).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(pid)
+    except RayError as error:
+        logger.warning("Process %d on node %s may be left behind: %s.", pid, node_id, error)
+
+
+def _kill_worker(pid: int) -> bool:
+    """Runs on the member's node. The title is checked, for the id may belong to somebody else by now."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"ray::Worker" not in file.read():
+                return False
+        os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True

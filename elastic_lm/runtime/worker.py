@@ -1,0 +1,293 @@
+"""A member of the elastic set: the Ray actor that holds one replica and obeys leases.
+
+All training is in `engine/`; this file gives it a life on a cluster. Threads: Ray's default one runs leases (and whatever
+must be ordered with them), the `control` group answers fences at once, the lifeline says that the process lives. A
+member never restarts: its replacement is a new member with a new name.
+
+This module imports no torch: the actor's process shows a sign of life first and imports while it warms up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from elastic_lm import failpoints
+from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseReport, Phase, ReadyReport, StepRecord
+from elastic_lm.runtime.lifeline import Lifeline
+
+if TYPE_CHECKING:
+    from elastic_lm.data.order import Order
+    from elastic_lm.engine.spec import EngineSpec
+    from elastic_lm.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_NICENESS = 10  # a joiner's start-up slowed its neighbours by 10-60 % on two cores at equal priority
+
+
+@dataclass(frozen=True)
+class WorkerBoot:
+    """All that a worker needs to know before its first lease."""
+
+    member_id: str
+    spec: EngineSpec
+    order: Order
+    readers: tuple[Any, ...]
+    reader_timeout_s: float
+    run_storage: Storage
+    identity: dict[str, str]  # goes into every checkpoint's manifest
+    keep_checkpoints: int
+    lifeline_address: tuple[str, int]
+    lifeline_secret: str
+    heartbeat_interval_s: float
+    form_timeout_s: float
+    failpoints: tuple[str, ...] = ()
+
+
+@dataclass
+class _Pulse:
+    """What the next heartbeat says. Written by the training thread, read by the lifeline's; each field is one store."""
+
+    generation: Generation | None = None
+    phase: Phase = Phase.STARTING
+    next_step: int = 0
+    progress: int = 0
+    micro_batch_s: float | None = None
+    records: list[StepRecord] = field(default_factory=list)
+
+
+class LeaseControl:
+    """How the coordinator reaches into a running lease: the fence, the vote to end early, and the member's progress."""
+
+    def __init__(self, generation: Generation, pulse: _Pulse, *, tells_records: bool) -> None:
+        self.generation = generation
+        self._pulse = pulse
+        self._tells_records = tells_records
+        self._fenced = threading.Event()
+        self._end = threading.Event()
+
+    def fence(self) -> None:
+        self._fenced.set()
+
+    def end_early(self) -> None:
+        self._end.set()
+
+    def cancelled(self) -> bool:
+        return self._fenced.is_set()
+
+    def wants_end(self) -> bool:
+        return self._end.is_set()
+
+    def report(self, phase: Phase) -> None:
+        """The member has entered `phase`; every call counts as progress."""
+        self._pulse.phase = phase
+        self._pulse.progress += 1
+
+    def committed(self, record: StepRecord) -> None:
+        """One more step is applied."""
+        self._pulse.next_step = record.step + 1
+        if self._tells_records:
+            self._pulse.records.append(record)
+
+
+class Worker:
+    """The actor. Methods of the default group run one at a time, in the order in which the coordinator called them."""
+
+    def __init__(self, boot: WorkerBoot) -> None:
+        self._boot = boot
+        self._pulse = _Pulse()
+        self._control: LeaseControl | None = None
+        self._lowest_generation: Generation | None = None
+        self._ending_generation: Generation | None = None
+        self._started_at = time.monotonic()
+        self._uploads: dict[int, _Upload] = {}
+        failpoints.arm(boot.failpoints, boot.member_id)
+        self._lifeline = Lifeline(
+            boot.lifeline_address,
+            boot.lifeline_secret,
+            boot.member_id,
+            self._heartbeat,
+            interval_s=boot.heartbeat_interval_s,
+            on_orphaned=lambda: os._exit(1),
+        )
+
+    # -- default group: ordered with leases --------------------------------------------------------------------------
+
+    def locate(self) -> tuple[str, int]:
+        """Node id and process id, before anything heavy happens."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def warm_up(self) -> ReadyReport:
+        """Import torch, build the replica and compute the probe, at low priority: others are training beside us."""
+        report: list[ReadyReport | BaseException] = []
+
+        def run() -> None:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WARM_UP_NICENESS)
+            try:
+                report.append(self._build())
+            except BaseException as error:  # noqa: BLE001 - carried to the caller's thread below
+                report.append(error)
+
+        # A thread's niceness can be raised but not lowered again, so the low priority ends with the thread.
+        thread = threading.Thread(target=run, name="warm-up")
+        thread.start()
+        thread.join()
+        if isinstance(report[0], BaseException):
+            raise report[0]
+        self._pulse.phase = Phase.WAITING
+        return report[0]
+
+    def _build(self) -> ReadyReport:
+        from elastic_lm.engine.probe import environment, probe
+        from elastic_lm.engine.step import Replica, StepRunner
+        from elastic_lm.runtime.window_client import WindowClient
+
+        boot = self._boot
+        replica = Replica(boot.spec)
+        digest = probe(replica)
+        self._tokens = WindowClient(boot.order, list(boot.readers), reader_timeout_s=boot.reader_timeout_s)
+        self._runner = StepRunner(replica, self._tokens)
+        failpoints.hit("warm_up")
+        node_id, pid = self.locate()
+        return ReadyReport(
+            boot.member_id, node_id, pid, digest, environment(), startup_s=time.monotonic() - self._started_at
+        )
+
+    def run_lease(self, lease: Lease) -> LeaseReport:
+        """Train as the lease says. Always returns a report; see `engine/lease.py`."""
+        from elastic_lm.engine.lease import run_lease
+
+        tells_records = lease.rank_of(self._boot.member_id) == 0
+        control = LeaseControl(lease.generation, self._pulse, tells_records=tells_records)
+        self._pulse.generation = lease.generation
+        self._control = control
+        # The fence or the vote may have overtaken the lease; either this look or theirs at `_control` sees the other.
+        if self._lowest_generation is not None and lease.generation < self._lowest_generation:
+            control.fence()
+        if self._ending_generation == lease.generation:
+            control.end_early()
+        report = run_lease(
+            self._runner,
+            lease,
+            self._boot.member_id,
+            control,
+            restore=self._restore,
+            form_timeout_s=self._boot.form_timeout_s,
+        )
+        self._pulse.phase = Phase.WAITING
+        self._pulse.micro_batch_s = report.micro_batch_s
+        return report
+
+    def _restore(self, step: int) -> dict[str, Any]:
+        """Tensors of the checkpoint at `step`, verified."""
+        from elastic_lm.checkpoint import store
+
+        return store.load(self._boot.run_storage, step).tensors
+
+    def snapshot(self, step: int) -> None:
+        """Copy the state that is about to be saved, and begin to upload the copy. Ends before the next lease begins."""
+        state = self._runner.replica.state
+        if state.torn or state.next_step != step:
+            raise RuntimeError(f"cannot save step {step}: this state is at {state.next_step}, torn={state.torn}")
+        self._uploads[step] = _Upload(self._boot, step, state)
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of this replica's state and of its weights alone."""
+        state = self._runner.replica.state
+        return {"state": state.digest(), "weights": state.weights_digest()}
+
+    # -- other groups: answered while a lease runs --------------------------------------------------------------------
+
+    @ray.method(concurrency_group="save")
+    def saved(self, step: int) -> dict[str, str]:
+        """Wait for the upload of `step`; returns what the checkpoint's manifest says about it."""
+        return self._uploads.pop(step).result()
+
+    @ray.method(concurrency_group="control")
+    def fence(self, generation: Generation) -> None:
+        """Leave every generation up to and including this one, now."""
+        self._lowest_generation = Generation(generation.owner_epoch, generation.number + 1)
+        control = self._control
+        if control is not None and control.generation <= generation:
+            control.fence()
+
+    @ray.method(concurrency_group="control")
+    def end_lease(self, generation: Generation) -> None:
+        """Vote in the next reduction to end this generation's lease after that step."""
+        self._ending_generation = generation
+        control = self._control
+        if control is not None and control.generation == generation:
+            control.end_early()
+
+    @ray.method(concurrency_group="control")
+    def set_readers(self, readers: tuple[Any, ...]) -> None:
+        """The readers to ask from now on."""
+        self._tokens.set_readers(list(readers))
+
+    @ray.method(concurrency_group="control")
+    def leave(self) -> None:
+        """End this process in peace."""
+        self._lifeline.close()
+        os._exit(0)
+
+    def _heartbeat(self) -> Heartbeat:
+        pulse = self._pulse
+        records = tuple(pulse.records)
+        del pulse.records[: len(records)]
+        return Heartbeat(
+            self._boot.member_id,
+            pulse.generation,
+            pulse.phase,
+            pulse.next_step,
+            pulse.progress,
+            pulse.micro_batch_s,
+            records,
+        )
+
+
+class _Upload:
+    """One checkpoint on its way to storage: a copy of the state and the thread that uploads it."""
+
+    def __init__(self, boot: WorkerBoot, step: int, state: Any) -> None:
+        self._boot, self._step = boot, step
+        self._tensors = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
+        self._outcome: dict[str, str] | BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"save-{step}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        from elastic_lm.checkpoint import store
+
+        try:
+            meta = dict(self._boot.identity)
+            info = store.save(self._boot.run_storage, self._step, self._tensors, meta)
+            store.prune(self._boot.run_storage, keep=self._boot.keep_checkpoints)
+            self._outcome = {"url": info.url}
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
+            self._outcome = error
+
+    def result(self) -> dict[str, str]:
+        self._thread.join()
+        if isinstance(self._outcome, dict):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+
+def start_worker(boot: WorkerBoot, options: dict[str, Any]) -> Any:
+    """Ask Ray for one worker. Returns its handle at once; the actor is placed when there is room for it."""
+    actor = ray.remote(Worker).options(
+        max_restarts=0,
+        max_task_retries=0,
+        concurrency_groups={"control": 2, "save": 1},
+        namespace="elastic_lm",
+        **options,
+    )
+    return actor.remote(boot)

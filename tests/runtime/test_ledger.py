@@ -1,0 +1,62 @@
+"""The ledger commits each step once and in order, and never hides a disagreement."""
+
+from dataclasses import replace
+
+from elastic_lm.protocol import Generation, StepRecord
+from elastic_lm.runtime.ledger import Ledger
+
+
+def record(step: int, loss: float = 2.5) -> StepRecord:
+    return StepRecord(
+        step=step, loss=loss, num_targets=64, learning_rate=1e-3, grad_norm=1.0, sample_hash=step * 7, refused=0,
+        generation=Generation(0, 1), world_size=2,
+        step_s=0.1, compute_s=0.05, data_wait_s=0.0, reduce_wait_s=0.04, optimizer_s=0.01,
+    )  # fmt: skip
+
+
+def test_records_told_twice_commit_once():
+    ledger = Ledger()
+    committed, mismatches = ledger.add((record(0), record(1)))
+    assert [r.step for r in committed] == [0, 1]
+    committed, mismatches = ledger.add((record(0), record(1), record(2)))
+    assert [r.step for r in committed] == [2]
+    assert mismatches == []
+
+
+def test_records_ahead_of_a_gap_wait_for_it():
+    ledger = Ledger()
+    assert ledger.add((record(1), record(2)))[0] == []
+    assert ledger.next_step == 0
+    committed, _ = ledger.add((record(0),))
+    assert [r.step for r in committed] == [0, 1, 2]
+    assert ledger.next_step == 3
+
+
+def test_other_timing_is_no_mismatch():
+    ledger = Ledger()
+    ledger.add((record(0),))
+    assert ledger.add((replace(record(0), step_s=9.0, world_size=1, generation=Generation(0, 2)),)) == ([], [])
+
+
+def test_another_loss_for_a_committed_step_is_told_and_not_taken():
+    ledger = Ledger()
+    ledger.add((record(0),))
+    _, mismatches = ledger.add((record(0, loss=2.5000001),))
+    assert [(m.logged.loss, m.told.loss) for m in mismatches] == [(2.5, 2.5000001)]
+    assert ledger.last().loss == 2.5
+
+
+def test_disagreement_ahead_of_a_gap_is_told():
+    ledger = Ledger()
+    ledger.add((record(1),))
+    assert len(ledger.add((record(1, loss=3.0),))[1]) == 1
+
+
+def test_restored_steps_are_compared_when_trained_again():
+    ledger = Ledger()
+    for step in range(5):
+        ledger.restore(record(step))
+    assert ledger.next_step == 5
+    committed, mismatches = ledger.add((record(3, loss=1.0), record(4), record(5)))
+    assert [r.step for r in committed] == [5]
+    assert [m.told.step for m in mismatches] == [3]
