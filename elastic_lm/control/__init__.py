@@ -1,0 +1,1 @@
+"""Decisions: pure code that turns events and a clock into actions. No I/O, no threads, no randomness."""

@@ -1,0 +1,71 @@
+"""What the engine needs to know about a run, as stdlib dataclasses: it works where neither pydantic nor ray is installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from elastic_lm.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW (Loshchilov and Hutter, 2019). Weight decay applies to matrices, not to vectors."""
+
+    learning_rate: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """The learning rate over steps: linear warm-up, then `kind`, down to `final_ratio` of the peak.
+
+    `cosine` decays over all remaining steps; `wsd` stays at the peak and decays linearly over the last `decay_steps`;
+    `constant` stays.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 0
+    total_steps: int = 1
+    decay_steps: int = 0
+    final_ratio: float = 0.1
+
+
+@dataclass(frozen=True)
+class FactorySpec:
+    """A user's model: `path` is `package.module:function`, called with vocab_size, max_tokens and `arguments`."""
+
+    path: str
+    vocab_size: int
+    max_tokens: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One run, as far as its bits are concerned, and the device it runs on.
+
+    `objective` is `causal` or an import path `package.module:function` with (model, tokens [m, T+1]) -> (loss sum,
+    number of targets). A batch is `micro_batches` x `micro_batch_size` samples of `sequence_length` targets.
+    """
+
+    model: ModelSpec | FactorySpec
+    micro_batches: int
+    micro_batch_size: int
+    sequence_length: int
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    objective: str = "causal"
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    reduction: Literal["exact", "fast"] = "exact"
+    on_nonfinite: Literal["stop"] = "stop"
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def targets_per_batch(self) -> int:
+        return self.micro_batches * self.micro_batch_size * self.sequence_length

@@ -1,0 +1,1 @@
+"""The run's truth: what happened, in order, as an append-only log in storage."""

@@ -1,0 +1,1 @@
+"""Models: ordinary `nn.Module`s. Needs torch and nothing else."""

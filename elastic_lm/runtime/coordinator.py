@@ -1,0 +1,221 @@
+"""The coordinator: one loop that hands events to `control/` and does what it answers.
+
+Invariant: it decides nothing. Every choice is made by `Control`, which is tested in milliseconds; here are only the hands
+(Ray actors, stores, storage) and the ears (lifelines, futures, mailbox, drain notices). The step path never waits for
+this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from elastic_lm.config import RunConfig
+from elastic_lm.control import actions as act
+from elastic_lm.control import events as ev
+from elastic_lm.control.controller import Control
+from elastic_lm.data.order import Order
+from elastic_lm.engine.group import RendezvousStore
+from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.protocol import Lease
+from elastic_lm.runtime.drain import DrainWatcher
+from elastic_lm.runtime.lifeline import LifelineServer
+from elastic_lm.runtime.mailbox import Command
+from elastic_lm.runtime.members import Members
+from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
+from elastic_lm.runtime.recorder import Recorder
+from elastic_lm.runtime.worker import WorkerBoot
+from elastic_lm.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+IDLE_S = 0.25  # the longest the loop sleeps: bounds how late a verdict on silence can be
+SLEPT_S = 0.2  # oversleeping by more than this counts as the coordinator's own absence
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a coordinator needs, settled and checked before any actor starts."""
+
+    config: RunConfig
+    spec: EngineSpec
+    order: Order
+    run_storage: Storage
+    start_reader: Callable[[], Any]  # -> actor handle
+    resume_step: int | None  # the newest complete checkpoint's
+
+
+class Coordinator:
+    """Runs one attempt of a run, from the first member's start to the verdict."""
+
+    def __init__(self, plan: Plan, mailbox: Any) -> None:
+        self._plan = plan
+        self._mailbox = mailbox
+        self._inbox: queue.Queue[ev.Input] = queue.Queue()
+        self._control = Control(plan.config.control_spec(), resume_step=plan.resume_step)
+        self._host = ray.util.get_node_ip_address()
+        self._store: RendezvousStore | None = None
+        self._saved: dict[int, dict[str, str]] = {}
+        self._verdict: act.Verdict | None = None
+
+    def run(self) -> tuple[act.Verdict, dict[str, Any]]:
+        """Train until there is a verdict. Returns it with the run's figures. Leaves nothing running."""
+        with ExitStack() as stack:
+            self._open(stack)
+            while self._verdict is None:
+                self._turn()
+        return self._verdict, self._figures()
+
+    # -- services ----------------------------------------------------------------------------------------------------
+
+    def _open(self, stack: ExitStack) -> None:
+        plan, config = self._plan, self._plan.config
+        self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
+        stack.callback(self._recorder.close)
+        secret = secrets.token_hex(16)
+        lifelines = LifelineServer(
+            self._host,
+            secret,
+            on_beat=lambda beat: self._inbox.put(ev.Beat(beat)),
+            on_connected=lambda member_id: self._inbox.put(ev.ConnectionRestored(member_id)),
+            on_lost=lambda member_id: self._inbox.put(ev.ConnectionLost(member_id)),
+        )
+        stack.callback(lifelines.close)
+        self._readers = ReaderPool(
+            plan.start_reader,
+            config.data.readers,
+            timeout_s=config.data.reader_timeout_s,
+            on_news=self._on_reader_news,
+        )
+        stack.callback(self._readers.close)
+        self._members = Members(self._boot(lifelines.address, secret), self._worker_options(), self._inbox.put)
+        stack.callback(self._close_store)
+        stack.callback(self._members.kill_all)
+        drains = DrainWatcher(lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)))
+        stack.callback(drains.close)
+        self._await_command()
+
+    def _boot(self, address: tuple[str, int], secret: str) -> WorkerBoot:
+        plan, config = self._plan, self._plan.config
+        return WorkerBoot(
+            member_id="",
+            spec=plan.spec,
+            order=plan.order,
+            readers=(),
+            reader_timeout_s=config.data.reader_timeout_s,
+            run_storage=plan.run_storage,
+            identity={"fingerprint": config.identity_fingerprint()},
+            keep_checkpoints=config.checkpoint.keep,
+            lifeline_address=address,
+            lifeline_secret=secret,
+            heartbeat_interval_s=config.control.heartbeat_interval_s,
+            form_timeout_s=config.control.form_timeout_s,
+            failpoints=tuple(config.failpoints),
+        )
+
+    def _worker_options(self) -> dict[str, Any]:
+        workers = self._plan.config.workers
+        return {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus, "resources": dict(workers.resources)}
+
+    def _on_reader_news(self, news: ReaderNews) -> None:
+        self._inbox.put(ev.ReaderReplaced(news.lost, news.replacement, news.cause))
+
+    def _await_command(self) -> None:
+        """Long-poll the mailbox: the next command arrives as an event."""
+
+        def done(future: Any) -> None:
+            if future.exception() is None:  # the mailbox lives as long as the driver; without it there are no commands
+                self._inbox.put(_input_of(future.result()))
+                self._await_command()
+
+        self._mailbox.take.remote().future().add_done_callback(done)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Wait for something to happen, tell control everything that did, then let it look at the clock."""
+        now = time.monotonic()
+        deadline = self._control.next_deadline(now)
+        timeout = IDLE_S if deadline is None else min(IDLE_S, max(0.0, deadline - now))
+        try:
+            event = self._inbox.get(timeout=timeout)
+            overslept = 0.0
+        except queue.Empty:
+            event = None
+            overslept = time.monotonic() - now - timeout
+        if overslept > SLEPT_S:
+            self._tell(ev.CoordinatorSlept(overslept))
+        while event is not None:
+            self._tell(event)
+            event = self._inbox.get_nowait() if not self._inbox.empty() else None
+        self._tell(ev.Tick())
+        self._recorder.flush(self._control.status())
+
+    def _tell(self, event: ev.Input) -> None:
+        if isinstance(event, ev.Beat):
+            self._recorder.enter(event.heartbeat.records)
+        elif isinstance(event, ev.Reported):
+            self._recorder.enter(event.report.records)
+        elif isinstance(event, ev.ReaderReplaced):
+            self._members.set_readers(self._readers.readers)
+        for action in self._control.handle(event, time.monotonic()):
+            self._perform(action)
+
+    def _perform(self, action: act.Action) -> None:
+        match action:
+            case act.StartMember(member_id, avoid_nodes):
+                self._members.start(member_id, tuple(avoid_nodes), self._readers.readers)
+            case act.KillMember(member_id):
+                self._members.kill(member_id)
+            case act.Retire(member_id):
+                self._members.retire(member_id)
+            case act.Fence(member_ids, generation):
+                self._close_store()
+                self._members.fence(member_ids, generation)
+            case act.Grant(lease):
+                self._grant(lease)
+            case act.EndLease(generation, member_ids):
+                self._members.end_lease(member_ids, generation)
+            case act.SaveCheckpoint(member_id, step):
+                self._save(member_id, step)
+            case act.Emit(event):
+                self._recorder.emit(event)
+            case act.Finish(verdict):
+                self._verdict = verdict
+
+    def _grant(self, lease: Lease) -> None:
+        self._close_store()
+        rendezvous = None
+        if lease.world_size > 1:
+            self._store = RendezvousStore(self._host)
+            rendezvous = self._store.rendezvous
+        self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=self._recorder.logged_step))
+
+    def _close_store(self) -> None:
+        """Closing a generation's store cancels its forming at once; a group that is formed does without it."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _save(self, member_id: str, step: int) -> None:
+        self._members.save(member_id, step, lambda info: self._saved.__setitem__(step, info))
+
+    def _figures(self) -> dict[str, Any]:
+        newest = max(self._saved, default=None)
+        return {**self._recorder.figures(), "saved": self._saved[newest] if newest is not None else {}}
+
+
+def _input_of(command: Command) -> ev.Input:
+    if command.kind == "scale":
+        return ev.Resized(**command.arguments)
+    if command.kind == "drain":
+        return ev.DrainRequested(**command.arguments)
+    return ev.StopRequested(**command.arguments)

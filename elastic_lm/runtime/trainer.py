@@ -1,0 +1,157 @@
+"""`fit`: train one run from a config to a verdict, on whatever Ray cluster there is.
+
+Ray Train hosts the coordinator (one worker, pinned to the head node) and starts another when it dies; everything elastic
+is ours. Ray Train stays out of the run's data: its storage path is a temporary folder on the head, its reports carry
+metrics only. The trainer runs in a thread, because Ray Train would replace the signal handlers of the main one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import ElasticLMError
+from elastic_lm.result import RunResult
+from elastic_lm.runtime import cluster
+from elastic_lm.runtime.mailbox import Command, create_mailbox
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_S = 1.0
+MAX_ATTEMPTS = 5  # coordinators per fit: a bug that kills each of them must end, not loop
+
+# Ray Train's own defaults leave a frozen coordinator alone for 600 s and look after it every 2 s.
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResult:
+    """Train until done, stopped or beyond help. Blocks; `on_line` gets one line of progress or news at a time.
+
+    In the main thread, the first SIGINT or SIGTERM stops the run with a checkpoint, the second ends it at once.
+    Returns: the verdict with its figures; an interrupted or failed run has a verdict too.
+    Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
+    """
+    from elastic_lm.runtime.plan import make_plan
+
+    plan = make_plan(config)
+    with cluster.connected(config) as sentence:
+        on_line(sentence)
+        mailbox = create_mailbox(config.name)
+        try:
+            with _stop_on_signal(mailbox):
+                hosted = _Hosted(plan.config, mailbox)
+                hosted.start()
+                _follow(mailbox, hosted, on_line)
+            return hosted.result()
+        finally:
+            ray.kill(mailbox)
+
+
+class _Hosted(threading.Thread):
+    """The coordinator under Ray Train, in a thread of its own."""
+
+    def __init__(self, config: RunConfig, mailbox: Any) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self._config, self._mailbox = config, mailbox
+        self._outcome: RunResult | BaseException | None = None
+
+    def run(self) -> None:
+        folder = tempfile.mkdtemp(prefix="elastic-lm-train-")
+        try:
+            self._outcome = _train(self._config, self._mailbox, folder)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread by `result`
+            self._outcome = error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def result(self) -> RunResult:
+        self.join()
+        if isinstance(self._outcome, RunResult):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+
+def _train(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+    os.environ.update({name: value for name, value in RAY_TRAIN_SETTINGS.items() if name not in os.environ})
+    from ray import train
+    from ray.train.data_parallel_trainer import DataParallelTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    trainer = DataParallelTrainer(
+        host_coordinator,
+        train_loop_config={"config": config, "mailbox": mailbox},
+        scaling_config=train.ScalingConfig(
+            num_workers=1, resources_per_worker={"CPU": 0, "node:__internal_head__": 0.001}
+        ),
+        run_config=train.RunConfig(
+            name=config.name, storage_path=folder, failure_config=train.FailureConfig(max_failures=-1)
+        ),
+    )
+    return trainer.fit().return_value
+
+
+def host_coordinator(arguments: dict[str, Any]) -> RunResult:
+    """Ray Train's train function. Returning is final, whatever the verdict; raising asks for a successor."""
+    from elastic_lm.runtime.coordinator import Coordinator
+    from elastic_lm.runtime.plan import make_plan
+
+    config, mailbox = arguments["config"], arguments["mailbox"]
+    attempt = ray.get(mailbox.begin_attempt.remote())
+    if attempt > MAX_ATTEMPTS:
+        return RunResult(verdict="failed", message=f"the coordinator died {MAX_ATTEMPTS} times; see its log for the cause")
+    try:
+        plan = make_plan(config)
+    except ElasticLMError as error:
+        return RunResult(verdict="failed", message=str(error))
+    return Coordinator(plan, mailbox).run()
+
+
+def _follow(mailbox: Any, hosted: _Hosted, on_line: Callable[[str], None]) -> None:
+    """Pass on the coordinator's lines until it has returned and every line is told."""
+    cursor = 0
+    while True:
+        alive = hosted.is_alive()
+        lines, cursor = ray.get(mailbox.follow.remote(cursor, FOLLOW_S if alive else 0.0))
+        for line in lines:
+            on_line(line)
+        if not alive:
+            return
+
+
+@contextlib.contextmanager
+def _stop_on_signal(mailbox: Any) -> Iterator[None]:
+    """First signal: ask for a stop with a checkpoint. Second: the default, which ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        for signum in before:
+            signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
+        name = signal.Signals(number).name
+        mailbox.post.remote(Command("stop", {"reason": f"{name} received"}))
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for signum in before:
+        signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
