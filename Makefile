@@ -1,0 +1,58 @@
+# Two commands on a fresh machine (Python 3.11+, make): `make demo` and `make test`. Everything lands in .venv.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+# One torch thread: several processes share the cores, and threads are part of what the bits depend on.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: env demo test test-fast lint format bench docs clean clean-env
+
+env: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "elastic-lm needs Python 3.11 or newer, and none was found: apt-get install python3 python3-venv," >&2; \
+		echo "or name one: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3" >&2; exit 1; fi
+	@if [ ! -x $(BIN)/python ] && ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; fi
+	@command -v cc >/dev/null || echo "note: no C compiler found, so the exact reduction uses its slower torch" \
+		"kernel (the same bits). For the faster one: apt-get install gcc libc6-dev" >&2
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env
+	$(BIN)/python examples/demo.py
+
+test: env
+	$(BIN)/python -m pytest
+
+# Neither Ray nor anything that takes long: about a minute on two cores.
+test-fast: env
+	$(BIN)/python -m pytest -m "not ray and not slow"
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: env
+	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# The documents that are generated; a test fails when they are out of date.
+docs: env
+	$(BIN)/python -m elastic_lm.monitor.metrics > docs/metrics.md
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-env: clean
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors parts and a manifest that makes them count."""

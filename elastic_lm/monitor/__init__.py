@@ -1,0 +1,1 @@
+"""Presentation of events: metrics, goodput, progress."""
