@@ -90,9 +90,10 @@ class LeaseControl:
         self._pulse.phase = phase
         self._pulse.progress += 1
 
-    def committed(self, record: StepRecord) -> None:
+    def committed(self, record: StepRecord, micro_batch_s: float | None) -> None:
         """One more step is applied."""
         self._pulse.next_step = record.step + 1
+        self._pulse.micro_batch_s = micro_batch_s
         if self._tells_records:
             self._pulse.records.append(record)
 

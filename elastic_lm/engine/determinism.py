@@ -1,0 +1,29 @@
+"""Settings under which equal inputs give equal bits, named and switched on when the reduction is exact."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+CUDA_SETTINGS = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS picks its algorithm by workspace; must be set before its first use
+}
+
+
+def make_deterministic(device: str, *, exact: bool, threads: int) -> None:
+    """Called once per process and thread that computes, before the first operation.
+
+    CPU: a fixed number of threads, for reductions split their sums by thread. CUDA: deterministic algorithms only, no
+    run-time choice of kernels (cuDNN benchmark), no TF32, no reduced-precision accumulation in bf16 products.
+    """
+    torch.set_num_threads(threads)
+    if not exact or not device.startswith("cuda"):
+        return
+    for name, value in CUDA_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

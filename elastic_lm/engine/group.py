@@ -1,0 +1,191 @@
+"""A generation's process group: formed and used without ever blocking on a peer.
+
+Facts this rests on: a group's constructor and its destructor block until a timeout when a peer is missing or frozen;
+closing the store ends a forming group at once; an all-reduce that was given up can still write when the peer thaws. So
+forming runs on a helper thread, waiting is polling, and a dropped group is buried on a thread of its own together with
+the buffers it may still write to.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elastic_lm.protocol import Generation, Rendezvous
+
+IsCancelled = Callable[[], bool]
+
+OPERATION_TIMEOUT_S = 15.0  # gloo's own last resort; fences come long before
+POLL_MIN_S, POLL_MAX_S = 20e-6, 1e-3
+
+
+class Cancelled(Exception):
+    """The coordinator fenced this generation."""
+
+
+class GroupBroken(Exception):
+    """A peer is gone, or the group could not be formed."""
+
+
+class RendezvousStore:
+    """The coordinator's end: the key-value store through which one generation's members find each other."""
+
+    def __init__(self, host: str) -> None:
+        timeout = datetime.timedelta(seconds=OPERATION_TIMEOUT_S)
+        self._store: dist.TCPStore | None = dist.TCPStore(
+            host, 0, is_master=True, timeout=timeout, wait_for_workers=False
+        )
+        self.rendezvous = Rendezvous(host, self._store.port)
+
+    def close(self) -> None:
+        """Members that are still forming fail at once; a formed group lives on."""
+        self._store = None
+
+
+class Pending:
+    """A collective under way, and the tensor it reads or writes."""
+
+    def __init__(self, work: Any, tensor: Tensor) -> None:
+        self._work, self._tensor = work, tensor
+
+    def done(self) -> bool:
+        """Raises: GroupBroken when the operation failed."""
+        if not self._work.is_completed():
+            return False
+        try:
+            self._work.wait()  # completed: does not block, raises what went wrong
+        except RuntimeError as error:
+            raise GroupBroken(_first_line(error)) from error
+        return True
+
+
+class Group:
+    """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried."""
+
+    def __init__(self, backend: Any, rank: int, world_size: int) -> None:
+        self._backend = backend
+        self.rank, self.world_size = rank, world_size
+        self._pending: list[Pending] = []
+
+    def all_reduce(self, tensor: Tensor) -> Pending:
+        """Sum over the members, in place."""
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.SUM
+        return self._begin(lambda: self._backend.allreduce([tensor], options), tensor)
+
+    def send(self, tensor: Tensor, rank: int, tag: int) -> Pending:
+        return self._begin(lambda: self._backend.send([tensor], rank, tag), tensor)
+
+    def receive(self, tensor: Tensor, rank: int, tag: int) -> Pending:
+        return self._begin(lambda: self._backend.recv([tensor], rank, tag), tensor)
+
+    def _begin(self, start: Callable[[], Any], tensor: Tensor) -> Pending:
+        try:
+            pending = Pending(start(), tensor)
+        except RuntimeError as error:
+            raise GroupBroken(_first_line(error)) from error
+        self._pending.append(pending)
+        return pending
+
+    def wait(self, pending: list[Pending], cancelled: IsCancelled) -> None:
+        """Until all are done.    Raises: Cancelled, GroupBroken."""
+        wait_until(lambda: all(p.done() for p in pending), cancelled)
+        self._pending = [p for p in self._pending if p not in pending]
+
+    def drop(self) -> None:
+        """Give the group up without waiting. What it may still write to lives until gloo has let go of it."""
+        grave: list[Any] = [self._backend, self._pending]
+        self._backend, self._pending = None, []
+        threading.Thread(target=_bury, args=(grave,), name="group-burial", daemon=True).start()
+
+
+def _bury(grave: list[Any]) -> None:
+    backend, pending = grave
+    grave.clear()
+    deadline = time.monotonic() + 2 * OPERATION_TIMEOUT_S
+    abort = getattr(backend, "abort", None)
+    if abort is not None:
+        abort()
+    while pending and time.monotonic() < deadline:
+        pending = [p for p in pending if not _over(p)]
+        time.sleep(0.01)
+    del backend  # the destructor may block; it holds no interpreter lock
+
+
+def _over(pending: Pending) -> bool:
+    try:
+        return pending.done()
+    except GroupBroken:
+        return True
+
+
+def wait_until(condition: Callable[[], bool], cancelled: IsCancelled) -> None:
+    """Poll, ever more slowly up to once a millisecond.    Raises: Cancelled."""
+    pause = POLL_MIN_S
+    while not condition():
+        if cancelled():
+            raise Cancelled
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_MAX_S)
+
+
+def form_group(
+    rendezvous: Rendezvous,
+    generation: Generation,
+    rank: int,
+    world_size: int,
+    *,
+    timeout_s: float,
+    cancelled: IsCancelled,
+) -> Group:
+    """Meet the other members.    Raises: Cancelled; GroupBroken when a peer is missing or the store is closed."""
+    formed: list[Any] = []
+
+    def form() -> None:
+        try:
+            formed.append(_gloo(rendezvous, generation, rank, world_size, timeout_s))
+        except BaseException as error:  # noqa: BLE001 - carried to the waiting thread below
+            formed.append(error)
+
+    threading.Thread(target=form, name=f"form-{generation}", daemon=True).start()
+    wait_until(lambda: bool(formed), cancelled)
+    if isinstance(formed[0], RuntimeError):
+        raise GroupBroken(f"forming generation {generation}: {_first_line(formed[0])}") from formed[0]
+    if isinstance(formed[0], BaseException):
+        raise formed[0]
+    return Group(formed[0], rank, world_size)
+
+
+def _gloo(rendezvous: Rendezvous, generation: Generation, rank: int, world_size: int, timeout_s: float) -> Any:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=timeout, wait_for_workers=False)
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address(rendezvous))]
+    return dist.ProcessGroupGloo(dist.PrefixStore(str(generation), store), rank, world_size, options)
+
+
+def _own_address(rendezvous: Rendezvous) -> str:
+    """This machine's address on the network on which the coordinator is. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in rendezvous.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((rendezvous.host, rendezvous.port))
+        return str(probe.getsockname()[0])
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait on the host for everything queued on the device: part of the protocol, not a measurement."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,206 @@
+"""A member's whole work in one lease: meet, receive or give a state, train, report.
+
+Invariant: a report always comes back, and says truthfully which step the state is at and whether it is whole. A whole
+state is never overwritten by a copy; only members without one receive.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from elastic_lm import failpoints
+from elastic_lm.engine.group import Cancelled, Group, GroupBroken, Pending, form_group
+from elastic_lm.engine.reduce import Reduction
+from elastic_lm.engine.state import ReplicaState
+from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
+from elastic_lm.errors import DataError
+from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, StepRecord
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ELEMENTS = 1 << 22  # 16 MiB of fp32 per message of a state's copy
+RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these, and only when something went wrong
+HELD_RECORDS = 1 << 16
+CLEAN_ENDS = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
+
+Restore = Callable[[int], dict[str, Tensor]]
+
+
+class LeaseControl(Control, Protocol):
+    """A step's control, and somebody to tell of committed steps."""
+
+    def committed(self, record: StepRecord, micro_batch_s: float | None) -> None: ...
+
+
+@dataclass
+class Member:
+    """What a member keeps between leases."""
+
+    member_id: str
+    runner: StepRunner
+    restore: Restore  # step -> the tensors of that checkpoint
+    form_timeout_s: float = 15.0
+    records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=HELD_RECORDS))
+
+    @property
+    def state(self) -> ReplicaState:
+        return self.runner.replica.state
+
+
+def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseReport:
+    """Obey `lease`. Never raises: what went wrong is in the report."""
+    session = _Session(member, lease, control)
+    error: BaseException | None = None
+    end = LeaseEnd.RAISED
+    try:
+        end = session.run()
+    except Cancelled:
+        end = LeaseEnd.FENCED
+    except GroupBroken as broken:
+        end, error = LeaseEnd.BROKEN, broken
+    except PoisonedStep as poisoned:
+        end, error = LeaseEnd.POISONED, poisoned
+    except DataError as bad_data:
+        end, error = LeaseEnd.DATA_ERROR, bad_data
+    except Exception as raised:  # a bug of the model, the objective or our own: told in full, judged by control
+        logger.exception("An exception at step %d.", member.state.next_step)
+        error = raised
+    finally:
+        session.close()
+    failpoints.hit("lease.end", member.state.next_step)
+    return session.report(end, error)
+
+
+class _Session:
+    """One lease under way."""
+
+    def __init__(self, member: Member, lease: Lease, control: LeaseControl) -> None:
+        self._member, self._lease, self._control = member, lease, control
+        self._rank = lease.rank_of(member.member_id)
+        self._micro_batches = lease.assignments[self._rank]
+        self._group: Group | None = None
+        self._sends: list[Pending] = []
+        self._micro_batch_s: list[float] = []
+        while member.records and member.records[0].step < lease.logged_step:
+            member.records.popleft()
+
+    def run(self) -> LeaseEnd:
+        lease, state = self._lease, self._member.state
+        failpoints.hit("lease.begin", lease.start_step)
+        if state.torn and self._rank not in lease.receivers:
+            self._restore()
+        self._form()
+        if self._rank in lease.receivers:
+            self._receive()
+        elif self._rank == lease.source:
+            self._begin_sends()
+        if state.next_step != lease.start_step:
+            raise RuntimeError(f"told to train from step {lease.start_step}, but this state is at {state.next_step}")
+        return self._train(self._member.runner.replica.new_reduction())
+
+    def _restore(self) -> None:
+        """From the checkpoint that the lease names, or from the seed."""
+        self._control.report(Phase.COPYING)
+        step = self._lease.restore
+        if step is None:
+            self._member.runner.replica.initialise()
+        else:
+            self._member.state.load(self._member.restore(step), step)
+
+    def _form(self) -> None:
+        lease = self._lease
+        if lease.world_size == 1:
+            return
+        assert lease.rendezvous is not None
+        self._control.report(Phase.FORMING)
+        failpoints.hit("form.begin", lease.start_step)
+        self._group = form_group(
+            lease.rendezvous,
+            lease.generation,
+            self._rank,
+            lease.world_size,
+            timeout_s=self._member.form_timeout_s,
+            cancelled=self._control.cancelled,
+        )
+        failpoints.hit("form.end", lease.start_step)
+
+    # -- copying a state ---------------------------------------------------------------------------------------------
+
+    def _begin_sends(self) -> None:
+        """Hand the state to the network and go on: the weights do not change before the optimizer, which waits for this."""
+        assert self._group is not None
+        chunks = _chunks(self._member.state)
+        for number, chunk in enumerate(chunks):
+            if number == len(chunks) // 2:
+                failpoints.hit("copy.send", self._lease.start_step)
+            self._sends += [self._group.send(chunk, receiver, number) for receiver in self._lease.receivers]
+
+    def _finish_sends(self) -> None:
+        if self._sends:
+            assert self._group is not None
+            self._group.wait(self._sends, self._control.cancelled)
+            self._sends = []
+
+    def _receive(self) -> None:
+        assert self._group is not None and self._lease.source is not None
+        state = self._member.state
+        with state.writing(self._lease.start_step):
+            chunks = _chunks(state)
+            for number, chunk in enumerate(chunks):
+                if number == len(chunks) // 2:
+                    failpoints.hit("copy.receive", self._lease.start_step)
+                self._control.report(Phase.COPYING)
+                self._group.wait([self._group.receive(chunk, self._lease.source, number)], self._control.cancelled)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, reduction: Reduction) -> LeaseEnd:
+        lease, member = self._lease, self._member
+        while member.state.next_step < lease.stop_step:
+            outcome = member.runner.run_step(
+                self._micro_batches, reduction, self._group, self._control, lease.generation, self._finish_sends
+            )
+            record = outcome.record
+            member.records.append(record)
+            if self._micro_batches:
+                self._micro_batch_s.append(record.compute_s / len(self._micro_batches))
+            self._control.committed(record, self._micro_batch_s[-1] if self._micro_batch_s else None)
+            if outcome.ends:
+                return LeaseEnd.ENDED_EARLY
+        return LeaseEnd.COMPLETED
+
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.drop()
+            self._group = None
+
+    def report(self, end: LeaseEnd, error: BaseException | None) -> LeaseReport:
+        member = self._member
+        records = list(member.records)
+        if self._rank != 0:
+            records = [] if end in CLEAN_ENDS else records[-RECORDS_OF_FOLLOWERS:]
+        return LeaseReport(
+            member_id=member.member_id,
+            generation=self._lease.generation,
+            end=end,
+            next_step=member.state.next_step,
+            whole=not member.state.torn,
+            records=tuple(records),
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            error_step=None if error is None else member.state.next_step,
+            micro_batch_s=statistics.median(self._micro_batch_s[-100:]) if self._micro_batch_s else None,
+        )
+
+
+def _chunks(state: ReplicaState) -> list[Tensor]:
+    """The messages of a copy, in order: views into the state."""
+    with torch.no_grad():
+        return [chunk for flat in state.flats() for chunk in flat.split(CHUNK_ELEMENTS)]

@@ -1,0 +1,46 @@
+"""Objectives: from a model and a micro-batch of tokens to (sum of losses, number of targets).
+
+Sums, never means: a step's loss is the sum over all targets of the global batch divided by their number, so it does not
+matter how samples are spread over micro-batches or members.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastic_lm.errors import ConfigError
+
+Objective = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
+
+
+def causal(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
+    """Maximise the sum of log P(x_t | x_<t). S = T + 1: the first T tokens are input, the last T are targets.
+
+    Returns: the summed negative log-likelihood in nats (fp32 scalar), and B·T.
+    """
+    logits_BTV = model(tokens_BS[:, :-1])
+    targets_BT = tokens_BS[:, 1:]
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
+    return loss, targets_BT.numel()
+
+
+def find_objective(name: str) -> Objective:
+    """`causal`, or the user's function by import path.    Raises: ConfigError."""
+    return causal if name == "causal" else load_function(name, "objective.name")
+
+
+def load_function(path: str, field: str) -> Callable[..., Any]:
+    """The function at `package.module:function`.    Raises: ConfigError naming `field`."""
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{field}={path!r} cannot be imported ({error}); write package.module:function") from error
+    if not callable(function):
+        raise ConfigError(f"{field}={path!r} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""AdamW over the flat buffers of a replica: PyTorch's fused kernel, called once per weight-decay group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from elastic_lm import failpoints
+from elastic_lm.engine.schedule import learning_rate
+from elastic_lm.engine.spec import OptimizerSpec, ScheduleSpec
+from elastic_lm.engine.state import ReplicaState
+
+
+class AdamW:
+    """Updates `state` in place. Everything that a step needs is an argument or in `state`; nothing is kept here."""
+
+    def __init__(self, state: ReplicaState, optimizer: OptimizerSpec, schedule: ScheduleSpec) -> None:
+        self._state, self._spec, self._schedule = state, optimizer, schedule
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(self._schedule, self._spec.learning_rate, step)
+
+    def clip(self, gradient: Tensor) -> float:
+        """Scale the flat gradient in place to at most `clip_norm`.    Returns: its global L2 norm before."""
+        norm = float(torch.linalg.vector_norm(gradient))
+        limit = self._spec.clip_norm
+        if limit is not None and norm > limit:
+            gradient.mul_(limit / norm)
+        return norm
+
+    def apply(self, gradient: Tensor, step: int) -> None:
+        """One update with the flat gradient; the state goes from `step` to `step + 1` and is torn meanwhile."""
+        state = self._state
+        assert state.next_step == step and not state.torn
+        with state.writing(step + 1), torch.no_grad():
+            self._update(slice(0, state.decayed), self._spec.weight_decay, gradient, step)
+            failpoints.hit("optimizer.middle", step)
+            self._update(slice(state.decayed, state.size), 0.0, gradient, step)
+
+    def _update(self, part: slice, weight_decay: float, gradient: Tensor, step: int) -> None:
+        if part.start == part.stop:
+            return
+        state, spec = self._state, self._spec
+        torch._fused_adamw_(
+            [state.weights[part]],
+            [gradient[part]],
+            [state.exp_avg[part]],
+            [state.exp_avg_sq[part]],
+            [],
+            [torch.tensor(float(step + 1), device=gradient.device)],
+            lr=self.learning_rate(step),
+            beta1=spec.betas[0],
+            beta2=spec.betas[1],
+            weight_decay=weight_decay,
+            eps=spec.eps,
+            amsgrad=False,
+            maximize=False,
+        )

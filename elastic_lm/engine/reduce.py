@@ -1,0 +1,149 @@
+"""What members add up in a step: the gradients and, in the same reduction, the commit vector.
+
+A buffer belongs to one generation and is never a parameter's `.grad`: an operation that was given up may write into it
+later. Exact: everything is integers, so the total depends on nothing but its terms. Fast: gradients are fp32, the commit
+vector stays in integers.
+
+The commit vector is ledger, agreement on non-finite values, assignment check and early-end vote in one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from elastic_lm.engine import fixed_point
+from elastic_lm.engine.fixed_point import Unit
+from elastic_lm.engine.group import Group, IsCancelled, Pending
+from elastic_lm.engine.state import Slot
+
+HEADER = 16  # integers before the gradients: two cache lines
+HASH_MASK = (1 << 63) - 1
+BUCKET_ELEMENTS = 1 << 22  # 32 MiB of int64
+
+
+class Field(IntEnum):
+    """Places in the commit vector."""
+
+    LOSS = 0
+    TARGETS = 1
+    MICRO_BATCHES = 2
+    REFUSED = 3
+    SAMPLE_HASH = 4
+    END_VOTES = 5
+    MEMBERS = 6
+    STEPS = 7  # every member adds step + 1: all must be at the same step
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The completed vector of one step."""
+
+    loss_units: int
+    num_targets: int
+    micro_batches: int
+    refused: int
+    sample_hash: int
+    end_votes: int
+
+
+class InconsistentSum(RuntimeError):
+    """A completed sum that breaks a rule that only our own bug can break."""
+
+
+class Reduction:
+    """One generation's buffer."""
+
+    def __init__(
+        self, slots: list[Slot], size: int, *, exact: bool, gradient_unit: Unit, loss_unit: Unit, device: torch.device
+    ) -> None:
+        self.exact = exact
+        self._slots = slots
+        self._gradient_unit, self._loss_unit = gradient_unit, loss_unit
+        if exact:
+            self._buffer = torch.zeros(HEADER + size, dtype=torch.int64, device=device)
+            self._header, self._total = self._buffer[:HEADER], self._buffer[HEADER:]
+        else:
+            self._header = torch.zeros(HEADER, dtype=torch.int64, device=device)
+            self._total = torch.zeros(size, dtype=torch.float32, device=device)
+            self._buffer = self._total
+        self._mine = [0] * HEADER
+        self._refused: int | Tensor = 0
+        self._untouched: set[int] = set()
+
+    def begin(self, step: int) -> None:
+        """Forget what was added; the first contribution to each slot overwrites it."""
+        self._mine = [0] * HEADER
+        self._mine[Field.MEMBERS] = 1
+        self._mine[Field.STEPS] = step + 1
+        self._refused = 0
+        self._untouched = set(range(len(self._slots)))
+
+    def add_gradient(self, index: int, gradient: Tensor) -> None:
+        """Fold one parameter's gradient (of the loss sum of one micro-batch)."""
+        total = self._slots[index].of(self._total)
+        first = index in self._untouched
+        self._untouched.discard(index)
+        values = gradient.detach().flatten()
+        if self.exact:
+            self._refused = self._refused + fixed_point.fold(total, values, self._gradient_unit, first=first)
+        elif first:
+            total.copy_(values)
+        else:
+            total.add_(values)
+
+    def add_micro_batch(self, loss: float, num_targets: int, sample_hash: int) -> None:
+        units = fixed_point.number_to_units(loss, self._loss_unit)
+        self._mine[Field.LOSS] += units or 0
+        self._mine[Field.REFUSED] += units is None
+        self._mine[Field.TARGETS] += num_targets
+        self._mine[Field.MICRO_BATCHES] += 1
+        self._mine[Field.SAMPLE_HASH] = (self._mine[Field.SAMPLE_HASH] + sample_hash) & HASH_MASK
+
+    def complete(self, group: Group | None, wants_end: bool, cancelled: IsCancelled) -> Commit:
+        """Add up over the group; afterwards the buffer holds the sum over all members.
+
+        Raises: Cancelled, GroupBroken: the buffer is then lost to this generation and nothing was applied.
+        """
+        self._mine[Field.END_VOTES] = int(wants_end)
+        self._mine[Field.REFUSED] += int(self._refused)
+        for index in self._untouched:
+            self._slots[index].of(self._total).zero_()
+        self._header.copy_(torch.tensor(self._mine, dtype=torch.int64))
+        if group is not None:
+            group.wait(self._start(group), cancelled)
+        total = self._header.tolist()
+        return self._checked(total, 1 if group is None else group.world_size)
+
+    def _start(self, group: Group) -> list[Pending]:
+        pending = [] if self.exact else [group.all_reduce(self._header)]
+        return pending + [group.all_reduce(part) for part in self._buffer.split(BUCKET_ELEMENTS)]
+
+    def _checked(self, total: list[int], world_size: int) -> Commit:
+        if total[Field.MEMBERS] != world_size or total[Field.STEPS] != self._mine[Field.STEPS] * world_size:
+            raise InconsistentSum(f"members or steps do not agree: {total[:8]} in a world of {world_size}")
+        return Commit(
+            loss_units=total[Field.LOSS],
+            num_targets=total[Field.TARGETS],
+            micro_batches=total[Field.MICRO_BATCHES],
+            refused=total[Field.REFUSED],
+            sample_hash=total[Field.SAMPLE_HASH] & HASH_MASK,
+            end_votes=total[Field.END_VOTES],
+        )
+
+    def raw_total(self) -> bytes:
+        """The bytes of what was added so far on this member."""
+        return self._total.cpu().numpy().tobytes()
+
+    def loss(self, commit: Commit) -> float:
+        """Mean loss per target, in nats."""
+        return commit.loss_units / self._loss_unit.scale / commit.num_targets
+
+    def gradient(self, commit: Commit, out: Tensor) -> Tensor:
+        """The mean gradient per target, into `out` (flat fp32)."""
+        if self.exact:
+            return fixed_point.to_float(self._total, self._gradient_unit, commit.num_targets, out)
+        return torch.div(self._total, commit.num_targets, out=out)

@@ -1,0 +1,132 @@
+"""The state of a replica: weights and moments in three flat fp32 buffers, and the step they belong to.
+
+Flat, because then one broadcast copies a state, one pass updates it, one hash names it. The module's parameters are
+views into the weights, so any `nn.Module` works unchanged.
+
+Invariant: `torn` is true from the first to the last byte that an optimizer or a copy writes. A torn state is never a
+source, never saved, never hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elastic_lm.errors import CheckpointError, ConfigError
+
+ALIGNMENT = 16  # fp32 elements = 64 bytes: every parameter starts on a cache line, as an allocation of its own would
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lives in the flat buffers: elements [start, start + size)."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    size: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        return flat[self.start : self.start + self.size]
+
+
+class ReplicaState:
+    """Owns the parameters of `module`. `decayed` elements at the front get weight decay (matrices), the rest do not."""
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        _refuse_stateful_buffers(module)
+        named = list(module.named_parameters())  # a tied parameter is listed once
+        matrices = [(n, p) for n, p in named if p.dim() >= 2]
+        vectors = [(n, p) for n, p in named if p.dim() < 2]
+        self.slots: list[Slot] = []
+        self.decayed = self._lay_out(matrices, 0)
+        self.size = self._lay_out(vectors, self.decayed)
+        self.weights = torch.zeros(self.size, dtype=torch.float32, device=device)
+        self.exp_avg = torch.zeros_like(self.weights)
+        self.exp_avg_sq = torch.zeros_like(self.weights)
+        self.next_step = 0
+        self.torn = True  # nobody's state yet: a lease initialises, restores or receives it
+        module.to(device)
+        self.parameters = [p for _, p in matrices + vectors]
+        with torch.no_grad():
+            for slot, parameter in zip(self.slots, self.parameters, strict=True):
+                slot.of(self.weights).copy_(parameter.flatten())
+                parameter.data = slot.of(self.weights).view(slot.shape)
+
+    def _lay_out(self, named: list[tuple[str, nn.Parameter]], start: int) -> int:
+        for name, parameter in named:
+            if not parameter.is_floating_point():
+                raise ConfigError(f"parameter {name} is {parameter.dtype}; only floating-point parameters can be trained")
+            self.slots.append(Slot(name, parameter.shape, start, parameter.numel()))
+            start += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        return start
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(slot.size for slot in self.slots)
+
+    @contextmanager
+    def writing(self, next_step: int) -> Iterator[None]:
+        """Torn inside; whole and at `next_step` afterwards. An exception leaves it torn."""
+        self.torn = True
+        yield
+        self.next_step = next_step
+        self.torn = False
+
+    def flats(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers that make up a state, in the order in which a copy sends them."""
+        return self.weights, self.exp_avg, self.exp_avg_sq
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views by name: `parameters/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>`."""
+        named = {}
+        for kind, flat in zip(("parameters", *MOMENTS), self.flats(), strict=True):
+            named.update({f"{kind}/{slot.name}": slot.of(flat).view(slot.shape) for slot in self.slots})
+        return named
+
+    def load(self, tensors: dict[str, Tensor], next_step: int) -> None:
+        """Overwrite with tensors named as in `tensors()`.    Raises: CheckpointError, before a byte is written."""
+        mine = self.tensors()
+        if wrong := sorted(mine.keys() ^ tensors.keys()):
+            raise CheckpointError(f"the checkpoint and the model differ in {len(wrong)} tensors, the first is {wrong[0]}")
+        for name, tensor in tensors.items():
+            if tensor.shape != mine[name].shape:
+                raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the checkpoint, {tuple(mine[name].shape)} here")
+        with self.writing(next_step), torch.no_grad():
+            for name, tensor in tensors.items():
+                mine[name].copy_(tensor)
+
+    def digest(self) -> str:
+        """sha256 of weights, moments and step, in hex."""
+        assert not self.torn
+        return digest_of(self.tensors(), self.next_step)
+
+    def weights_digest(self) -> str:
+        assert not self.torn
+        return digest_of({n: t for n, t in self.tensors().items() if n.startswith("parameters/")}, self.next_step)
+
+
+def digest_of(tensors: dict[str, Tensor], next_step: int) -> str:
+    """sha256 over names, shapes and bytes in the order of the names, and the step. 1.2 GB/s on one core."""
+    sha = hashlib.sha256(f"next_step={next_step}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(memoryview(tensor.flatten().numpy()).cast("B"))
+    return sha.hexdigest()
+
+
+def _refuse_stateful_buffers(module: nn.Module) -> None:
+    kept = set(module.state_dict())
+    for name, _ in module.named_buffers():
+        if name in kept:
+            raise ConfigError(
+                f"model buffer {name} is persistent; state outside parameters would depend on who computed which "
+                "micro-batch. Use LayerNorm instead of BatchNorm, or register a constant with persistent=False"
+            )

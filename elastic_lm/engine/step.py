@@ -1,0 +1,266 @@
+"""One step of one member: its micro-batches, the reduction, the update.
+
+Invariant: whatever exception leaves `run_step`, the state is the one before the step or the one after it, unless the
+optimizer itself was interrupted; then `state.torn` says so. Nothing a step computes depends on rank, world size or clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from elastic_lm import failpoints
+from elastic_lm.engine import fixed_point
+from elastic_lm.engine.determinism import make_deterministic
+from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
+from elastic_lm.engine.objectives import find_objective, load_function
+from elastic_lm.engine.optimizer import AdamW
+from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction
+from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.engine.state import ReplicaState
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
+from elastic_lm.protocol import Generation, Phase, StepRecord
+
+
+class PoisonedStep(Exception):
+    """Some contribution was not finite or out of range; every member sees the same count."""
+
+
+class TokenSource(Protocol):
+    """Where tokens come from."""
+
+    def tokens(self, step: int, micro_batch: int, cancelled: IsCancelled) -> Any:
+        """Tokens [micro_batch_size, sequence_length + 1] of any integer dtype, as a NumPy array or tensor."""
+
+
+class Control(Protocol):
+    """How a running member is reached from outside."""
+
+    def cancelled(self) -> bool: ...
+
+    def wants_end(self) -> bool: ...
+
+    def report(self, phase: Phase) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """A step that is applied. `ends`: a vote in its sum says that the lease is over."""
+
+    record: StepRecord
+    ends: bool
+
+
+class Replica:
+    """A model, its state, its objective and its optimizer.
+
+    A new replica holds the initial weights, but its state counts as torn until a lease says where the run's state is.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)
+        self.spec = spec
+        self.device = torch.device(spec.device)
+        torch.manual_seed(spec.seed)
+        self.model = _build(spec)
+        self.model.train()
+        self.state = ReplicaState(self.model, self.device)
+        self.objective = find_objective(spec.objective)
+        self.optimizer = AdamW(self.state, spec.optimizer, spec.schedule)
+
+    def initialise(self) -> None:
+        """Make the state the run's first one: a pure function of the spec."""
+        torch.manual_seed(self.spec.seed)
+        fresh = ReplicaState(_build(self.spec), self.device)
+        with self.state.writing(0):
+            for mine, initial in zip(self.state.flats(), fresh.flats(), strict=True):
+                mine.copy_(initial)
+
+    def new_reduction(self) -> Reduction:
+        spec = self.spec
+        return Reduction(
+            self.state.slots,
+            self.state.size,
+            exact=spec.reduction == "exact",
+            gradient_unit=fixed_point.gradient_unit(spec.targets_per_batch, spec.micro_batches),
+            loss_unit=fixed_point.loss_unit(spec.micro_batches),
+            device=self.device,
+        )
+
+    def add_micro_batch(self, reduction: Reduction, tokens: Any, *, step: int, micro_batch: int) -> None:
+        """Forward, backward, fold. Each gradient is folded the moment it is complete, while it is in the cache."""
+        tokens_BS = as_tokens(tokens)
+        self._seed(step, micro_batch)
+        handles = [
+            parameter.register_post_accumulate_grad_hook(_folder(reduction, index))
+            for index, parameter in enumerate(self.state.parameters)
+        ]
+        try:
+            with self._autocast():
+                loss, num_targets = self.objective(self.model, tokens_BS.to(self.device))
+            loss.backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter in self.state.parameters:
+                parameter.grad = None
+        reduction.add_micro_batch(loss.item(), num_targets, sample_hash(step, micro_batch, tokens_BS))
+
+    def _seed(self, step: int, micro_batch: int) -> None:
+        """Dropout and the like depend on what is computed, never on who computes it."""
+        key = hashlib.blake2b(struct.pack("<qqq", self.spec.seed, step, micro_batch), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(key, "little") >> 1)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.spec.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def _build(spec: EngineSpec) -> nn.Module:
+    if isinstance(spec.model, ModelSpec):
+        return GPT(spec.model)
+    factory = load_function(spec.model.path, "model.factory")
+    model = factory(vocab_size=spec.model.vocab_size, max_tokens=spec.model.max_tokens, **spec.model.arguments)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model.factory={spec.model.path!r} returned {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _folder(reduction: Reduction, index: int) -> Callable[[Tensor], None]:
+    def fold(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        reduction.add_gradient(index, parameter.grad)
+        parameter.grad = None
+
+    return fold
+
+
+def as_tokens(tokens: Any) -> Tensor:
+    """int64 tokens on the host, from a tensor or a NumPy array (which may be read-only or of an unsigned type)."""
+    if isinstance(tokens, Tensor):
+        return tokens.to(torch.int64)
+    return torch.from_numpy(tokens.astype("int64"))
+
+
+def sample_hash(step: int, micro_batch: int, tokens_BS: Tensor) -> int:
+    """62 bits that name what entered forward for (step, micro_batch)."""
+    message = hashlib.blake2b(struct.pack("<qq", step, micro_batch), digest_size=8)
+    message.update(memoryview(tokens_BS.contiguous().numpy()).cast("B"))
+    return int.from_bytes(message.digest(), "little") >> 2
+
+
+class StepRunner:
+    """Runs steps of one replica with one generation's buffer."""
+
+    def __init__(self, replica: Replica, tokens: TokenSource) -> None:
+        self.replica = replica
+        self._tokens = tokens
+        self._gradient = torch.empty_like(replica.state.weights)
+
+    def run_step(
+        self,
+        micro_batches: tuple[int, ...],
+        reduction: Reduction,
+        group: Group | None,
+        control: Control,
+        generation: Generation,
+        before_update: Callable[[], None] = lambda: None,
+    ) -> StepOutcome:
+        """Train the state's next step; compute `micro_batches` of it.
+
+        `before_update` runs when the sum is complete and nothing is applied (a copy in flight must be over by then).
+        Raises: Cancelled, GroupBroken, PoisonedStep, DataError, and whatever the user's model raises.
+        """
+        step = self.replica.state.next_step
+        clock = _Clock()
+        failpoints.hit("step.begin", step)
+        reduction.begin(step)
+        for micro_batch in micro_batches:
+            self._micro_batch(step, micro_batch, reduction, control, clock)
+        failpoints.hit("reduce.begin", step)
+        control.report(Phase.REDUCE)
+        synchronize(self.replica.device)
+        commit = reduction.complete(group, control.wants_end(), control.cancelled)
+        clock.lap("reduce")
+        self._check(commit, step)
+        before_update()
+        failpoints.hit("reduce.end", step)
+        control.report(Phase.OPTIMIZER)
+        norm = self._update(step, reduction, commit)
+        clock.lap("optimizer")
+        world_size = 1 if group is None else group.world_size
+        record = StepRecord(
+            step=step,
+            loss=reduction.loss(commit),
+            num_targets=commit.num_targets,
+            learning_rate=self.replica.optimizer.learning_rate(step),
+            grad_norm=norm,
+            sample_hash=commit.sample_hash,
+            refused=commit.refused,
+            generation=generation,
+            world_size=world_size,
+            step_s=clock.total(),
+            compute_s=clock.seconds["compute"],
+            data_wait_s=clock.seconds["data"],
+            reduce_wait_s=clock.seconds["reduce"],
+            optimizer_s=clock.seconds["optimizer"],
+        )
+        failpoints.hit("step.end", step)
+        return StepOutcome(record, ends=commit.end_votes > 0)
+
+    def _micro_batch(
+        self, step: int, micro_batch: int, reduction: Reduction, control: Control, clock: _Clock
+    ) -> None:
+        if control.cancelled():
+            raise Cancelled
+        control.report(Phase.DATA)
+        tokens = self._tokens.tokens(step, micro_batch, control.cancelled)
+        clock.lap("data")
+        control.report(Phase.COMPUTE)
+        failpoints.hit("micro_batch", step)
+        self.replica.add_micro_batch(reduction, tokens, step=step, micro_batch=micro_batch)
+        clock.lap("compute")
+
+    def _check(self, commit: Commit, step: int) -> None:
+        if commit.micro_batches != self.replica.spec.micro_batches:
+            raise InconsistentSum(f"step {step}: {commit.micro_batches} of {self.replica.spec.micro_batches} micro-batches")
+        if commit.refused:
+            raise PoisonedStep(
+                f"step {step}: {commit.refused} gradient or loss values are not finite or out of range; lower "
+                "optimizer.learning_rate, or look at the data of this step"
+            )
+
+    def _update(self, step: int, reduction: Reduction, commit: Commit) -> float:
+        gradient = reduction.gradient(commit, self._gradient)
+        norm = self.replica.optimizer.clip(gradient)
+        if norm != norm or norm == float("inf"):
+            raise PoisonedStep(f"step {step}: the gradient's norm is {norm}")
+        self.replica.optimizer.apply(gradient, step)
+        synchronize(self.replica.device)
+        return norm
+
+
+class _Clock:
+    """Seconds by activity since the step began."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self.seconds = {"data": 0.0, "compute": 0.0, "reduce": 0.0, "optimizer": 0.0}
+
+    def lap(self, activity: str) -> None:
+        now = time.perf_counter()
+        self.seconds[activity] += now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return self._last - self._begin

@@ -1,0 +1,185 @@
+"""A GPT: token embedding, positions, pre-norm blocks, and a head that is tied to the embedding or not.
+
+Shapes: B batch, T tokens, D model width, H heads, K head size, F feed-forward width, V vocabulary.
+Sources: Vaswani et al. 2017 (attention, sinusoidal positions), Radford et al. 2019 (pre-norm, learned positions, scaled
+initialisation), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Zhang and Sennrich 2019 (RMSNorm).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastic_lm.model.spec import ModelSpec
+
+INIT_STD = 0.02
+ROTARY_BASE = 10_000.0
+
+
+class GPT(nn.Module):
+    """tokens_BT (integers) -> logits_BTV. T may be anything up to `spec.max_tokens`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.positions = _positions(spec)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.norm = make_norm(spec)
+        self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+        self._initialise()
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        rotation = None
+        if isinstance(self.positions, Rotary):
+            rotation = self.positions(tokens_BT.shape[1])
+        else:
+            x_BTD = x_BTD + self.positions(tokens_BT.shape[1])
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotation)
+        return self.head(self.norm(x_BTD))
+
+    def _initialise(self) -> None:
+        """Normal(0, 0.02); projections back into the residual stream are scaled by 1/sqrt(2·layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            scale = 1 / math.sqrt(2 * self.spec.num_layers) if name.endswith("residual.weight") else 1.0
+            nn.init.normal_(parameter, std=INIT_STD * scale)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(spec)
+        self.attention = Attention(spec)
+        self.feed_forward_norm = make_norm(spec)
+        self.feed_forward = SwiGLU(spec) if spec.activation == "swiglu" else GELU(spec)
+
+    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.num_heads = spec.num_heads
+        self.dropout = spec.dropout
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.bias)
+        self.residual = nn.Linear(spec.width, spec.width, bias=spec.bias)
+
+    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        q_BHTK, k_BHTK, v_BHTK = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
+        if rotation is not None:
+            q_BHTK, k_BHTK = rotate(q_BHTK, *rotation), rotate(k_BHTK, *rotation)
+        dropout = self.dropout if self.training else 0.0
+        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout)
+        return F.dropout(self.residual(out_BHTK.transpose(1, 2).flatten(2)), self.dropout, self.training)
+
+
+class SwiGLU(nn.Module):
+    """residual(silu(gate(x)) * up(x))"""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.dropout = spec.dropout
+        self.gate_and_up = nn.Linear(spec.width, 2 * spec.hidden_width, bias=spec.bias)
+        self.residual = nn.Linear(spec.hidden_width, spec.width, bias=spec.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_and_up(x_BTD).chunk(2, dim=-1)
+        return F.dropout(self.residual(F.silu(gate_BTF) * up_BTF), self.dropout, self.training)
+
+
+class GELU(nn.Module):
+    """residual(gelu(up(x)))"""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.dropout = spec.dropout
+        self.up = nn.Linear(spec.width, spec.hidden_width, bias=spec.bias)
+        self.residual = nn.Linear(spec.hidden_width, spec.width, bias=spec.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return F.dropout(self.residual(F.gelu(self.up(x_BTD), approximate="tanh")), self.dropout, self.training)
+
+
+def make_norm(spec: ModelSpec) -> nn.Module:
+    if spec.norm == "rmsnorm":
+        return nn.RMSNorm(spec.width, eps=1e-5)
+    return nn.LayerNorm(spec.width, eps=1e-5, bias=spec.bias)
+
+
+def _positions(spec: ModelSpec) -> nn.Module:
+    if spec.position == "learned":
+        return Learned(spec)
+    if spec.position == "sinusoidal":
+        return Sinusoidal(spec)
+    return Rotary(spec)
+
+
+class Learned(nn.Module):
+    """A trained vector per position. T -> positions_TD."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(spec.max_tokens, spec.width))
+
+    def forward(self, num_tokens: int) -> Tensor:
+        return self.weight[:num_tokens]
+
+
+class Sinusoidal(nn.Module):
+    """Fixed waves: even columns sine, odd columns cosine. T -> positions_TD."""
+
+    table_TD: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        columns = torch.arange(spec.width)
+        frequency_D = ROTARY_BASE ** (-(columns - columns % 2) / spec.width)
+        angle_TD = torch.arange(spec.max_tokens)[:, None] * frequency_D
+        table_TD = torch.where(columns % 2 == 0, angle_TD.sin(), angle_TD.cos())
+        self.register_buffer("table_TD", table_TD, persistent=False)
+
+    def forward(self, num_tokens: int) -> Tensor:
+        return self.table_TD[:num_tokens]
+
+
+class Rotary(nn.Module):
+    """Angles by which queries and keys are turned. T -> (cos_TK, sin_TK)."""
+
+    cos_TK: Tensor
+    sin_TK: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        size = spec.width // spec.num_heads
+        frequency = ROTARY_BASE ** (-torch.arange(0, size, 2) / size)
+        angle_TK = (torch.arange(spec.max_tokens)[:, None] * frequency).repeat(1, 2)
+        self.register_buffer("cos_TK", angle_TK.cos(), persistent=False)
+        self.register_buffer("sin_TK", angle_TK.sin(), persistent=False)
+
+    def forward(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        return self.cos_TK[:num_tokens], self.sin_TK[:num_tokens]
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + K/2]) by its position's angle."""
+    left, right = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * cos_TK.to(x_BHTK.dtype) + torch.cat((-right, left), dim=-1) * sin_TK.to(x_BHTK.dtype)
