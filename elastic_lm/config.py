@@ -1,0 +1,458 @@
+"""A run's configuration: what can be chosen, what each choice means, and which choices go together.
+
+Invariant: a `RunConfig` that exists is one that can be run; every rule that needs neither the corpus nor the cluster is
+checked here, before any actor starts, and a broken rule is a `ConfigError` that names field, value and remedy. Fields
+are *identity* (they change the bits of the result; see `identity`) or *operational*. No field holds a secret:
+credentials come from the standard environment of the storage client, and addresses that contain some are refused.
+
+`engine/` and `control/` do not know this file: it builds their stdlib dataclasses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from elastic_lm import config_rules, config_text
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.engine.spec import EngineSpec, FactorySpec, OptimizerSpec, ScheduleSpec
+from elastic_lm.errors import ConfigError
+from elastic_lm.model.presets import PRESETS
+from elastic_lm.model.spec import ModelSpec
+
+
+def _storage_address(url: str) -> str:
+    """s3:// as it is, anything local as an absolute file:// address: workers run in folders of their own."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
+        folder = rest if separator else os.path.expanduser(url)
+        if not folder.strip("/ ") or "\0" in folder or (separator and not rest.startswith("/")):
+            raise ValueError("names no folder; write s3://bucket/prefix, file:///folder or a folder")
+        return "file://" + os.path.abspath(folder)
+    if scheme != "s3":
+        raise ValueError(f"has the unknown scheme {scheme}://; write s3://bucket/prefix, file:///folder or a folder")
+    bucket = rest.partition("/")[0]
+    if "@" in bucket or "?" in rest:
+        raise ValueError(
+            "may hold credentials (it has an @ or a ?), and the config is stored with the run; write the bare address "
+            "and give credentials by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise ValueError("names no bucket; write s3://bucket/prefix")
+    return url.rstrip("/")
+
+
+def _import_path(path: str) -> str:
+    if path != "causal" and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", path):
+        raise ValueError("is not an import path; write package.module:function")
+    return path
+
+
+StorageAddress = Annotated[str, AfterValidator(_storage_address)]
+ImportPath = Annotated[str, AfterValidator(_import_path)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+BatchRange = Annotated[tuple[int, int], Field(strict=False)]
+
+
+class Part(BaseModel):
+    """A part of a configuration: strict (no guessing of types), frozen, unknown names refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Part):
+    """Where tokens come from and how they get to the workers."""
+
+    tokens: StorageAddress = Field(examples=["s3://bucket/tokens"])
+    """Address of a prepared corpus: what `elastic-lm prepare --out` was given."""
+    manifest: str | None = Field(default=None, pattern=r"^[0-9a-f]{16,128}$", examples=["<hash from the manifest>"])
+    """Hash of the corpus manifest. None: whatever is at `tokens`; the stored config holds what was found."""
+    window_blocks: Count | None = None
+    """Blocks that are read and shuffled together. None: chosen from the corpus; the stored config holds the choice."""
+    readers: int = Field(default=2, ge=1, le=1024)
+    """Reader actors. Two keep every window available while one is replaced; one feeds 8 GPUs at 124M parameters."""
+    reader_num_cpus: Amount = 0.0
+    """CPUs that the scheduler sets aside for each reader. A reader uses about 3 CPU seconds per GB of tokens."""
+    prefetch_windows: int = Field(default=2, ge=1, le=64)
+    """Windows that a reader fetches ahead of what was asked of it."""
+    reader_timeout_s: Seconds = 5.0
+    """A reader that is silent for this long is replaced, and its windows come from another."""
+
+
+class ModelConfig(Part):
+    """The model: a preset, a shape, a preset with a changed shape, or a factory function of your own."""
+
+    preset: str | None = Field(default=None, examples=["tiny"])
+    """A known shape by name."""
+    num_layers: int | None = Field(default=None, ge=1, le=10_000)
+    """Transformer blocks."""
+    num_heads: int | None = Field(default=None, ge=1, le=10_000)
+    """Attention heads; they divide the width."""
+    width: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Model dimension D."""
+    hidden: int | None = Field(default=None, ge=1, le=4_000_000)
+    """Width inside a feed-forward block. None: 4 D for GELU, 8/3 D rounded up to a multiple of 16 for SwiGLU."""
+    position: Literal["learned", "sinusoidal", "rotary"] | None = None
+    """How positions enter. None: the preset's, or rotary."""
+    norm: Literal["rmsnorm", "layernorm"] | None = None
+    """Normalisation. None: the preset's, or rmsnorm."""
+    activation: Literal["swiglu", "gelu"] | None = None
+    """Feed-forward activation. None: the preset's, or swiglu."""
+    tied: bool | None = None
+    """Whether the head shares the embedding's matrix. None: the preset's, or true."""
+    bias: bool | None = None
+    """Whether linear layers have a bias. None: the preset's, or false."""
+    dropout: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    """Dropout probability. None: 0, the choice of today's pre-training."""
+    max_tokens: Count | None = None
+    """Longest sequence the model can read (its context). None: batch.sequence_length."""
+    vocab_size: Count | None = None
+    """Rows of the embedding. None: the corpus's vocabulary. More is allowed: a multiple of 64 is faster on GPUs."""
+    factory: ImportPath | None = Field(default=None, examples=["my_package.models:build"])
+    """Your own model: package.module:function, called with vocab_size, max_tokens and `args`; returns an nn.Module."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for `factory`."""
+
+    def shape(self) -> dict[str, Any]:
+        """Fields of ModelSpec that the preset and this config choose."""
+        chosen = {name: value for name, value in self if name in ModelSpec.__dataclass_fields__ and value is not None}
+        return {**(PRESETS[self.preset].shape if self.preset else {}), **chosen}
+
+
+class ObjectiveConfig(Part):
+    """What the model learns to do."""
+
+    name: ImportPath = "causal"
+    """`causal` (predict the next token), or package.module:function with (model, tokens) -> (loss sum, targets)."""
+
+
+class BatchConfig(Part):
+    """The global batch: `micro_batches` x `micro_batch_size` samples, whatever the number of workers."""
+
+    micro_batches: int = Field(ge=1, le=65_536, examples=[8])
+    """Micro-batches of every step (M): the atoms of work that are spread over the workers."""
+    micro_batch_size: int = Field(ge=1, le=65_536, examples=[2])
+    """Samples in a micro-batch: what one worker computes at a time, bounded by its memory."""
+    sequence_length: int = Field(ge=1, le=2**24, examples=[256])
+    """Targets per sample, in tokens (T)."""
+
+    @property
+    def samples(self) -> int:
+        return self.micro_batches * self.micro_batch_size
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.sequence_length
+
+
+class OptimizerConfig(Part):
+    """AdamW. Weight decay applies to matrices only."""
+
+    learning_rate: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
+    """Peak learning rate. The default suits models around 100M parameters."""
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.95), strict=False)
+    """Decay of the two moments, each below 1. 0.95 is the usual choice for language models."""
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    """Added to the root of the second moment."""
+    weight_decay: Amount = 0.1
+    """Decoupled weight decay, per unit of learning rate."""
+    clip_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Largest global L2 norm of the gradient. None: no clipping."""
+
+
+class ScheduleConfig(Part):
+    """The learning rate over steps."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine decay, or a plateau with a linear decay at the end (wsd), or the peak for ever."""
+    warmup_steps: int = Field(default=0, ge=0, le=2**40)
+    """Steps of linear warm-up."""
+    decay_steps: int = Field(default=0, ge=0, le=2**40)
+    """Steps of the final decay; wsd only."""
+    final_ratio: Share = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    total_steps: Count | None = None
+    """Where the decay ends. None: training.steps. Set it to be able to change training.steps later."""
+
+
+class TrainingConfig(Part):
+    """How long, from which seed, in which precision."""
+
+    steps: Count = Field(examples=[1000])
+    """Optimizer updates."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Determines initial weights, order of samples and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of compute. Weights, moments and sums are never below fp32."""
+    on_nonfinite: Literal["stop"] = "stop"
+    """What a non-finite or out-of-range gradient does: stop the run before it touches the weights."""
+    skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])
+    """Batches that are left out: half-open ranges of batch indices, ascending. The learning rate follows the step."""
+
+
+class ReductionConfig(Part):
+    """How gradients are added up."""
+
+    kind: Literal["exact", "fast"] = "exact"
+    """`exact`: integer sums, the same bits for any workers. `fast`: fp32 sums, a few per cent faster, no promise."""
+
+
+class WorkersConfig(Part):
+    """The elastic set of workers and what each of them holds."""
+
+    min: int = Field(default=1, ge=1, le=65_536)
+    """Workers needed to start, or to start again after all were lost. Survivors go on below it."""
+    max: int = Field(default=1, ge=1, le=65_536)
+    """Workers wanted; more are never started."""
+    num_cpus: Amount = 1.0
+    """CPUs of the cluster that each worker holds."""
+    num_gpus: Amount = 0.0
+    """GPUs of the cluster that each worker holds."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Custom cluster resources that each worker holds."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Compute threads per worker on CPU. Part of the environment that equal bits depend on."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute. auto: cuda when num_gpus is above 0, else cpu."""
+
+
+class CheckpointConfig(Part):
+    """Saving. A checkpoint is needed only when every worker is lost; the last step is always saved."""
+
+    every_steps: Count | None = None
+    """Steps between checkpoints. None: only at the end."""
+    keep: int = Field(default=2, ge=1, le=1_000_000)
+    """Newest complete checkpoints that are kept."""
+
+
+class ControlConfig(Part):
+    """Deadlines and limits of the control path. The defaults suit one machine and one rack alike."""
+
+    heartbeat_interval_s: Seconds = 0.2
+    """How often a worker says that it lives."""
+    heartbeat_timeout_s: Seconds = ControlSpec.heartbeat_timeout_s
+    """Silence that makes a worker a suspect; a margin for the load of the machine is added."""
+    lost_connection_grace_s: Seconds = ControlSpec.lost_connection_grace_s
+    """A worker whose connection closed has this long to come back."""
+    progress_timeout_s: Seconds = ControlSpec.progress_timeout_s
+    """A worker that lives but gets nothing done for this long is replaced."""
+    start_timeout_s: Seconds = ControlSpec.start_timeout_s
+    """A worker that is placed has this long to import, build and warm up."""
+    form_timeout_s: Seconds = 10.0
+    """Last resort for forming a group or for a collective; the coordinator's fence comes long before it."""
+    retire_timeout_s: Seconds = ControlSpec.retire_timeout_s
+    """A worker that was asked to leave is ended after this long."""
+    join_batch_s: Seconds = ControlSpec.join_batch_s
+    """Workers that become ready this close together enter together."""
+    lease_steps: Count = ControlSpec.lease_steps
+    """Steps of the longest lease. A lease ends early when something is to be changed, so long ones cost nothing."""
+    backoff_base_s: Seconds = ControlSpec.backoff_base_s
+    """Pause after a node's first crash; it doubles with each one."""
+    backoff_limit_s: Seconds = ControlSpec.backoff_limit_s
+    """Longest such pause."""
+    quarantine_failures: int = Field(default=ControlSpec.quarantine_failures, ge=1, le=1_000_000)
+    """A node with this many failures within quarantine_window_s gets no more workers."""
+    quarantine_window_s: Seconds = ControlSpec.quarantine_window_s
+    """See quarantine_failures."""
+    straggler_factor: float = Field(default=ControlSpec.straggler_factor, gt=1, allow_inf_nan=False)
+    """A worker slower than the median by this factor is named."""
+    rebalance_gain: Share = ControlSpec.rebalance_gain
+    """A running lease is ended early when another split would be faster by this share."""
+    rebalance_every_s: Seconds = ControlSpec.rebalance_every_s
+    """At most one such rebalancing in this time."""
+    same_error_limit: int = Field(default=ControlSpec.same_error_limit, ge=1, le=1_000_000)
+    """The same exception at the same step this many times stops the run."""
+
+
+class MetricsConfig(Part):
+    """What watchers get."""
+
+    port: int | None = Field(default=9464, ge=0, le=65_535)
+    """Port of the Prometheus endpoint; the next free one when it is taken, 0 for any, None for no endpoint."""
+    host: str = "127.0.0.1"
+    """Address that the endpoint listens on. 0.0.0.0 lets other machines scrape; there is no authentication."""
+    interval_s: Seconds = 5.0
+    """Time between two lines of progress."""
+
+
+class RunConfig(Part):
+    """One training run. Build it from a file (`RunConfig.load`) or from parts; either way it is checked whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["my-run"])
+    """Name of the run: it resumes the run of that name if there is one."""
+    storage: StorageAddress = Field(examples=["s3://bucket/prefix"])
+    """Where runs are kept: the run's own folder is runs/<name> in it."""
+    data: DataConfig
+    """Where tokens come from."""
+    model: ModelConfig
+    """The model."""
+    batch: BatchConfig
+    """The global batch."""
+    training: TrainingConfig
+    """How long, from which seed, in which precision."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What is learned."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over steps."""
+    reduction: ReductionConfig = ReductionConfig()
+    """How gradients are added up."""
+    workers: WorkersConfig = WorkersConfig()
+    """The elastic set."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
+    control: ControlConfig = ControlConfig()
+    """Deadlines and limits."""
+    metrics: MetricsConfig = MetricsConfig()
+    """What watchers get."""
+    failpoints: tuple[str, ...] = Field(default=(), strict=False, examples=[["w2:optimizer.middle@7=kill"]])
+    """Faults to inject, for tests: MEMBER:NAME@STEP=ACTION."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(config_text.sentences(error, type(self))) from None
+
+    # -- reading and writing -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+        """The YAML file at `path`, with `a.b=value` overrides applied on top.    Raises: ConfigError."""
+        return cls(**config_text.override(config_text.read(path), overrides))
+
+    def replace(self, *overrides: str) -> RunConfig:
+        """This config with `a.b=value` overrides, checked again.    Raises: ConfigError."""
+        return RunConfig(**config_text.override(self.model_dump(mode="json"), overrides))
+
+    def settled(self, *, manifest: str, window_blocks: int) -> RunConfig:
+        """This config with what was left to the corpus filled in.    Raises: ConfigError when it named another corpus."""
+        if self.data.manifest not in (None, manifest):
+            raise ConfigError(
+                f"data.manifest={self.data.manifest} is not the corpus at data.tokens={self.data.tokens}, whose manifest "
+                f"has the hash {manifest}; point data.tokens at the right corpus or remove data.manifest"
+            )
+        data = self.data.model_dump() | {
+            "manifest": manifest,
+            "window_blocks": self.data.window_blocks or window_blocks,
+        }
+        return RunConfig(**{name: value for name, value in self if name != "data"}, data=DataConfig(**data))
+
+    def to_yaml(self) -> str:
+        """The resolved config, every field spelled out; `load` of it gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    # -- what follows from it ----------------------------------------------------------------------------------------
+
+    @property
+    def run_url(self) -> str:
+        """Where everything about this run is kept."""
+        return f"{self.storage}/runs/{self.name}"
+
+    @property
+    def device(self) -> str:
+        if self.workers.device != "auto":
+            return self.workers.device
+        return "cuda" if self.workers.num_gpus else "cpu"
+
+    @property
+    def schedule_steps(self) -> int:
+        """Where the learning rate's schedule ends."""
+        return self.schedule.total_steps or self.training.steps
+
+    def model_spec(self, vocab_size: int) -> ModelSpec | FactorySpec:
+        """For the engine, with this many rows in the embedding.    Raises: ConfigError when the shape breaks a rule."""
+        max_tokens = self.model.max_tokens or self.batch.sequence_length
+        if self.model.factory is not None:
+            return FactorySpec(self.model.factory, vocab_size, max_tokens, dict(self.model.args))
+        return ModelSpec(**{**self.model.shape(), "vocab_size": vocab_size, "max_tokens": max_tokens})
+
+    def engine_spec(self, vocab_size: int) -> EngineSpec:
+        """For the engine. `vocab_size` is the corpus's.    Raises: ConfigError when the model's is smaller."""
+        if self.model.vocab_size is not None and self.model.vocab_size < vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={self.model.vocab_size} is smaller than the corpus's vocabulary of {vocab_size} tokens; "
+                f"use at least {vocab_size}, or remove it"
+            )
+        return EngineSpec(
+            model=self.model_spec(self.model.vocab_size or vocab_size),
+            micro_batches=self.batch.micro_batches,
+            micro_batch_size=self.batch.micro_batch_size,
+            sequence_length=self.batch.sequence_length,
+            optimizer=OptimizerSpec(**dict(self.optimizer)),
+            schedule=ScheduleSpec(**{**dict(self.schedule), "total_steps": self.schedule_steps}),
+            objective=self.objective.name,
+            seed=self.training.seed,
+            precision=self.training.precision,
+            reduction=self.reduction.kind,
+            on_nonfinite=self.training.on_nonfinite,
+            device=self.device,
+            threads=self.workers.threads,
+        )
+
+    def control_spec(self) -> ControlSpec:
+        """For the control path."""
+        limits = {name: value for name, value in self.control if name in ControlSpec.__dataclass_fields__}
+        return ControlSpec(
+            min_workers=self.workers.min,
+            max_workers=self.workers.max,
+            num_micro_batches=self.batch.micro_batches,
+            total_steps=self.training.steps,
+            checkpoint_every=self.checkpoint.every_steps,
+            exact=self.reduction.kind == "exact",
+            **limits,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The choices that change the bits of the result, nested as in the file. A corpus is its manifest, not its place."""
+        schedule = self.schedule.model_dump() | {"total_steps": self.schedule_steps}
+        if self.schedule.kind == "constant":
+            del schedule["total_steps"]
+        corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
+        return {
+            "data": {**corpus, "window_blocks": self.data.window_blocks},
+            "model": asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size},
+            "objective": self.objective.model_dump(),
+            "batch": self.batch.model_dump(),
+            "optimizer": self.optimizer.model_dump(),
+            "schedule": schedule,
+            "training": self.training.model_dump(exclude={"steps", "on_nonfinite"}),
+            "reduction": self.reduction.model_dump(),
+        }
+
+    def identity_fingerprint(self) -> str:
+        """sha256 of `identity`, hex."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def identity_changes(self, earlier: RunConfig) -> list[str]:
+        """What would change the bits of a run that began as `earlier`: one `a.b: was -> is` per field."""
+        before, after = config_text.flatten(earlier.identity()), config_text.flatten(self.identity())
+        names = sorted({*before, *after})
+        return [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+
+    def describe(self) -> str:
+        """The derived figures that a user should see before the run starts."""
+        batch, total = self.batch, self.batch.tokens * self.training.steps
+        return (
+            f"Run {self.name}: {self.training.steps:,} steps of {batch.micro_batches} x {batch.micro_batch_size} samples x "
+            f"{batch.sequence_length} tokens = {batch.tokens:,} tokens per step, {total:,} in all; {self.workers.min} to "
+            f"{self.workers.max} workers on {self.device}; reduction {self.reduction.kind}."
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        config_rules.check(self)
+        return self
