@@ -12,7 +12,7 @@ import datetime
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,35 +67,80 @@ class Pending:
         return True
 
 
+class Transfer:
+    """Point-to-point messages under way on a thread of their own: gloo's send and receive complete only inside `wait()`."""
+
+    def __init__(self, run: Callable[[], None], name: str) -> None:
+        self._run_messages = run
+        self._outcome: list[BaseException | None] = []
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._run_messages()
+        except BaseException as error:  # noqa: BLE001 - raised by `done` in the thread that waits
+            self._outcome.append(error)
+        else:
+            self._outcome.append(None)
+
+    def done(self) -> bool:
+        """Raises: GroupBroken when a message failed."""
+        if not self._outcome:
+            return False
+        error = self._outcome[0]
+        if isinstance(error, RuntimeError):
+            raise GroupBroken(_first_line(error)) from error
+        if error is not None:
+            raise error
+        return True
+
+
+Operation = Pending | Transfer
+
+
 class Group:
     """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried."""
 
     def __init__(self, backend: Any, rank: int, world_size: int) -> None:
         self._backend = backend
         self.rank, self.world_size = rank, world_size
-        self._pending: list[Pending] = []
+        self._pending: list[Operation] = []
 
     def all_reduce(self, tensor: Tensor) -> Pending:
         """Sum over the members, in place."""
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM
-        return self._begin(lambda: self._backend.allreduce([tensor], options), tensor)
-
-    def send(self, tensor: Tensor, rank: int, tag: int) -> Pending:
-        return self._begin(lambda: self._backend.send([tensor], rank, tag), tensor)
-
-    def receive(self, tensor: Tensor, rank: int, tag: int) -> Pending:
-        return self._begin(lambda: self._backend.recv([tensor], rank, tag), tensor)
-
-    def _begin(self, start: Callable[[], Any], tensor: Tensor) -> Pending:
         try:
-            pending = Pending(start(), tensor)
+            pending = Pending(self._backend.allreduce([tensor], options), tensor)
         except RuntimeError as error:
             raise GroupBroken(_first_line(error)) from error
         self._pending.append(pending)
         return pending
 
-    def wait(self, pending: list[Pending], cancelled: IsCancelled) -> None:
+    def send(self, tensors: list[Tensor], rank: int, before_each: Callable[[int], None] = lambda number: None) -> Transfer:
+        """Send `tensors` one after the other. They must not change until it is done."""
+        backend = self._backend
+
+        def run() -> None:
+            for number, tensor in enumerate(tensors):
+                before_each(number)
+                backend.send([tensor], rank, number).wait()
+
+        return self._begin(Transfer(run, f"send-to-{rank}"))
+
+    def receive(self, like: Tensor, rank: int, number: int) -> tuple[Transfer, Tensor]:
+        """Receive the message `number` from `rank` into a new tensor, which is complete when the transfer is done.
+
+        A new tensor, because a receive that was given up may still be written when its sender thaws.
+        """
+        backend, tensor = self._backend, torch.empty_like(like)
+        return self._begin(Transfer(lambda: backend.recv([tensor], rank, number).wait(), f"receive-from-{rank}")), tensor
+
+    def _begin(self, transfer: Transfer) -> Transfer:
+        self._pending.append(transfer)
+        return transfer
+
+    def wait(self, pending: Sequence[Operation], cancelled: IsCancelled) -> None:
         """Until all are done.    Raises: Cancelled, GroupBroken."""
         wait_until(lambda: all(p.done() for p in pending), cancelled)
         self._pending = [p for p in self._pending if p not in pending]
@@ -120,7 +165,7 @@ def _bury(grave: list[Any]) -> None:
     del backend  # the destructor may block; it holds no interpreter lock
 
 
-def _over(pending: Pending) -> bool:
+def _over(pending: Operation) -> bool:
     try:
         return pending.done()
     except GroupBroken:

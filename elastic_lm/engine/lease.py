@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.engine.group import Cancelled, Group, GroupBroken, Pending, form_group
+from elastic_lm.engine.group import Cancelled, Group, GroupBroken, Transfer, form_group
 from elastic_lm.engine.reduce import Reduction
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
@@ -87,7 +87,7 @@ class _Session:
         self._rank = lease.rank_of(member.member_id)
         self._micro_batches = lease.assignments[self._rank]
         self._group: Group | None = None
-        self._sends: list[Pending] = []
+        self._sends: list[Transfer] = []
         self._micro_batch_s: list[float] = []
         while member.records and member.records[0].step < lease.logged_step:
             member.records.popleft()
@@ -138,10 +138,12 @@ class _Session:
         """Hand the state to the network and go on: the weights do not change before the optimizer, which waits for this."""
         assert self._group is not None
         chunks = _chunks(self._member.state)
-        for number, chunk in enumerate(chunks):
+
+        def before_each(number: int) -> None:
             if number == len(chunks) // 2:
                 failpoints.hit("copy.send", self._lease.start_step)
-            self._sends += [self._group.send(chunk, receiver, number) for receiver in self._lease.receivers]
+
+        self._sends = [self._group.send(chunks, receiver, before_each) for receiver in self._lease.receivers]
 
     def _finish_sends(self) -> None:
         if self._sends:
@@ -158,7 +160,9 @@ class _Session:
                 if number == len(chunks) // 2:
                     failpoints.hit("copy.receive", self._lease.start_step)
                 self._control.report(Phase.COPYING)
-                self._group.wait([self._group.receive(chunk, self._lease.source, number)], self._control.cancelled)
+                transfer, received = self._group.receive(chunk, self._lease.source, number)
+                self._group.wait([transfer], self._control.cancelled)
+                chunk.copy_(received)
 
     # -- training ----------------------------------------------------------------------------------------------------
 

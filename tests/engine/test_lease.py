@@ -1,0 +1,196 @@
+"""The promise without Ray: real processes, real gloo, faults at every edge; the final digest is the undisturbed one's."""
+
+import pytest
+
+from elastic_lm.protocol import LeaseEnd
+from tests.engine.members import Cluster, tiny_spec
+
+STEPS = 8
+
+
+@pytest.fixture
+def cluster():
+    cluster = Cluster(tiny_spec())
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Digest and losses of one member alone."""
+    cluster = Cluster(tiny_spec())
+    cluster.start("w0")
+    cluster.grant(["w0"], 0, STEPS)
+    report = cluster.report("w0")
+    assert report.end is LeaseEnd.COMPLETED
+    digest = cluster.digest("w0")
+    cluster.close()
+    assert digest is not None
+    return digest, report.records
+
+
+def same_steps(records, expected):
+    return len(records) == len(expected) and all(a.same_bits(b) for a, b in zip(records, expected, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 5])
+def test_world_size_does_not_show_in_the_bits(cluster, undisturbed, world_size):
+    names = [f"w{n}" for n in range(world_size)]
+    cluster.start(*names)
+    cluster.grant(names, 0, STEPS)
+    reports = cluster.reports(*names)
+    assert {report.end for report in reports.values()} == {LeaseEnd.COMPLETED}
+    assert same_steps(reports["w0"].records, undisturbed[1])
+    assert {cluster.digest(name) for name in names} == {undisturbed[0]}
+
+
+# Every edge at which a member can die while it trains; step 3 of 8, members of three.
+EDGES = ["lease.begin", "form.begin", "form.end", "step.begin", "micro_batch", "reduce.begin", "reduce.end",
+         "optimizer.middle", "step.end"]  # fmt: skip
+
+
+@pytest.mark.parametrize("victim", ["w0", "w2"])  # w0 is rank 0
+@pytest.mark.parametrize("edge", EDGES)
+def test_death_at_an_edge_leaves_the_same_bits(cluster, undisturbed, edge, victim):
+    names = ["w0", "w1", "w2"]
+    step = 0 if edge in ("lease.begin", "form.begin", "form.end") else 3
+    cluster.start(*names, armed=(f"{victim}:{edge}@{step}=kill",))
+    cluster.grant(names, 0, STEPS)
+    cluster.wait_dead(victim)
+    survivors = [name for name in names if name != victim]
+    cluster.fence(*survivors)
+    finish(cluster, survivors, undisturbed)
+
+
+def finish(cluster, survivors, undisturbed):
+    """What control does after a failure: those one step behind redo it among themselves, then everybody goes on."""
+    reports = cluster.reports(*survivors)
+    assert all(report.end in (LeaseEnd.FENCED, LeaseEnd.BROKEN) for report in reports.values())
+    whole = {name: report.next_step for name, report in reports.items() if report.whole}
+    fresh = [name for name in survivors if name not in whole]
+    if not whole:
+        cluster.grant(survivors, 0, STEPS)
+    else:
+        ahead = max(whole.values())
+        behind = [name for name, step in whole.items() if step < ahead]
+        assert all(whole[name] == ahead - 1 for name in behind)
+        if behind:
+            cluster.grant(behind, ahead - 1, ahead)
+            assert all(r.end is LeaseEnd.COMPLETED for r in cluster.reports(*behind).values())
+        source = next(iter(whole)) if fresh else None
+        cluster.grant(survivors, ahead, STEPS, source=source, joiners=tuple(fresh))
+    reports = cluster.reports(*survivors)
+    assert {report.end for report in reports.values()} == {LeaseEnd.COMPLETED}, reports
+    assert {cluster.digest(name) for name in survivors} == {undisturbed[0]}
+
+
+@pytest.mark.parametrize("edge", ["reduce.end", "step.end"])
+def test_survivors_one_step_apart_meet_again(cluster, undisturbed, edge):
+    """w1 is held between the completed sum and its update while w0 goes on; then w2 dies."""
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names, armed=("w1:reduce.end@3=delay:1.0", f"w2:{edge}@3=kill"))
+    cluster.grant(names, 0, STEPS)
+    cluster.wait_dead("w2")
+    cluster.fence("w0", "w1")
+    finish(cluster, ["w0", "w1"], undisturbed)
+
+
+def test_joiner_receives_the_state_and_the_bits_stay(cluster, undisturbed):
+    cluster.start("w0", "w1")
+    cluster.grant(["w0"], 0, 4)
+    assert cluster.report("w0").end is LeaseEnd.COMPLETED
+    cluster.grant(["w0", "w1"], 4, STEPS, source="w0", joiners=("w1",))
+    assert {r.end for r in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    assert cluster.digest("w0") == cluster.digest("w1") == undisturbed[0]
+
+
+@pytest.mark.parametrize(
+    "armed",
+    [
+        "w0:copy.send@4=kill",  # the source dies half way: the joiner is torn and starts again from another
+        "w2:copy.receive@4=kill",  # the joiner dies half way: the source notices nothing but a broken group
+        "w0:form.begin@4=kill",  # joiner and failure at once
+    ],
+)
+def test_death_during_a_copy_leaves_the_same_bits(cluster, undisturbed, armed):
+    names = ["w0", "w1", "w2"]
+    victim = armed.split(":")[0]
+    cluster.start(*names, armed=(armed,))
+    cluster.grant(["w0", "w1"], 0, 4)
+    assert {r.end for r in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    cluster.grant(names, 4, STEPS, source="w0", joiners=("w2",))
+    cluster.wait_dead(victim)
+    survivors = [name for name in names if name != victim]
+    cluster.fence(*survivors)
+    finish(cluster, survivors, undisturbed)
+
+
+def test_vote_of_one_ends_the_lease_of_all_at_one_step(cluster, undisturbed):
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names, armed=("w0:step.begin@2=delay:0.5",))
+    cluster.grant(names, 0, STEPS)
+    cluster.tell("end", "w2")
+    reports = cluster.reports(*names)
+    assert {report.end for report in reports.values()} == {LeaseEnd.ENDED_EARLY}
+    (reached,) = {report.next_step for report in reports.values()}
+    assert reached < STEPS
+    cluster.grant(names, reached, STEPS)
+    cluster.reports(*names)
+    assert {cluster.digest(name) for name in names} == {undisturbed[0]}
+
+
+def test_fence_during_forming_ends_at_once(cluster):
+    """A member is missing for ever: the others must not wait for gloo's timeout."""
+    cluster.start("w0", "w1", armed=("w1:form.begin@0=freeze",))
+    cluster.grant(["w0", "w1"], 0, STEPS)
+    cluster.fence("w0")
+    report = cluster.report("w0")
+    assert report.end in (LeaseEnd.FENCED, LeaseEnd.BROKEN)
+    assert report.next_step == 0
+
+
+def test_thawed_zombie_changes_nothing(cluster, undisturbed):
+    """w1 freezes inside a step, is fenced out, and thaws while the others train: their bits stay."""
+    import os
+    import signal
+
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names, armed=("w1:reduce.begin@3=freeze",))
+    cluster.grant(names, 0, STEPS)
+    process = cluster.members["w1"].process
+    while open(f"/proc/{process.pid}/stat").read().split()[2] != "T":
+        pass
+    cluster.fence("w0", "w2")
+    reports = cluster.reports("w0", "w2")
+    assert {r.next_step for r in reports.values()} == {3}
+    cluster.grant(["w0", "w2"], 3, STEPS)
+    os.kill(process.pid, signal.SIGCONT)
+    assert {r.end for r in cluster.reports("w0", "w2").values()} == {LeaseEnd.COMPLETED}
+    assert cluster.digest("w0") == cluster.digest("w2") == undisturbed[0]
+
+
+def test_bug_is_reported_with_its_step_and_the_state_stays_whole(cluster):
+    cluster.start("w0", armed=("w0:micro_batch@2=raise",))
+    cluster.grant(["w0"], 0, STEPS)
+    report = cluster.report("w0")
+    assert (report.end, report.error_step, report.whole, report.next_step) == (LeaseEnd.RAISED, 2, True, 2)
+    assert "injected at micro_batch" in report.error
+
+
+def test_non_finite_loss_stops_every_member_before_the_update():
+    from dataclasses import replace
+
+    from elastic_lm.engine.spec import OptimizerSpec
+
+    spec = tiny_spec()
+    cluster = Cluster(replace(spec, optimizer=OptimizerSpec(learning_rate=1e30, clip_norm=None)))
+    try:
+        cluster.start("w0", "w1")
+        cluster.grant(["w0", "w1"], 0, STEPS)
+        reports = cluster.reports("w0", "w1")
+        assert {r.end for r in reports.values()} == {LeaseEnd.POISONED}
+        assert len({r.next_step for r in reports.values()}) == 1
+        assert all(r.whole for r in reports.values())
+        assert cluster.digest("w0") == cluster.digest("w1")
+    finally:
+        cluster.close()
