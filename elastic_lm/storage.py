@@ -1,0 +1,362 @@
+"""One layer over object storage and plain files: whole objects, exact ranges, create-only writes, typed errors.
+
+Invariant: an operation ends within its deadline, with what was asked or with a typed error that holds no secret. Retries
+and the deadline are ours because the clients differ widely in theirs: with a server that answers 503 for ever, three
+clients gave up after 1.5, 12 and 35 s. Credentials and endpoint come from the standard AWS_* variables, never from a URL.
+Trade-off: objects are read and written whole or by range, never streamed; the largest we write is a checkpoint part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
+
+Result = TypeVar("Result")
+
+SLOWEST_BYTES_PER_S = 10e6  # deadlines grow with the object: a part of 256 MB gets 26 s more
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+
+
+class Storage:
+    """A folder: `s3://bucket/prefix`, `file:///folder` or a plain path. Picklable; connects on first use, per process.
+
+    Args: `deadline_s` bounds one operation, all its attempts together (plus a second per 10 MB); `retries` bounds how
+    often an attempt that failed for a passing reason (5xx, reset, stall, short body) is repeated.
+    """
+
+    def __init__(self, url: str, *, deadline_s: float = 60.0, retries: int = 8) -> None:
+        self.url = _normalised(url)
+        self.deadline_s = deadline_s
+        self.retries = retries
+        self._backend: _Backend | None = None
+
+    @classmethod
+    def open(cls, url: str, *, deadline_s: float = 60.0, retries: int = 8) -> Storage:
+        """The folder at `url`. Touches nothing yet.    Raises: StorageError when the URL is of an unknown kind."""
+        return cls(str(url), deadline_s=deadline_s, retries=retries)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backend": None}
+
+    def child(self, path: str) -> Storage:
+        """The folder `path` inside this one."""
+        child = Storage(f"{self.url}/{_checked(path)}", deadline_s=self.deadline_s, retries=self.retries)
+        child._backend = self._backend
+        return child
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def read(self, path: str) -> bytes:
+        """The whole object."""
+        return self._do("read", path, lambda backend, name, limit: backend.read(name, limit))
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`.    Raises: StorageError when the object ends before."""
+
+        def attempt(backend: _Backend, name: str, limit: float) -> bytes:
+            data = backend.read_range(name, offset, length, limit)
+            if len(data) != length:
+                raise StorageError(f"got {len(data)} of {length} bytes at offset {offset}")
+            return data
+
+        return self._do("read_range", path, attempt, size=length)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Store the object, replacing what was there. Never seen half written."""
+        self._do("write", path, lambda backend, name, limit: backend.write(name, data, limit), size=len(data))
+
+    def create(self, path: str, data: bytes) -> None:
+        """Store the object where none is.    Raises: AlreadyExistsError; of several callers exactly one succeeds."""
+        num_attempts = 0
+
+        def attempt(backend: _Backend, name: str, limit: float) -> None:
+            nonlocal num_attempts
+            num_attempts += 1
+            try:
+                backend.create(name, data, limit)
+            except FileExistsError:
+                # The answer to an earlier attempt of ours may have been lost after the object was stored.
+                if num_attempts == 1 or backend.read(name, limit) != data:
+                    raise
+
+        self._do("create", path, attempt, size=len(data))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object."""
+        try:
+            self.size(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of the object."""
+        return self._do("size", path, lambda backend, name, limit: backend.size(name, limit))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Objects below this folder whose relative path begins with `prefix`, sorted. Empty when nothing is there."""
+        folder = prefix.rpartition("/")[0]
+
+        def attempt(backend: _Backend, name: str, limit: float) -> list[str]:
+            try:
+                names = backend.find(f"{name}/{folder}" if folder else name, limit)
+            except FileNotFoundError:
+                return []
+            return sorted(path for n in names if (path := n[len(name) + 1 :]).startswith(prefix))
+
+        return self._do("list", "", attempt)
+
+    def delete(self, path: str) -> None:
+        """Remove the object; no error when it is not there."""
+
+        def attempt(backend: _Backend, name: str, limit: float) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                backend.delete(name, limit)
+
+        self._do("delete", path, attempt)
+
+    # -- retries -----------------------------------------------------------------------------------------------------
+
+    def _do(self, verb: str, path: str, attempt: Callable[[_Backend, str, float], Result], *, size: int = 0) -> Result:
+        """Run `attempt` until it succeeds, fails for good, or the deadline or the retry budget is spent."""
+        started = time.monotonic()
+        allowance = size / SLOWEST_BYTES_PER_S
+        deadline = started + self.deadline_s + allowance
+        name = _root(self.url) + (f"/{_checked(path)}" if path else "")
+        what = f"{verb} {self.url}/{path}" if path else f"{verb} {self.url}"
+        for number in range(self.retries + 1):
+            limit = min(deadline - time.monotonic(), self.deadline_s / 3 + allowance)
+            try:
+                return attempt(self._connect(), name, max(limit, 0.001))
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{what}: there is no such object") from error
+            except FileExistsError as error:
+                raise AlreadyExistsError(f"{what}: an object is there already") from error
+            except PermissionError as error:
+                raise AccessDeniedError(f"{what}: access denied; check the credentials and the rights on it") from error
+            except Exception as error:  # noqa: BLE001 - clients raise dozens of types for passing faults
+                reason = _reason(error)
+                if not self._connect().passing(error):
+                    raise StorageError(f"{what}: {reason}") from None
+            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**number) * random.uniform(0.5, 1.0)
+            if number == self.retries or time.monotonic() + pause >= deadline:
+                break
+            time.sleep(pause)
+        spent = time.monotonic() - started
+        raise StorageError(
+            f"{what}: gave up after {number + 1} attempts in {spent:.1f} s (deadline {deadline - started:.0f} s, "
+            f"{self.retries} retries); the last said: {reason}"
+        )
+
+    def _connect(self) -> _Backend:
+        if self._backend is None or self._backend.pid != os.getpid():
+            self._backend = _S3() if self.url.startswith("s3://") else _Files()
+        return self._backend
+
+
+# -- backends: they raise OSErrors of the standard kinds; `limit` is seconds for this attempt -------------------------
+
+
+class _Backend(Protocol):
+    pid: int
+
+    def read(self, name: str, limit: float) -> bytes: ...
+    def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes: ...
+    def write(self, name: str, data: bytes, limit: float) -> None: ...
+    def create(self, name: str, data: bytes, limit: float) -> None: ...
+    def size(self, name: str, limit: float) -> int: ...
+    def find(self, name: str, limit: float) -> list[str]: ...
+    def delete(self, name: str, limit: float) -> None: ...
+    def passing(self, error: Exception) -> bool: ...
+
+
+class _Files:
+    """Files. Writes go to a neighbour and are renamed (or linked, which fails when the name is taken)."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def read(self, name: str, limit: float) -> bytes:
+        return self._object(name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes:
+        with self._object(name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def write(self, name: str, data: bytes, limit: float) -> None:
+        with _neighbour(name, data) as temporary:
+            temporary.replace(name)
+
+    def create(self, name: str, data: bytes, limit: float) -> None:
+        with _neighbour(name, data) as temporary:
+            os.link(temporary, name)
+
+    def size(self, name: str, limit: float) -> int:
+        return self._object(name).stat().st_size
+
+    def find(self, name: str, limit: float) -> list[str]:
+        paths = (os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files)
+        return [path for path in paths if not _TEMPORARY.search(path)]
+
+    def delete(self, name: str, limit: float) -> None:
+        self._object(name).unlink()
+
+    def passing(self, error: Exception) -> bool:
+        return False
+
+    def _object(self, name: str) -> Path:
+        """A folder is not an object: an object store knows no such thing."""
+        if os.path.isdir(name):
+            raise FileNotFoundError(name)
+        return Path(name)
+
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.part$")
+
+
+class _neighbour:
+    """A complete, flushed copy of `data` beside `name`; removed on leaving if it is still there."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._path = Path(f"{name}.{secrets.token_hex(6)}.part")
+        self._data = data
+
+    def __enter__(self) -> Path:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._path.open("wb") as file:
+                file.write(self._data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+_KIND_OF_STATUS: dict[int, Callable[[str], OSError]] = {
+    401: PermissionError,
+    403: PermissionError,
+    404: FileNotFoundError,
+    412: FileExistsError,
+}
+
+
+class _S3:
+    """s3fs, with its listing cache and its own retries off. Every call carries its own time limit."""
+
+    def __init__(self) -> None:
+        import s3fs
+
+        self.pid = os.getpid()
+        self._fs = s3fs.S3FileSystem(
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 0}},
+        )
+        self._fs.retries = 1
+
+    def read(self, name: str, limit: float) -> bytes:
+        return self._call(self._fs._cat_file, name, limit=limit)
+
+    def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes:
+        if length == 0:
+            return b""
+        data: bytes = self._call(self._fs._cat_file, name, start=offset, end=offset + length, limit=limit)
+        # Some servers answer a range request with the whole object.
+        return data[offset : offset + length] if len(data) > length else data
+
+    def write(self, name: str, data: bytes, limit: float) -> None:
+        self._call(self._fs._pipe_file, name, data, limit=limit)
+
+    def create(self, name: str, data: bytes, limit: float) -> None:
+        self._call(self._fs._pipe_file, name, data, mode="create", limit=limit)
+
+    def size(self, name: str, limit: float) -> int:
+        info = self._call(self._fs._info, name, refresh=True, limit=limit)
+        if info["type"] != "file":
+            raise FileNotFoundError(name)
+        return int(info["size"])
+
+    def find(self, name: str, limit: float) -> list[str]:
+        # As a prefix with its slash: a sibling whose name merely begins the same is another folder.
+        found = self._call(self._fs._find, name + "/", limit=limit)
+        return [key for key in found if key.startswith(name + "/") and not key.endswith("/")]
+
+    def delete(self, name: str, limit: float) -> None:
+        self._call(self._fs._rm_file, name, limit=limit)
+
+    def passing(self, error: Exception) -> bool:
+        return True
+
+    def _call(self, function: Callable[..., Any], *args: Any, limit: float, **kwargs: Any) -> Any:
+        import botocore.exceptions
+        from fsspec.asyn import sync
+
+        try:
+            return sync(self._fs.loop, function, *args, timeout=limit, **kwargs)
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+            raise PermissionError("no credentials") from error
+        except OSError as error:
+            # s3fs goes by error codes, of which servers have their own; the status of the answer is in the cause.
+            status = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in _KIND_OF_STATUS:
+                raise _KIND_OF_STATUS[status](str(args[0])) from error
+            raise
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def _normalised(url: str) -> str:
+    if url.startswith("s3://"):
+        if "@" in url or "?" in url:
+            raise StorageError("an s3:// URL holds a bucket and a prefix only; credentials belong into AWS_* variables")
+        if not url[5:].strip("/"):
+            raise StorageError(f"{url!r} names no bucket; write s3://bucket/prefix")
+        return "s3://" + "/".join(_parts(url[5:]))
+    if url.startswith("file://"):
+        return "file://" + os.path.abspath(url[7:])
+    if "://" in url:
+        raise StorageError(
+            f"{url.split('://')[0]}:// is not supported; use s3://bucket/prefix, file:///folder or a path"
+        )
+    return "file://" + os.path.abspath(os.path.expanduser(url))
+
+
+def _parts(path: str) -> Iterator[str]:
+    return (part for part in path.split("/") if part)
+
+
+def _root(url: str) -> str:
+    return url.partition("://")[2]
+
+
+def _checked(path: str) -> str:
+    """A relative path inside the folder, or StorageError."""
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise StorageError(f"{path!r} leaves its folder; use a relative path without '..'")
+    return "/".join(_parts(path))
+
+
+def _reason(error: Exception) -> str:
+    """The error in a line, without the query part of any URL (a signed one carries a signature)."""
+    text = re.sub(r"\?\S*", "", str(error).strip().split("\n")[0])[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
