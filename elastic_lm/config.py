@@ -40,7 +40,7 @@ def _storage_address(url: str) -> str:
     if scheme != "s3":
         raise ValueError(f"has the unknown scheme {scheme}://; write s3://bucket/prefix, file:///folder or a folder")
     bucket = rest.partition("/")[0]
-    if "@" in bucket or "?" in rest:
+    if "@" in rest or "?" in rest:
         raise ValueError(
             "may hold credentials (it has an @ or a ?), and the config is stored with the run; write the bare address "
             "and give credentials by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
