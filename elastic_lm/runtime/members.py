@@ -129,8 +129,8 @@ class Members:
 
     def _call(self, member_id: str, ref: ray.ObjectRef, on_result: Callable[[Any], None]) -> None:
         def failed(error: BaseException) -> None:
-            proof = isinstance(error, (ActorDiedError, RayTaskError))
-            self._deliver(MemberFailed(member_id, _cause(error), proof))
+            raised = isinstance(error, RayTaskError)
+            self._deliver(MemberFailed(member_id, _cause(error), raised or isinstance(error, ActorDiedError), raised))
 
         _when_done(ref, on_result, failed)
 

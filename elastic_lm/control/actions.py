@@ -1,0 +1,83 @@
+"""What control wants done. The runtime does it, in this order, and reports what comes of it as events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_lm.events.types import Event
+from elastic_lm.protocol import Generation, Lease
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run ended: `done`, `stopped`, `failed_bug`, `poisoned`, `data_error` or `failed`."""
+
+    kind: str
+    message: str
+    step: int
+
+
+@dataclass(frozen=True)
+class StartMember:
+    """Ask for one more worker, anywhere but on `avoid_nodes`."""
+
+    member_id: str
+    avoid_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KillMember:
+    """End the member's process for certain; it is not part of the run any more."""
+
+    member_id: str
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Let the member end itself; it is not part of the run any more."""
+
+    member_id: str
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Members leave this generation, and every lower one, at once."""
+
+    member_ids: tuple[str, ...]
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Give every member of the lease this lease, with a rendezvous of its own."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class EndLease:
+    """Members vote to end this generation's lease after the running step."""
+
+    generation: Generation
+    member_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SaveCheckpoint:
+    """The member copies its state before its next lease and uploads the copy."""
+
+    member_id: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Emit:
+    event: Event
+
+
+@dataclass(frozen=True)
+class Finish:
+    verdict: Verdict
+
+
+Action = StartMember | KillMember | Retire | Fence | Grant | EndLease | SaveCheckpoint | Emit | Finish

@@ -1,0 +1,635 @@
+"""Control: everything the coordinator decides, as one object without I/O, threads or clock.
+
+`handle(event, now)` returns the actions to take. Any event may come in any state, late, twice or never; whatever comes,
+these hold:
+
+- A lease is granted only when every living member of the last one has reported or is gone.
+- A whole state is never overwritten under exact sums, and the last one is never given up on suspicion.
+- A member that is gone stays gone: a sign of life from it is answered with another kill.
+- Every decision is emitted as an event with a sentence that gives its numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from elastic_lm.control import actions as act
+from elastic_lm.control import events as ev
+from elastic_lm.control.assignment import shares, step_seconds
+from elastic_lm.control.health import SilenceLimit
+from elastic_lm.control.leases import catch_up_lease, common_lease, standing
+from elastic_lm.control.membership import Member, MemberState
+from elastic_lm.control.retries import Retries
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+
+SCAN_S = 0.05  # between two looks at everybody's deadlines: bounds the cost with a thousand members
+WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
+OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
+FINAL_SAVE_TRIES = 3
+WAIT = "wait"  # the cause of an interruption for lack of workers
+STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
+
+
+class Mode(StrEnum):
+    """What the current generation is doing."""
+
+    IDLE = "idle"  # no lease is out
+    LEASED = "leased"
+    ENDING = "ending"  # members were asked to vote for the end
+    FENCING = "fencing"  # members were told to drop everything
+
+
+@dataclass
+class Interruption:
+    """Why nobody trains at the moment, and since when."""
+
+    cause: str
+    since: float
+    detail: str
+
+
+@dataclass
+class Save:
+    """The checkpoint that is being written."""
+
+    member_id: str
+    step: int
+    began: float
+    final: bool
+
+
+class Control:
+    """State and decisions of one attempt of a run."""
+
+    def __init__(self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0) -> None:
+        self._spec = spec
+        self._checkpoint_step = resume_step
+        self._generation = Generation(owner_epoch, 0)
+        self._members: dict[str, Member] = {}
+        self._num_created = 0
+        self._lease: Lease | None = None
+        self._mode = Mode.IDLE
+        self._waiting: set[str] = set()  # members of the lease that owe a report
+        self._fenced_at = 0.0
+        self._limit = SilenceLimit(spec.heartbeat_timeout_s)
+        self._retries = Retries(spec)
+        self._reference: ReadyReport | None = None
+        self._errors: dict[tuple[int, str], set[str]] = {}
+        self._interruption: Interruption | None = None
+        self._join_at: float | None = None
+        self._last_rebalance = 0.0
+        self._next_scan = 0.0
+        self._save: Save | None = None
+        self._final_tries = 0
+        self._stopping: str | None = None
+        self._draining_nodes: set[str] = set()
+        self._verdict: act.Verdict | None = None
+        self._actions: list[act.Action] = []
+
+    # -- the outside -------------------------------------------------------------------------------------------------
+
+    def handle(self, event: ev.Input, now: float) -> list[act.Action]:
+        """Take in one event; returns what to do. After a verdict nothing more is decided."""
+        self._actions = []
+        if self._verdict is None:
+            self._dispatch(event, now)
+        return self._actions
+
+    def next_deadline(self, now: float) -> float:
+        """When to call with `Tick` at the latest."""
+        return self._next_scan if self._join_at is None else min(self._join_at, self._next_scan)
+
+    def status(self) -> dict[str, Any]:
+        """For people and tests: what there is at the moment."""
+        members = {
+            m.member_id: {"state": str(m.state), "node_id": m.node_id, "pid": m.pid, "leaving": m.leaving}
+            for m in self._members.values()
+        }
+        return {
+            "generation": str(self._generation),
+            "mode": str(self._mode),
+            "world_size": self._world_size(),
+            "min_workers": self._spec.min_workers,
+            "max_workers": self._spec.max_workers,
+            "members": members,
+        }
+
+    def _dispatch(self, event: ev.Input, now: float) -> None:
+        match event:
+            case ev.Tick():
+                self._on_tick(now)
+            case ev.Beat(heartbeat):
+                self._on_beat(heartbeat, now)
+            case ev.Reported(report):
+                self._on_report(report, now)
+            case ev.MemberStarted(member_id, node_id, pid):
+                self._on_started(member_id, node_id, pid, now)
+            case ev.MemberReady(report):
+                self._on_ready(report, now)
+            case ev.MemberFailed():
+                self._on_failed(event, now)
+            case ev.ConnectionLost(member_id):
+                if member_id in self._members:
+                    self._members[member_id].lost_connection_at = now
+                    self._next_scan = min(self._next_scan, now + self._spec.lost_connection_grace_s)
+            case ev.ConnectionRestored(member_id):
+                if member_id in self._members:
+                    self._members[member_id].lost_connection_at = None
+            case ev.Saved():
+                self._on_saved(event, now)
+            case ev.NodeDraining(node_id):
+                self._on_draining_node(node_id, now)
+            case ev.DrainRequested(member_id, node_id):
+                self._drain([m for m in self._members.values() if member_id == m.member_id or node_id == m.node_id],
+                            "drain", now)  # fmt: skip
+            case ev.Resized(low, high):
+                self._on_resized(low, high, now)
+            case ev.StopRequested(reason):
+                self._on_stop(reason, now)
+            case ev.ReaderReplaced(reader, replacement, cause):
+                self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
+                           reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
+            case ev.CoordinatorSlept(seconds):
+                for member in self._members.values():
+                    if member.last_beat is not None:
+                        member.last_beat += seconds
+                    member.progress_at += seconds
+
+    # -- members come ------------------------------------------------------------------------------------------------
+
+    def _fill_demand(self, now: float) -> None:
+        """One demand per missing worker."""
+        staying = sum(m.leaving is None for m in self._members.values())
+        missing = self._spec.max_workers - staying
+        if missing <= 0 or now < self._retries.not_before or self._stopping:
+            return
+        for _ in range(missing):
+            member = Member(f"w{self._num_created}", self._num_created, now)
+            self._num_created += 1
+            self._members[member.member_id] = member
+            self._do(act.StartMember(member.member_id, self._retries.avoided))
+
+    def _on_started(self, member_id: str, node_id: str, pid: int, now: float) -> None:
+        member = self._members.get(member_id)
+        if member is None:
+            self._do(act.KillMember(member_id))
+            return
+        member.node_id, member.pid = node_id, pid
+        if member.state is MemberState.PENDING:
+            member.enter(MemberState.STARTING, now)
+        self._emit(EventKind.MEMBER_STARTED, f"{member_id} starts (process {pid}).",
+                   member_id=member_id, node_id=node_id, pid=pid)  # fmt: skip
+        if node_id in self._draining_nodes:
+            self._drain([member], "preemption", now)
+
+    def _on_ready(self, report: ReadyReport, now: float) -> None:
+        member = self._members.get(report.member_id)
+        if member is None:
+            self._do(act.KillMember(report.member_id))
+            return
+        if member.has_joined:
+            return
+        if not self._admits(report):
+            self._refuse(member, report, now)
+            return
+        member.node_id, member.pid, member.last_beat = report.node_id, report.pid, now
+        member.enter(MemberState.READY, now)
+        self._emit(EventKind.MEMBER_READY, f"{member.member_id} is ready after {report.startup_s:.1f} s.",
+                   member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s)  # fmt: skip
+        if self._lease is None:
+            self._decide(now)
+        elif self._join_at is None:
+            self._join_at = now + self._spec.join_batch_s
+
+    def _admits(self, report: ReadyReport) -> bool:
+        """The first member's probe is the run's; with fast sums there is no promise to protect."""
+        if self._reference is None:
+            self._reference = report
+        return report.probe == self._reference.probe or not self._spec.exact
+
+    def _refuse(self, member: Member, report: ReadyReport, now: float) -> None:
+        assert self._reference is not None
+        expected = self._reference.environment
+        differing = {k: (v, expected.get(k)) for k, v in report.environment.items() if v != expected.get(k)}
+        told = ", ".join(f"{k}={mine} (the run: {runs})" for k, (mine, runs) in differing.items())
+        self._emit(EventKind.MEMBER_REFUSED,
+                   f"{member.member_id} computes other bits than the run and is refused: "
+                   f"{told or 'no recorded difference in its environment'}.",
+                   member_id=member.member_id, environment=report.environment, expected=expected)  # fmt: skip
+        self._remove(member, "computes other bits", now, crash=True)
+
+    # -- members go --------------------------------------------------------------------------------------------------
+
+    def _on_failed(self, event: ev.MemberFailed, now: float) -> None:
+        member = self._members.get(event.member_id)
+        if member is None:
+            return
+        if not event.proof and self._is_last_whole(member):
+            return  # suspicion: it may live; silence or proof will tell
+        if event.raised and self._raised_again(STARTING_UP, event.cause, event.member_id):
+            self._finish("failed_bug", f"workers cannot start: {event.cause} (twice)", member.next_step)
+            return
+        self._lose(member, event.cause, now)
+
+    def _lose(self, member: Member, cause: str, now: float) -> None:
+        """A member is gone, or is treated so for good."""
+        preempted = member.leaving == "preemption" or member.node_id in self._draining_nodes
+        left = self._count() - member.has_joined
+        self._emit(EventKind.MEMBER_LOST,
+                   f"{member.member_id} is lost ({cause}): {left} of {self._count()} workers left.",
+                   member_id=member.member_id, node_id=member.node_id,
+                   cause="preemption" if preempted else cause)  # fmt: skip
+        self._remove(member, cause, now, crash=not preempted)
+
+    def _remove(self, member: Member, cause: str, now: float, *, crash: bool) -> None:
+        del self._members[member.member_id]
+        self._do(act.KillMember(member.member_id))
+        if crash and self._retries.crashed(member.node_id, now):
+            self._emit(EventKind.NODE_QUARANTINED,
+                       f"Node {member.node_id} lost {self._spec.quarantine_failures} workers within "
+                       f"{self._spec.quarantine_window_s:.0f} s: no worker is placed there for now.",
+                       node_id=member.node_id, failures=self._spec.quarantine_failures)  # fmt: skip
+        if self._save is not None and self._save.member_id == member.member_id:
+            self._on_saved(ev.Saved(member.member_id, self._save.step, False, "its worker was lost"), now)
+        if self._lease is not None and member.member_id in self._lease.members:
+            self._interrupt("hang" if cause.startswith(("silent", "no progress")) else "failure",
+                            f"{member.member_id} {cause}", now)  # fmt: skip
+            self._waiting.discard(member.member_id)
+            self._fence(now)
+        self._fill_demand(now)
+
+    def _fence(self, now: float) -> None:
+        """End the lease at once; every living member still reports."""
+        assert self._lease is not None
+        if self._mode is not Mode.FENCING:
+            self._mode = Mode.FENCING
+            self._fenced_at = now
+            self._do(act.Fence(tuple(sorted(self._waiting)), self._lease.generation))
+        if not self._waiting:
+            self._close_lease(now)
+
+    def _drain(self, members: list[Member], cause: str, now: float) -> None:
+        """Members leave between leases; those that do not train yet leave now."""
+        for member in members:
+            member.leaving = member.leaving or cause
+            if member.state is not MemberState.ACTIVE and not (member.whole and self._is_last_whole(member)):
+                self._retire(member)
+        if self._lease is not None and any(m.leaving for m in self._active()):
+            self._end_lease("drain")
+        self._fill_demand(now)
+        if self._lease is None:
+            self._decide(now)
+
+    def _retire(self, member: Member) -> None:
+        del self._members[member.member_id]
+        if not member.has_joined:  # nothing runs there yet that could answer
+            self._do(act.KillMember(member.member_id))
+            return
+        self._do(act.Retire(member.member_id))
+        self._emit(EventKind.MEMBER_LEFT, f"{member.member_id} leaves ({member.leaving}): nothing is recomputed.",
+                   member_id=member.member_id, cause=member.leaving)  # fmt: skip
+
+    def _on_draining_node(self, node_id: str, now: float) -> None:
+        self._draining_nodes.add(node_id)
+        leaving = [m for m in self._members.values() if m.node_id == node_id]
+        self._emit(EventKind.NODE_DRAINING, f"Node {node_id[:8]} is going away with {len(leaving)} of our workers.",
+                   node_id=node_id)  # fmt: skip
+        self._drain(leaving, "preemption", now)
+
+    def _on_resized(self, low: int, high: int, now: float) -> None:
+        if not 1 <= low <= high:
+            self._emit(EventKind.NOTE, f"Ignored a resize to {low}..{high} workers: 1 <= min <= max must hold.")
+            return
+        self._spec = replace(self._spec, min_workers=low, max_workers=high)
+        self._emit(EventKind.RESIZED, f"The run now wants {low} to {high} workers.", min_workers=low, max_workers=high)
+        staying = sorted((m for m in self._members.values() if m.leaving is None), key=_keep_first)
+        self._drain(staying[high:], "resize", now)
+
+    # -- signs of life -----------------------------------------------------------------------------------------------
+
+    def _on_beat(self, beat: Any, now: float) -> None:
+        member = self._members.get(beat.member_id)
+        if member is None:
+            self._do(act.KillMember(beat.member_id))
+            return
+        if member.last_beat is not None and member.has_joined:
+            self._limit.saw_gap(now - member.last_beat, now)
+        member.last_beat = now
+        member.lost_connection_at = None
+        if beat.progress != member.progress or beat.phase is not member.phase:
+            member.progress_at = now
+        member.progress, member.phase = beat.progress, beat.phase
+        member.micro_batch_s = beat.micro_batch_s or member.micro_batch_s
+        lease = self._lease
+        if lease is None or beat.generation != lease.generation or beat.phase not in WORKING:
+            return
+        member.whole = True  # it trains, so it has a state; what it says when it reports is exact
+        member.next_step = max(beat.next_step, lease.start_step)
+        if self._interruption is not None and not self._is_catching_up():
+            self._resume(self._interruption, member.next_step, now)
+
+    def _resume(self, interruption: Interruption, step: int, now: float) -> None:
+        lost_s = now - interruption.since
+        self._interruption = None
+        self._emit(EventKind.REFORMED,
+                   f"Training again after {lost_s:.2f} s with {self._world_size()} workers ({interruption.cause}: "
+                   f"{interruption.detail}).",
+                   step=step, cause=interruption.cause, lost_s=lost_s, world_size=self._world_size())  # fmt: skip
+
+    def _on_tick(self, now: float) -> None:
+        if self._join_at is not None and now >= self._join_at:
+            self._join_at = None
+            if self._lease is not None:
+                self._end_lease("join")
+        if now < self._next_scan:
+            return
+        self._next_scan = now + SCAN_S
+        if self._retries.release(now):
+            self._restart_pending(now)
+        self._fill_demand(now)
+        for member in list(self._members.values()):
+            verdict = self._ailment(member, now)
+            if verdict is not None and member.member_id in self._members:
+                self._lose(member, verdict, now)
+        self._rebalance(now)
+        if self._lease is None:
+            self._decide(now)
+
+    def _ailment(self, member: Member, now: float) -> str | None:
+        """Why this member must be given up, if it must."""
+        spec = self._spec
+        lost_at = member.lost_connection_at
+        if lost_at is not None and now - lost_at >= spec.lost_connection_grace_s:
+            return "process died"  # the kernel closed its connection and nobody opened another
+        if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
+            return f"not ready {spec.start_timeout_s:.0f} s after its process started"
+        if not member.has_joined or self._is_last_whole(member):
+            return None
+        silence, limit = now - (member.last_beat or now), self._limit.seconds()
+        if silence > limit:
+            return f"silent for {silence:.1f} s, limit {limit:.1f} s"
+        if member.member_id not in self._waiting:
+            return None
+        patience = max(spec.progress_timeout_s, 20 * (member.micro_batch_s or 0))
+        owing = member.phase in OWING_PROGRESS or self._mode is Mode.FENCING
+        since = max(member.progress_at, member.since, self._fenced_at if self._mode is Mode.FENCING else 0.0)
+        if owing and now - since > patience:
+            return f"no progress in {member.phase} for {now - since:.1f} s, limit {patience:.1f} s"
+        return None
+
+    def _is_last_whole(self, member: Member) -> bool:
+        """Whether giving this member up would give up the run's state in memory."""
+        return member.whole and sum(m.whole for m in self._members.values()) == 1
+
+    def _restart_pending(self, now: float) -> None:
+        """Demands were made while a node was avoided; ask again without that."""
+        for member in [m for m in self._members.values() if m.state is MemberState.PENDING]:
+            del self._members[member.member_id]
+            self._do(act.KillMember(member.member_id))
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    def _on_report(self, report: LeaseReport, now: float) -> None:
+        member = self._members.get(report.member_id)
+        if member is None or self._lease is None or report.generation != self._lease.generation:
+            return
+        member.whole, member.next_step = report.whole, report.next_step
+        member.micro_batch_s = report.micro_batch_s or member.micro_batch_s
+        member.enter(MemberState.READY, now)
+        self._waiting.discard(report.member_id)
+        match report.end:
+            case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
+                kind = "poisoned" if report.end is LeaseEnd.POISONED else "data_error"
+                self._finish(kind, report.error or "", report.error_step or report.next_step)
+                return
+            case LeaseEnd.RAISED:
+                if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
+                    self._finish("failed_bug", f"step {report.error_step}: {report.error} (twice)", report.next_step)
+                    return
+                self._emit(EventKind.NOTE, f"{report.member_id} raised at step {report.error_step}: {report.error}.",
+                           step=report.error_step, member_id=report.member_id)  # fmt: skip
+                self._interrupt("error", f"{report.member_id} raised", now)
+                self._fence(now)
+                return
+            case LeaseEnd.BROKEN:
+                self._interrupt("failure", f"{report.member_id} lost a peer", now)
+                self._fence(now)
+                return
+        if self._interruption is None:
+            self._interrupt("lease", "lease ended", now)
+        if not self._waiting:
+            self._close_lease(now)
+
+    def _raised_again(self, step: int, error: str, occasion: str) -> bool:
+        """The same exception at the same step on two occasions (generations, or members' starts) is a bug, not a fault."""
+        seen = self._errors.setdefault((step, error), set())
+        seen.add(occasion)
+        return len(seen) >= self._spec.same_error_limit
+
+    def _end_lease(self, cause: str) -> None:
+        """Let the running step be the lease's last."""
+        if self._mode is not Mode.LEASED:
+            return
+        assert self._lease is not None
+        self._mode = Mode.ENDING
+        self._ending_cause = cause
+        self._do(act.EndLease(self._lease.generation, tuple(sorted(self._waiting))))
+
+    _ending_cause = "lease"
+
+    def _close_lease(self, now: float) -> None:
+        assert not self._waiting
+        if self._interruption is not None and self._interruption.cause == "lease":
+            self._interruption.cause = self._ending_cause
+        self._ending_cause = "lease"
+        self._lease = None
+        self._mode = Mode.IDLE
+        self._decide(now)
+
+    def _decide(self, now: float) -> None:
+        """No lease is out: save, let go of those who leave, and grant the next one."""
+        if self._verdict is not None or self._lease is not None:
+            return
+        now_standing = self._standing()
+        ending = self._stopping is not None or now_standing.head == self._spec.total_steps
+        if ending:
+            self._end_run(now_standing.whole, now_standing.head, now)
+            return
+        if now_standing.head is not None and not now_standing.behind:
+            self._save_if_due(now_standing.whole[0], now_standing.head, now)
+        self._let_go()
+        self._grant(now)
+
+    def _standing(self) -> Any:
+        return standing([m for m in self._members.values() if m.has_joined], exact=self._spec.exact)
+
+    def _let_go(self) -> None:
+        """Retire those who leave, unless one of them holds the last state."""
+        keeps_state = any(m.whole and m.leaving is None for m in self._members.values())
+        for member in [m for m in self._members.values() if m.leaving and m.has_joined]:
+            if not member.whole or keeps_state:
+                self._retire(member)
+
+    def _grant(self, now: float) -> None:
+        members = [m for m in self._members.values() if m.has_joined and m.lost_connection_at is None]
+        current = standing(members, exact=self._spec.exact)
+        if not members or (current.head is None and len(members) < self._spec.min_workers):
+            if self._interruption is None or self._interruption.cause != WAIT:
+                self._interrupt_for_wait(len(members), now)
+            return
+        self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
+        if current.behind:
+            lease = catch_up_lease(current, self._generation, self._spec)
+        else:
+            lease = common_lease(members, current, self._generation, self._spec, restore=self._checkpoint_step)
+        self._lease, self._mode = lease, Mode.LEASED
+        self._waiting = set(lease.members)
+        self._last_rebalance = now
+        for member_id in lease.members:
+            member = self._members[member_id]
+            member.enter(MemberState.ACTIVE, now)
+            member.progress_at = now
+            if lease.source is None or lease.rank_of(member_id) not in lease.receivers:
+                continue
+            member.whole = False
+        self._do(act.Grant(lease))
+        counts = [len(part) for part in lease.assignments]
+        self._emit(EventKind.LEASE_GRANTED,
+                   f"Generation {self._generation}: {len(counts)} workers train from step {lease.start_step}, "
+                   f"micro-batches {counts}.",
+                   step=lease.start_step, members=list(lease.members), start_step=lease.start_step,
+                   stop_step=lease.stop_step, shares=counts, world_size=len(counts))  # fmt: skip
+        if any(m.leaving for m in self._active()) and len(lease.members) > 1:
+            self._end_lease("drain")  # the last state travels with this lease; its holder leaves after one step
+
+    def _interrupt(self, cause: str, detail: str, now: float) -> None:
+        """Training stands still from now on; the first cause is the one that counts, but a failure outranks a plan."""
+        planned = ("lease", "join", "drain", "checkpoint", "straggler", "resize")
+        if self._interruption is None:
+            self._interruption = Interruption(cause, now, detail)
+        elif self._interruption.cause in planned and cause not in planned:
+            self._interruption.cause, self._interruption.detail = cause, detail
+
+    def _interrupt_for_wait(self, have: int, now: float) -> None:
+        since = now if self._interruption is None else self._interruption.since
+        wanted = self._spec.min_workers
+        self._interruption = Interruption(WAIT, since, f"waited for {wanted} workers")
+        self._emit(EventKind.NOTE, f"Waiting for {wanted} workers; {have} ready.", have=have, wanted=wanted)
+
+    def _is_catching_up(self) -> bool:
+        assert self._lease is not None
+        joined = sum(m.has_joined for m in self._members.values())
+        return self._lease.stop_step - self._lease.start_step == 1 and len(self._lease.members) < joined
+
+    # -- speed -------------------------------------------------------------------------------------------------------
+
+    def _rebalance(self, now: float) -> None:
+        """End a lease whose split of work is clearly worse than today's speeds allow."""
+        spec, lease = self._spec, self._lease
+        if self._mode is not Mode.LEASED or now - self._last_rebalance < spec.rebalance_every_s:
+            return
+        assert lease is not None
+        self._last_rebalance = now
+        seconds = [self._members[m].micro_batch_s if m in self._members else None for m in lease.members]
+        if any(s is None for s in seconds) or len(seconds) < 2:
+            return
+        self._name_stragglers(lease, [s for s in seconds if s is not None])
+        present = step_seconds([len(part) for part in lease.assignments], seconds)
+        best = step_seconds(shares(spec.num_micro_batches, seconds), seconds)
+        if best < present * (1 - spec.rebalance_gain):
+            self._end_lease("straggler")
+
+    def _name_stragglers(self, lease: Lease, seconds: list[float]) -> None:
+        usual = statistics.median(seconds)
+        for member_id, pace in zip(lease.members, seconds, strict=True):
+            if pace > self._spec.straggler_factor * usual:
+                self._emit(EventKind.STRAGGLER,
+                           f"{member_id} needs {pace:.2f} s per micro-batch, the median is {usual:.2f} s.",
+                           member_id=member_id, micro_batch_s=pace, median_s=usual)  # fmt: skip
+
+    # -- checkpoints and the end -------------------------------------------------------------------------------------
+
+    def _save_if_due(self, member: Member, step: int, now: float) -> None:
+        """A store that is slower than the interval delays the next save, never training."""
+        every = self._spec.checkpoint_every
+        if every and step and step % every == 0 and step != self._checkpoint_step and self._save is None:
+            self._begin_save(member, step, now, final=False)
+
+    def _begin_save(self, member: Member, step: int, now: float, *, final: bool) -> None:
+        self._save = Save(member.member_id, step, now, final)
+        self._do(act.SaveCheckpoint(member.member_id, step))
+
+    def _on_saved(self, event: ev.Saved, now: float) -> None:
+        save = self._save
+        if save is None or (save.member_id, save.step) != (event.member_id, event.step):
+            return
+        self._save = None
+        seconds = now - save.began
+        if event.ok:
+            self._checkpoint_step = event.step
+            self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {event.step} saved in {seconds:.1f} s.",
+                       step=event.step, seconds=seconds)  # fmt: skip
+        else:
+            self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {event.step} failed: {event.error}.",
+                       step=event.step, error=event.error)  # fmt: skip
+        self._decide(now)
+
+    def _end_run(self, whole: tuple[Member, ...], head: int | None, now: float) -> None:
+        """Everything is trained, or the run was told to stop: save once more, then give the verdict."""
+        if self._save is not None:
+            return  # its end calls us again
+        if head is None or head == self._checkpoint_step or not whole:
+            step = head if head is not None else (self._checkpoint_step or 0)
+            if head is None and self._stopping is None:
+                return
+            if self._stopping is not None and head != self._spec.total_steps:
+                self._finish("stopped", self._stopping, step)
+            else:
+                self._finish("done", f"trained {step} steps", step)
+        elif self._final_tries == FINAL_SAVE_TRIES:
+            self._finish("failed", f"the checkpoint of step {head} could not be written in {FINAL_SAVE_TRIES} tries", head)
+        else:
+            self._final_tries += 1
+            ahead = [m for m in whole if m.next_step == head]
+            self._begin_save(ahead[0], head, now, final=True)
+
+    def _on_stop(self, reason: str, now: float) -> None:
+        self._stopping = self._stopping or reason
+        self._emit(EventKind.NOTE, f"Stopping after the running step: {reason}.")
+        if self._lease is None:
+            self._decide(now)
+        else:
+            self._end_lease("stop")
+
+    def _finish(self, kind: str, message: str, step: int) -> None:
+        self._verdict = act.Verdict(kind, message, step)
+        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind)
+        self._do(act.Finish(self._verdict))
+
+    # -- small things ------------------------------------------------------------------------------------------------
+
+    def _active(self) -> list[Member]:
+        return [m for m in self._members.values() if m.state is MemberState.ACTIVE]
+
+    def _count(self) -> int:
+        """Workers that are warmed up."""
+        return sum(m.has_joined for m in self._members.values())
+
+    def _world_size(self) -> int:
+        return 0 if self._lease is None else len(self._lease.members)
+
+    def _do(self, action: act.Action) -> None:
+        self._actions.append(action)
+
+    def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
+        self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))
+
+
+def _keep_first(member: Member) -> tuple[bool, bool, int]:
+    """Order of keeping when the run shrinks: those with a state, then those who are ready, then the eldest."""
+    return not member.whole, not member.has_joined, member.number

@@ -1,0 +1,115 @@
+"""What control is told. Each is a fact with a sender; none is an instruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_lm.protocol import Heartbeat, LeaseReport, ReadyReport
+
+
+@dataclass(frozen=True)
+class MemberStarted:
+    """The member's process runs; it is warming up."""
+
+    member_id: str
+    node_id: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class MemberReady:
+    report: ReadyReport
+
+
+@dataclass(frozen=True)
+class MemberFailed:
+    """A call to the member failed: its process is known to be dead or it raised (`proof`), or it could not be reached."""
+
+    member_id: str
+    cause: str
+    proof: bool
+    raised: bool = False
+
+
+@dataclass(frozen=True)
+class ConnectionLost:
+    """The member's lifeline closed: its process died, or the network cut it."""
+
+    member_id: str
+
+
+@dataclass(frozen=True)
+class ConnectionRestored:
+    member_id: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True)
+class Reported:
+    report: LeaseReport
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The upload of a checkpoint ended, well or not."""
+
+    member_id: str
+    step: int
+    ok: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class NodeDraining:
+    """The node goes at `deadline` (unix seconds, 0 when unknown)."""
+
+    node_id: str
+    deadline: float
+
+
+@dataclass(frozen=True)
+class DrainRequested:
+    """Somebody wants a member, or every member of a node, to leave between leases."""
+
+    member_id: str | None = None
+    node_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Resized:
+    min_workers: int
+    max_workers: int
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReaderReplaced:
+    reader_id: str
+    replacement: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class CoordinatorSlept:
+    """The coordinator itself did not run for this long: nobody's silence in that time is their own."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Input = (
+    MemberStarted | MemberReady | MemberFailed | ConnectionLost | ConnectionRestored | Beat | Reported | Saved
+    | NodeDraining | DrainRequested | Resized | StopRequested | ReaderReplaced | CoordinatorSlept | Tick
+)  # fmt: skip
