@@ -307,7 +307,7 @@ class _S3:
         return True
 
     def _call(self, function: Callable[..., Any], *args: Any, limit: float, **kwargs: Any) -> Any:
-        import botocore.exceptions
+        import botocore.exceptions  # type: ignore[import-untyped]
         from fsspec.asyn import sync
 
         try:

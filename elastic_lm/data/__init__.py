@@ -1,0 +1,1 @@
+"""From raw text to batches of token ids: corpus, order, windows. No torch, no Ray."""

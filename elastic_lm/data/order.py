@@ -1,0 +1,217 @@
+"""Which samples make up which micro-batch: arithmetic without state, without tables, without a corpus in memory.
+
+Invariant: micro-batch (step, j) depends on this object's fields alone, never on who asks, how many ask, or what was asked
+before; and every sample of the corpus comes exactly once per epoch. Trade-off: the shuffle has two levels (blocks over
+the corpus, samples inside a window of blocks), so that a window can be read once and kept, against a full shuffle's
+scattered reads.
+
+Terms: a *block* is the unit that storage reads and verifies. A *full* block holds `samples_per_block` samples; the last
+one of the corpus, the *tail*, may hold fewer. A *window* is `window_blocks` blocks that are shuffled together; the last
+window of an epoch takes what remains of the full blocks, and the tail. Sample i of a block is its tokens
+[i T, i T + T + 1): neighbours share one token, which is the target of one and the first input of the next.
+Source: docs/order.md; cycle-walking Feistel permutation (Black and Rogaway, 2002).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from elastic_lm.errors import ConfigError
+
+NUM_ROUNDS = 6  # 4 make a strong permutation of a large domain; small ones (a few blocks) look better with more
+MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAt:
+    """Where one sample lies: in block `block`, which is the `slot`-th of its window in reading order."""
+
+    epoch: int
+    window: int
+    slot: int
+    block: int
+    index_in_block: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one run over one corpus. `skip`: half-open ranges of batch indices, ascending, left out.
+
+    Raises: ConfigError when a number is out of range or there is not a single sample.
+    """
+
+    num_full_blocks: int
+    samples_per_block: int
+    tail_samples: int
+    window_blocks: int
+    seed: int
+    micro_batches: int
+    micro_batch_size: int
+    sequence_length: int
+    skip: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("window_blocks", "micro_batches", "micro_batch_size", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"order: {name}={getattr(self, name)} must be at least 1")
+        for name in ("num_full_blocks", "samples_per_block", "tail_samples"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"order: {name}={getattr(self, name)} must not be negative")
+        if self.samples_per_block == 0 or self.num_samples == 0:
+            raise ConfigError(
+                f"no block of the corpus holds a sample of {self.sequence_length} + 1 tokens; use a smaller "
+                f"batch.sequence_length, or prepare more text or larger blocks"
+            )
+        if self.tail_samples > self.samples_per_block:
+            raise ConfigError(
+                f"order: the tail's {self.tail_samples} samples exceed a block's {self.samples_per_block}"
+            )
+        _check_skip(self.skip)
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per epoch."""
+        return self.num_full_blocks * self.samples_per_block + self.tail_samples
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that hold at least one sample."""
+        return self.num_full_blocks + (self.tail_samples > 0)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows per epoch. A tail joins the last window; alone it is one."""
+        return max(1, -(-self.num_full_blocks // self.window_blocks))
+
+    @property
+    def span_tokens(self) -> int:
+        """Tokens of a block that samples use: a window's array holds this many per block, one after the other."""
+        return self.samples_per_block * self.sequence_length + 1
+
+    # -- blocks and windows ------------------------------------------------------------------------------------------
+
+    def window_blocks_of(self, epoch: int, window: int) -> tuple[int, ...]:
+        """Ids of the blocks of a window, in reading order. The tail's id is `num_full_blocks`."""
+        if not 0 <= window < self.num_windows:
+            raise ValueError(f"window {window} is not in [0, {self.num_windows})")
+        start = window * self.window_blocks
+        stop = min(start + self.window_blocks, self.num_full_blocks)
+        key = _key(self.seed, epoch)
+        blocks = tuple(permute(place, self.num_full_blocks, key) for place in range(start, stop))
+        has_tail = self.tail_samples > 0 and window == self.num_windows - 1
+        return (*blocks, self.num_full_blocks) if has_tail else blocks
+
+    def window_samples(self, window: int) -> int:
+        """Samples in a window."""
+        full = min(self.window_blocks, self.num_full_blocks - window * self.window_blocks)
+        return full * self.samples_per_block + (self.tail_samples if window == self.num_windows - 1 else 0)
+
+    def locate(self, position: int) -> SampleAt:
+        """The sample at `position` of the endless sequence epoch 0, epoch 1, ..."""
+        epoch, window, place = self._place(position)
+        index = permute(place, self.window_samples(window), _key(self.seed, epoch, window))
+        slot, index_in_block = divmod(index, self.samples_per_block)
+        place_of_block = window * self.window_blocks + slot
+        if place_of_block < self.num_full_blocks:
+            block = permute(place_of_block, self.num_full_blocks, _key(self.seed, epoch))
+        else:
+            block = self.num_full_blocks  # the tail
+        return SampleAt(epoch, window, slot, block, index_in_block)
+
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """Epoch, window, and place in that window before it is shuffled."""
+        epoch, place = divmod(position, self.num_samples)
+        window_size = self.window_blocks * self.samples_per_block
+        window = min(place // window_size, self.num_windows - 1)
+        return epoch, window, place - window * window_size
+
+    def offset_in_window(self, sample: SampleAt) -> int:
+        """Index of the sample's first token in its window's array."""
+        return sample.slot * self.span_tokens + sample.index_in_block * self.sequence_length
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> int:
+        """Batch index that `step` trains on: the step-th of those that are not skipped."""
+        index = step
+        for start, stop in self.skip:
+            if index < start:
+                break
+            index += stop - start
+        return index
+
+    def micro_batch(self, step: int, micro_batch: int) -> list[SampleAt]:
+        """The samples of one micro-batch, in the order of its rows."""
+        if not 0 <= micro_batch < self.micro_batches:
+            raise ValueError(f"micro-batch {micro_batch} is not in [0, {self.micro_batches})")
+        first = (self.batch(step) * self.micro_batches + micro_batch) * self.micro_batch_size
+        return [self.locate(first + row) for row in range(self.micro_batch_size)]
+
+    def windows_of(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, window) of all windows that the batch of `step` touches, in order."""
+        size = self.micro_batches * self.micro_batch_size
+        first = self.batch(step) * size
+        windows = []
+        window = self._place(first)[:2]
+        last = self._place(first + size - 1)[:2]
+        while window <= last:
+            windows.append(window)
+            window = self.window_after(window)
+        return windows
+
+    def window_after(self, window: tuple[int, int]) -> tuple[int, int]:
+        """The window that follows (epoch, window)."""
+        epoch, index = window
+        return (epoch, index + 1) if index + 1 < self.num_windows else (epoch + 1, 0)
+
+
+# -- permutation -----------------------------------------------------------------------------------------------------
+
+
+def permute(index: int, size: int, key: int) -> int:
+    """The image of `index` under the permutation of [0, size) that `key` chooses. O(1) time, no memory.
+
+    A balanced Feistel network permutes the next power of four; walking its cycle from a value inside [0, size) until it
+    is inside again makes that a permutation of [0, size). Less than four steps are expected.
+    """
+    if size <= 1:
+        return 0
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half_mask = (1 << half_bits) - 1
+    while True:
+        left, right = index >> half_bits, index & half_mask
+        for round_number in range(NUM_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ _mix(key + round_number)) & half_mask)
+        index = (left << half_bits) | right
+        if index < size:
+            return index
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit moves every output bit."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK_64
+    return value ^ (value >> 31)
+
+
+@lru_cache(maxsize=1024)
+def _key(*parts: int) -> int:
+    """64 bits that the parts determine; a cache of a pure function."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _check_skip(skip: tuple[tuple[int, int], ...]) -> None:
+    end = 0
+    for start, stop in skip:
+        if not end <= start < stop:
+            raise ConfigError(
+                f"training.skip holds [{start}, {stop}): ranges are half-open, not empty and ascending; "
+                f"this one must begin at {end} or later and end after it begins"
+            )
+        end = stop
