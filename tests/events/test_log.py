@@ -1,0 +1,205 @@
+"""The event log: a prefix of what was appended, whatever storage does, and never an exception into training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from elastic_lm.errors import StorageError
+from elastic_lm.events import log
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.storage import Storage
+
+
+def event(number: int) -> Event:
+    return Event(EventKind.NOTE, f"note {number}", step=number, fields={"number": number})
+
+
+def numbers(storage: Storage, problems: list[str] | None = None) -> list[int]:
+    told: list[str] = [] if problems is None else problems
+    return [e.fields["number"] for e in log.read(storage, on_problem=told.append)]
+
+
+@pytest.fixture
+def folder(folder_url: str) -> Storage:
+    return Storage.open(folder_url)
+
+
+class _Failing(Storage):
+    """Storage that fails while `down` is set."""
+
+    down = False
+
+    def create(self, path: str, data: bytes) -> None:
+        if self.down:
+            raise StorageError("503 for ever")
+        super().create(path, data)
+
+
+def test_events_come_back_in_order_and_equal(folder: Storage) -> None:
+    written = log.EventLog(folder)
+    for number in range(100):
+        written.append(event(number))
+    assert written.close()
+    assert list(log.read(folder)) == [event(number) for number in range(100)]
+
+
+def test_empty_log_reads_as_nothing(folder: Storage) -> None:
+    assert log.EventLog(folder).close()
+    assert list(log.read(folder)) == []
+
+
+def test_log_of_a_later_attempt_continues_the_numbers(folder: Storage) -> None:
+    for attempt in range(3):
+        written = log.EventLog(folder)
+        written.append(event(2 * attempt))
+        written.append(event(2 * attempt + 1))
+        written.close()
+    problems: list[str] = []
+    assert numbers(folder, problems) == list(range(6))
+    assert problems == []
+    assert folder.list() == ["000000000000.jsonl", "000000000002.jsonl", "000000000004.jsonl"]
+
+
+def test_append_reaches_storage_without_a_flush(folder: Storage) -> None:
+    stored = threading.Event()
+    written = log.EventLog(folder, flush_s=0.01, on_stored=lambda events: stored.set())
+    written.append(event(0))
+    assert stored.wait(10)
+    assert numbers(folder) == [0]
+    written.close()
+
+
+def test_on_stored_tells_every_event_once_in_order(folder: Storage) -> None:
+    told: list[Event] = []
+    written = log.EventLog(folder, flush_s=60, on_stored=told.extend)
+    for number in range(10):
+        written.append(event(number))
+        if number % 4 == 3:
+            written.flush()
+    written.close()
+    assert told == [event(number) for number in range(10)]
+
+
+def test_watcher_that_raises_does_not_end_the_log(folder: Storage) -> None:
+    def broken(events: list[Event]) -> None:
+        raise RuntimeError("bug")
+
+    written = log.EventLog(folder, on_stored=broken)
+    for number in range(2):
+        written.append(event(number))
+        assert written.flush()
+    written.close()
+    assert numbers(folder) == [0, 1]
+
+
+def test_events_wait_for_storage_to_come_back(folder_url: str) -> None:
+    storage = _Failing(folder_url)
+    written = log.EventLog(storage, flush_s=0.01)
+    storage.down = True
+    written.append(event(0))
+    assert not written.flush(timeout_s=0.2)
+    assert written.problem is not None
+    assert "503" in written.problem
+    written.append(event(1))
+    storage.down = False
+    assert written.flush()
+    assert written.problem is None
+    assert written.close()
+    assert numbers(storage) == [0, 1]
+
+
+def test_close_without_storage_ends_and_says_so(folder_url: str) -> None:
+    storage = _Failing(folder_url)
+    storage.down = True
+    written = log.EventLog(storage)
+    written.append(event(0))
+    assert not written.close(timeout_s=0.2)
+
+
+def test_events_beyond_the_buffer_leave_a_gap_that_is_told(folder_url: str) -> None:
+    storage = _Failing(folder_url)
+    storage.down = True
+    written = log.EventLog(storage, max_buffered=3)
+    for number in range(5):
+        written.append(event(number))
+    storage.down = False
+    assert written.flush()
+    written.append(event(5))
+    written.close()
+    problems: list[str] = []
+    assert numbers(storage, problems) == [0, 1, 2, 5]
+    assert problems == ["events 3 to 4 are missing before 000000000005.jsonl"]
+
+
+def test_second_writer_is_told_apart(folder: Storage) -> None:
+    first, second = log.EventLog(folder), log.EventLog(folder)
+    first.append(event(0))
+    assert first.close()
+    second.append(event(7))
+    assert not second.close(timeout_s=0.5)
+    assert second.problem is not None
+    assert "somebody else" in second.problem
+    assert numbers(folder) == [0]
+
+
+def _cut(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", storage.read("000000000001.jsonl")[:-5])
+
+
+def _garble(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", b'{"kind": "no_such_kind"}\n')
+
+
+def _lose(storage: Storage) -> None:
+    storage.delete("000000000001.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("damage", "left", "told"),
+    [
+        (_cut, [0, 2], "event 1 cannot be read"),
+        (_garble, [0, 2], "event 1 cannot be read"),
+        (_lose, [0, 2], "events 1 to 1 are missing before 000000000002.jsonl"),
+    ],
+)
+def test_damage_is_told_and_the_rest_is_read(
+    folder: Storage, damage: Callable[[Storage], None], left: list[int], told: str
+) -> None:
+    written = log.EventLog(folder)
+    for number in range(3):
+        written.append(event(number))
+        written.flush()
+    written.close()
+    damage(folder)
+    problems: list[str] = []
+    assert numbers(folder, problems) == left
+    assert len(problems) == 1
+    assert told in problems[0]
+
+
+def test_overlapping_segments_are_read_once(folder: Storage) -> None:
+    lines = [event(number).to_json() + "\n" for number in range(4)]
+    folder.write("000000000000.jsonl", "".join(lines[:3]).encode())
+    folder.write("000000000002.jsonl", "".join(lines[2:]).encode())
+    folder.write("notes.txt", b"not ours")
+    problems: list[str] = []
+    assert numbers(folder, problems) == [0, 1, 2, 3]
+    assert len(problems) == 1
+    assert "begins before event 3" in problems[0]
+
+
+def test_appending_from_many_threads_loses_nothing(folder: Storage) -> None:
+    written = log.EventLog(folder, flush_s=0.001)
+    threads = [
+        threading.Thread(target=lambda base=base: [written.append(event(base + i)) for i in range(200)])
+        for base in (0, 200, 400)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written.close()
+    assert sorted(numbers(folder)) == list(range(600))
