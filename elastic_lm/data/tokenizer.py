@@ -1,0 +1,91 @@
+"""Text to token ids: a byte-level BPE tokenizer, trained on the corpus or loaded from a `tokenizer.json`.
+
+Invariant: pad, cls, sep, mask and end-of-text ids are always reserved, so that one corpus serves every objective, and
+text can never produce them: a document that spells `<|end_of_text|>` is encoded letter by letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from elastic_lm.errors import ConfigError, DataError
+
+SPECIAL_NAMES = ("pad", "cls", "sep", "mask", "end_of_text")
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_NAMES)
+PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library takes about 100 bytes a character
+
+
+class TextEncoder:
+    """A tokenizer that is ready to encode documents. `json` is all there is to it; `hash` is that text's sha256."""
+
+    def __init__(self, json: str) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(json)
+        except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+            raise DataError(f"this is no tokenizer.json: {error}") from error
+        missing = [_spelled(name) for name in SPECIAL_NAMES if self._tokenizer.token_to_id(_spelled(name)) is None]
+        self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.json: str = self._tokenizer.to_str()
+        self.hash = hashlib.sha256(self.json.encode()).hexdigest()
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.special_ids = {name: self._tokenizer.token_to_id(_spelled(name)) for name in SPECIAL_NAMES}
+
+    @property
+    def dtype(self) -> str:
+        return "uint16" if self.vocab_size <= 2**16 else "uint32"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the document, end-of-text last."""
+        ids: list[int] = []
+        for piece in pieces(text):
+            ids.extend(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+        ids.append(self.special_ids["end_of_text"])
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text again, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> TextEncoder:
+    """A tokenizer with at most `vocab_size` entries, determined by the texts and their order."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size={vocab_size} cannot hold 256 bytes and {len(SPECIAL_NAMES)} special tokens; "
+            f"use at least {SMALLEST_VOCABULARY}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_spelled(name) for name in SPECIAL_NAMES],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer=trainer)
+    return TextEncoder(tokenizer.to_str())
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text cut in front of the last white space within every PIECE_CHARACTERS; hard where there is none."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        window = text[start : start + PIECE_CHARACTERS]
+        cut = max(window.rfind("\n"), window.rfind(" "))
+        # White space belongs to the word behind it in byte-level BPE, so the cut is in front of it.
+        stop = start + (cut if cut > 0 else PIECE_CHARACTERS)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
+
+
+def _spelled(name: str) -> str:
+    return f"<|{name}|>"
