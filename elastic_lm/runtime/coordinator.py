@@ -26,6 +26,7 @@ from elastic_lm.data.order import Order
 from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.protocol import Lease
+from elastic_lm.result import RunResult
 from elastic_lm.runtime.drain import DrainWatcher
 from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
@@ -56,8 +57,9 @@ class Plan:
 class Coordinator:
     """Runs one attempt of a run, from the first member's start to the verdict."""
 
-    def __init__(self, plan: Plan, mailbox: Any) -> None:
+    def __init__(self, plan: Plan, mailbox: Any, *, attempt: int) -> None:
         self._plan = plan
+        self._attempt = attempt
         self._mailbox = mailbox
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
         self._control = Control(plan.config.control_spec(), resume_step=plan.resume_step)
@@ -66,19 +68,23 @@ class Coordinator:
         self._saved: dict[int, dict[str, str]] = {}
         self._verdict: act.Verdict | None = None
 
-    def run(self) -> tuple[act.Verdict, dict[str, Any]]:
-        """Train until there is a verdict. Returns it with the run's figures. Leaves nothing running."""
+    def run(self) -> RunResult:
+        """Train until there is a verdict. Leaves nothing running."""
         with ExitStack() as stack:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
-        return self._verdict, self._figures()
+            result = self._result(self._verdict)
+            self._recorder.publish({**self._control.status(), "verdict": result.verdict}, at_once=True)
+        return result
 
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
+        self._recorder = Recorder(
+            config, plan.run_storage, self._mailbox, resume_step=plan.resume_step, attempt=self._attempt
+        )
         stack.callback(self._recorder.close)
         secret = secrets.token_hex(16)
         lifelines = LifelineServer(
@@ -112,7 +118,7 @@ class Coordinator:
             readers=(),
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
-            identity={"fingerprint": config.identity_fingerprint()},
+            identity={"fingerprint": config.identity_fingerprint(), "config": config.to_yaml()},
             keep_checkpoints=config.checkpoint.keep,
             lifeline_address=address,
             lifeline_secret=secret,
@@ -157,7 +163,7 @@ class Coordinator:
             self._tell(event)
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
         self._tell(ev.Tick())
-        self._recorder.flush(self._control.status())
+        self._recorder.publish(self._control.status())
 
     def _tell(self, event: ev.Input) -> None:
         if isinstance(event, ev.Beat):
@@ -208,9 +214,16 @@ class Coordinator:
     def _save(self, member_id: str, step: int) -> None:
         self._members.save(member_id, step, lambda info: self._saved.__setitem__(step, info))
 
-    def _figures(self) -> dict[str, Any]:
-        newest = max(self._saved, default=None)
-        return {**self._recorder.figures(), "saved": self._saved[newest] if newest is not None else {}}
+    def _result(self, verdict: act.Verdict) -> RunResult:
+        newest = self._saved.get(max(self._saved, default=-1), {})
+        return RunResult(
+            verdict=verdict.kind,
+            message=verdict.message,
+            last_step=verdict.step,
+            metrics=self._recorder.figures(),
+            checkpoint=newest.get("url"),
+            digest={name: newest[name] for name in ("state", "weights") if name in newest},
+        )
 
 
 def _input_of(command: Command) -> ev.Input:

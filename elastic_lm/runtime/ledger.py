@@ -50,6 +50,10 @@ class Ledger:
         if len(self._committed) > KEPT_STEPS:
             self._committed.popitem(last=False)
 
+    def skip_to(self, step: int) -> None:
+        """Steps below `step` are in a checkpoint, whether or not anybody logged them."""
+        self.next_step = max(self.next_step, step)
+
     def last(self) -> StepRecord | None:
         return next(reversed(self._committed.values()), None)
 

@@ -97,9 +97,11 @@ class Members:
         def failed(error: BaseException) -> None:
             self._deliver(Saved(member_id, step, False, _cause(error)))
 
+        def copied(_: None) -> None:
+            _when_done(handle.saved.remote(step), done, failed)
+
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
-        _when_done(handle.snapshot.remote(step), lambda _: None, failed)
-        _when_done(handle.saved.remote(step), done, failed)
+        _when_done(handle.snapshot.remote(step), copied, failed)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The recorder: what happened goes into the event log, and from there to everybody who watches.
 
-Control's decisions and the members' step records become events with a time; each is written to the log, counted by the
-exporter, and told as a line to whoever follows the mailbox. Nothing here can raise into training.
+Control's decisions and the members' step records become events with a time; each is appended to the log, seen by the
+metrics, and told as a line to whoever follows the mailbox. Nothing here can raise into training.
 """
 
 from __future__ import annotations
@@ -12,15 +12,125 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from elastic_lm.config import RunConfig
-from elastic_lm.events import log as event_log
+from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
 from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.progress import Progress
-from elastic_lm.protocol import StepRecord
-from elastic_lm.runtime.ledger import Ledger
+from elastic_lm.protocol import Generation, StepRecord
+from elastic_lm.runtime.ledger import Ledger, Mismatch
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-PUBLISH_S = 0.5  # a publication costs about 1 ms of CPU on each side
+PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
+CLOSE_S = 30.0
+
+
+class Recorder:
+    """One attempt's record, continued from what the log holds of earlier attempts."""
+
+    def __init__(
+        self, config: RunConfig, run_storage: Storage, mailbox: Any, *, resume_step: int | None, attempt: int
+    ) -> None:
+        self._mailbox = mailbox
+        self._attempt = attempt
+        self._began = time.monotonic()
+        self._ledger = Ledger()
+        self._lines: list[str] = []
+        self._last_status: dict[str, Any] = {}
+        self._last_publication = 0.0
+        self.logged_step = 0
+        self._goodput = Goodput()
+        self._progress = Progress(total_steps=config.training.steps, interval_s=config.metrics.interval_s)
+        self._exporter = Exporter(run=config.name, host=config.metrics.host, port=config.metrics.port)
+        self._recall(run_storage.child("events"), resume_step or 0)
+        self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
+        self._lines += [self._exporter.message]
+
+    def _recall(self, storage: Storage, resume_step: int) -> None:
+        """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
+        for event in read(storage):
+            self._watch(event)
+            if event.kind is EventKind.STEP_COMMITTED:
+                self._ledger.restore(_record_of(event))
+        self._ledger.skip_to(resume_step)
+        self.logged_step = self._ledger.next_step
+
+    # -- what comes in -----------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Something was decided or happened."""
+        now = time.monotonic()
+        event = replace(event, time_s=time.time(), elapsed_s=now - self._began, attempt=self._attempt)
+        self._log.append(event)
+        self._watch(event)
+        self._lines += self._progress.lines(event)
+
+    def enter(self, records: tuple[StepRecord, ...]) -> None:
+        """A member told of steps."""
+        committed, mismatches = self._ledger.add(records)
+        for record in committed:
+            self.emit(_committed(record))
+        for mismatch in mismatches:
+            self.emit(_mismatch(mismatch))
+
+    def _watch(self, event: Event) -> None:
+        self._goodput.observe(event)
+        self._exporter.observe(event)
+        self._exporter.set_goodput(self._goodput)
+
+    def _on_stored(self, events: list[Event]) -> None:
+        for event in events:
+            if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
+                self.logged_step = event.step + 1
+
+    # -- what goes out -----------------------------------------------------------------------------------------------
+
+    @property
+    def next_step(self) -> int:
+        return self._ledger.next_step
+
+    def publish(self, status: dict[str, Any], *, at_once: bool = False) -> None:
+        """Tell the mailbox what is new, a few times a second at most."""
+        status = {**status, "step": self._ledger.next_step, "metrics_address": self._exporter.address}
+        now = time.monotonic()
+        due = now - self._last_publication >= PUBLISH_S
+        if not at_once and (not due or (status == self._last_status and not self._lines)):
+            return
+        self._mailbox.publish.remote(self._lines, status)
+        self._lines, self._last_status, self._last_publication = [], status, now
+
+    def figures(self) -> dict[str, Any]:
+        """The run so far, in numbers."""
+        last = self._ledger.last()
+        loss = {} if last is None else {"loss": last.loss}
+        return {**loss, **self._goodput.summary()}
+
+    def close(self) -> None:
+        """Store what is not stored yet; end the endpoint."""
+        self._log.close(CLOSE_S)
+        self._exporter.close()
+
+
+def _committed(record: StepRecord) -> Event:
+    fields = {**asdict(record), "generation": str(record.generation)}
+    message = f"Step {record.step}: loss {record.loss:.4f}."
+    return Event(EventKind.STEP_COMMITTED, message, record.step, str(record.generation), fields)
+
+
+def _record_of(event: Event) -> StepRecord:
+    owner_epoch, number = event.fields["generation"].split(".")
+    return StepRecord(**{**event.fields, "generation": Generation(int(owner_epoch), int(number))})
+
+
+def _mismatch(mismatch: Mismatch) -> Event:
+    logged, told = mismatch.logged, mismatch.told
+    return Event(
+        EventKind.STEP_MISMATCH,
+        f"ALARM: step {logged.step} was logged with loss {logged.loss!r} and came out as {told.loss!r} in generation "
+        f"{told.generation}: the bits are not the same.",
+        step=logged.step,
+        generation=str(told.generation),
+        fields={"logged": asdict(logged), "told": asdict(told)},
+    )

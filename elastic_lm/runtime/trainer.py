@@ -119,7 +119,7 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
         plan = make_plan(config)
     except ElasticLMError as error:
         return RunResult(verdict="failed", message=str(error))
-    return Coordinator(plan, mailbox).run()
+    return Coordinator(plan, mailbox, attempt=attempt).run()
 
 
 def _follow(mailbox: Any, hosted: _Hosted, on_line: Callable[[str], None]) -> None:

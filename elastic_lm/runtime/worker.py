@@ -25,6 +25,7 @@ from elastic_lm.runtime.lifeline import Lifeline
 if TYPE_CHECKING:
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
+    from elastic_lm.engine.state import ReplicaState
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class WorkerBoot:
     readers: tuple[Any, ...]
     reader_timeout_s: float
     run_storage: Storage
-    identity: dict[str, str]  # goes into every checkpoint's manifest
+    identity: dict[str, Any]  # goes into every checkpoint's manifest
     keep_checkpoints: int
     lifeline_address: tuple[str, int]
     lifeline_secret: str
@@ -66,12 +67,14 @@ class _Pulse:
 class LeaseControl:
     """How the coordinator reaches into a running lease: the fence, the vote to end early, and the member's progress."""
 
-    def __init__(self, generation: Generation, pulse: _Pulse, *, tells_records: bool) -> None:
-        self.generation = generation
-        self._pulse = pulse
-        self._tells_records = tells_records
+    def __init__(self, lease: Lease, member_id: str, pulse: _Pulse, lifeline: Lifeline) -> None:
+        self.generation = lease.generation
+        self._pulse, self._lifeline = pulse, lifeline
+        self._tells_records = lease.rank_of(member_id) == 0
+        self._works = False
         self._fenced = threading.Event()
         self._end = threading.Event()
+        pulse.next_step = lease.start_step
 
     def fence(self) -> None:
         self._fenced.set()
@@ -89,6 +92,9 @@ class LeaseControl:
         """The member has entered `phase`; every call counts as progress."""
         self._pulse.phase = phase
         self._pulse.progress += 1
+        if phase is Phase.COMPUTE and not self._works:
+            self._works = True
+            self._lifeline.beat_now()  # the coordinator measures how long the interruption was
 
     def committed(self, record: StepRecord, micro_batch_s: float | None) -> None:
         """One more step is applied."""
@@ -104,11 +110,12 @@ class Worker:
     def __init__(self, boot: WorkerBoot) -> None:
         self._boot = boot
         self._pulse = _Pulse()
+        self._tokens: Any = None
         self._control: LeaseControl | None = None
         self._lowest_generation: Generation | None = None
         self._ending_generation: Generation | None = None
         self._started_at = time.monotonic()
-        self._uploads: dict[int, _Upload] = {}
+        self._uploads: dict[int, Upload] = {}
         failpoints.arm(boot.failpoints, boot.member_id)
         self._lifeline = Lifeline(
             boot.lifeline_address,
@@ -146,6 +153,7 @@ class Worker:
         return report[0]
 
     def _build(self) -> ReadyReport:
+        from elastic_lm.engine.lease import Member
         from elastic_lm.engine.probe import environment, probe
         from elastic_lm.engine.step import Replica, StepRunner
         from elastic_lm.runtime.window_client import WindowClient
@@ -154,19 +162,20 @@ class Worker:
         replica = Replica(boot.spec)
         digest = probe(replica)
         self._tokens = WindowClient(boot.order, list(boot.readers), reader_timeout_s=boot.reader_timeout_s)
-        self._runner = StepRunner(replica, self._tokens)
+        self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
         failpoints.hit("warm_up")
         node_id, pid = self.locate()
-        return ReadyReport(
-            boot.member_id, node_id, pid, digest, environment(), startup_s=time.monotonic() - self._started_at
-        )
+        found = environment(boot.spec.threads, boot.spec.device)
+        return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
 
     def run_lease(self, lease: Lease) -> LeaseReport:
         """Train as the lease says. Always returns a report; see `engine/lease.py`."""
+        from elastic_lm.engine.determinism import make_deterministic
         from elastic_lm.engine.lease import run_lease
 
-        tells_records = lease.rank_of(self._boot.member_id) == 0
-        control = LeaseControl(lease.generation, self._pulse, tells_records=tells_records)
+        spec = self._boot.spec
+        make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)  # it is per thread
+        control = LeaseControl(lease, self._boot.member_id, self._pulse, self._lifeline)
         self._pulse.generation = lease.generation
         self._control = control
         # The fence or the vote may have overtaken the lease; either this look or theirs at `_control` sees the other.
@@ -174,16 +183,8 @@ class Worker:
             control.fence()
         if self._ending_generation == lease.generation:
             control.end_early()
-        report = run_lease(
-            self._runner,
-            lease,
-            self._boot.member_id,
-            control,
-            restore=self._restore,
-            form_timeout_s=self._boot.form_timeout_s,
-        )
+        report = run_lease(self._member, lease, control)
         self._pulse.phase = Phase.WAITING
-        self._pulse.micro_batch_s = report.micro_batch_s
         return report
 
     def _restore(self, step: int) -> dict[str, Any]:
@@ -194,14 +195,11 @@ class Worker:
 
     def snapshot(self, step: int) -> None:
         """Copy the state that is about to be saved, and begin to upload the copy. Ends before the next lease begins."""
-        state = self._runner.replica.state
-        if state.torn or state.next_step != step:
-            raise RuntimeError(f"cannot save step {step}: this state is at {state.next_step}, torn={state.torn}")
-        self._uploads[step] = _Upload(self._boot, step, state)
+        self._uploads[step] = Upload(self._boot, step, self._member.state)
 
     def digests(self) -> dict[str, str]:
         """sha256 of this replica's state and of its weights alone."""
-        state = self._runner.replica.state
+        state = self._member.state
         return {"state": state.digest(), "weights": state.weights_digest()}
 
     # -- other groups: answered while a lease runs --------------------------------------------------------------------
@@ -230,7 +228,8 @@ class Worker:
     @ray.method(concurrency_group="control")
     def set_readers(self, readers: tuple[Any, ...]) -> None:
         """The readers to ask from now on."""
-        self._tokens.set_readers(list(readers))
+        if self._tokens is not None:
+            self._tokens.set_readers(list(readers))
 
     @ray.method(concurrency_group="control")
     def leave(self) -> None:
@@ -253,10 +252,12 @@ class Worker:
         )
 
 
-class _Upload:
+class Upload:
     """One checkpoint on its way to storage: a copy of the state and the thread that uploads it."""
 
-    def __init__(self, boot: WorkerBoot, step: int, state: Any) -> None:
+    def __init__(self, boot: WorkerBoot, step: int, state: ReplicaState) -> None:
+        if state.torn or state.next_step != step:
+            raise RuntimeError(f"cannot save step {step}: this state is at {state.next_step}, torn={state.torn}")
         self._boot, self._step = boot, step
         self._tensors = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
         self._outcome: dict[str, str] | BaseException | None = None
@@ -265,16 +266,20 @@ class _Upload:
 
     def _run(self) -> None:
         from elastic_lm.checkpoint import store
+        from elastic_lm.engine.state import digest_of
 
         try:
-            meta = dict(self._boot.identity)
+            weights = {name: t for name, t in self._tensors.items() if name.startswith("parameters/")}
+            digests = {"state": digest_of(self._tensors, self._step), "weights": digest_of(weights, self._step)}
+            meta = {**self._boot.identity, "digest": digests}
             info = store.save(self._boot.run_storage, self._step, self._tensors, meta)
             store.prune(self._boot.run_storage, keep=self._boot.keep_checkpoints)
-            self._outcome = {"url": info.url}
+            self._outcome = {"url": info.url, **digests}
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
             self._outcome = error
 
     def result(self) -> dict[str, str]:
+        """Where the checkpoint is and the digests of its state.    Raises: StorageError and the like."""
         self._thread.join()
         if isinstance(self._outcome, dict):
             return self._outcome

@@ -1,0 +1,64 @@
+"""From a config to a plan: everything that can be wrong is found here, before any actor starts."""
+
+from __future__ import annotations
+
+import functools
+
+from elastic_lm.checkpoint import store
+from elastic_lm.checkpoint.store import CheckpointInfo
+from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.errors import CheckpointError
+from elastic_lm.runtime.coordinator import Plan
+from elastic_lm.runtime.reader import start_reader
+from elastic_lm.storage import Storage
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Read the corpus's manifest and the run's newest checkpoint; settle what was left open.
+
+    Raises: ConfigError, DataError, CheckpointError, StorageError, each with a remedy.
+    """
+    tokens = Storage.open(config.data.tokens)
+    manifest = Manifest.load(tokens)
+    config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
+    order = manifest.order(
+        sequence_length=config.batch.sequence_length,
+        micro_batches=config.batch.micro_batches,
+        micro_batch_size=config.batch.micro_batch_size,
+        seed=config.training.seed,
+        window_blocks=config.data.window_blocks,
+        skip=config.training.skip,
+    )
+    run_storage = Storage.open(config.run_url)
+    newest = store.newest_complete(run_storage)
+    if newest is not None:
+        _check_identity(config, newest)
+    return Plan(
+        config=config,
+        spec=config.engine_spec(manifest.vocab_size),
+        order=order,
+        run_storage=run_storage,
+        start_reader=functools.partial(
+            start_reader,
+            tokens,
+            manifest,
+            order,
+            prefetch_windows=config.data.prefetch_windows,
+            num_cpus=config.data.reader_num_cpus,
+        ),
+        resume_step=None if newest is None else newest.step,
+    )
+
+
+def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
+    """A run goes on only as what it began."""
+    if newest.meta.get("fingerprint") == config.identity_fingerprint():
+        return
+    began = newest.meta.get("config")
+    changes = config.identity_changes(RunConfig.from_yaml(began)) if isinstance(began, str) else []
+    told = "; ".join(changes) or "its fingerprint differs"
+    raise CheckpointError(
+        f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "
+        f"settings: {told}. Set them back to resume it, or choose another name for a new run"
+    )

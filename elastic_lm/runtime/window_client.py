@@ -1,0 +1,116 @@
+"""The worker's side of the readers: tokens of a micro-batch, from whichever reader can give them.
+
+Affinity: a window is asked of the reader that its number names, so all workers ask the same one and it is read from
+storage once. A reader that is dead or silent is passed over; which reader answers does not show in the tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from elastic_lm.data.order import Order
+from elastic_lm.data.windows import Tokens, rows
+from elastic_lm.engine.group import Cancelled
+from elastic_lm.errors import DataError, StorageError
+
+logger = logging.getLogger(__name__)
+
+Window = tuple[int, int]
+
+POLL_S = 0.005
+WINDOWS_KEPT = 3
+PAUSE_S = 0.1  # before the readers are asked once more when none of them could answer
+
+
+class WindowClient:
+    """Implements the engine's TokenSource. One thread uses it; `set_readers` may be called from another."""
+
+    def __init__(self, order: Order, readers: list[Any], *, reader_timeout_s: float) -> None:
+        self._order = order
+        self._readers = readers
+        self._timeout_s = reader_timeout_s
+        self._windows: OrderedDict[Window, Tokens] = OrderedDict()
+        self._asked: dict[Window, tuple[Any, ray.ObjectRef]] = {}
+
+    def set_readers(self, readers: list[Any]) -> None:
+        """Ask these from now on."""
+        self._readers = readers
+
+    def tokens(self, step: int, micro_batch: int, cancelled: Callable[[], bool]) -> Tokens:
+        """Rows of the micro-batch, [micro_batch_size, sequence_length + 1].
+
+        Raises: Cancelled; DataError when a reader found data that must not be trained on.
+        """
+        samples = self._order.micro_batch(step, micro_batch)
+        found = rows(self._order, samples, lambda epoch, window: self._window((epoch, window), cancelled))
+        self._ask_ahead(step)
+        return found
+
+    def _ask_ahead(self, step: int) -> None:
+        """Have the next step's windows, and the one after the newest, on their way before they are needed."""
+        windows = self._order.windows_of(step + 1)
+        for window in [*windows, self._order.window_after(windows[-1])]:
+            if window not in self._windows and window not in self._asked and len(self._asked) < WINDOWS_KEPT:
+                self._ask(window, attempt=0)
+
+    def _window(self, window: Window, cancelled: Callable[[], bool]) -> Tokens:
+        if window not in self._windows:
+            self._windows[window] = self._fetch(window, cancelled)
+            while len(self._windows) > WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(window)
+        return self._windows[window]
+
+    def _fetch(self, window: Window, cancelled: Callable[[], bool]) -> Tokens:
+        attempt = 0
+        while True:
+            if window not in self._asked:
+                self._ask(window, attempt)
+            reference = self._asked[window][1]
+            try:
+                (tokens,) = self._await(reference, cancelled)
+                return self._await(tokens, cancelled)
+            except (RayActorError, ObjectLostError, TimeoutError, StorageError) as error:
+                attempt += 1
+                logger.warning("Window %s: %s; asking another reader.", window, _short(error))
+                if attempt % max(1, len(self._readers)) == 0:
+                    _pause(cancelled)
+            except RayTaskError as error:
+                raise DataError(f"a reader failed: {error.cause}") from error
+            finally:
+                self._asked.pop(window, None)
+
+    def _ask(self, window: Window, attempt: int) -> None:
+        epoch, index = window
+        readers = self._readers
+        reader = readers[(epoch * self._order.num_windows + index + attempt) % len(readers)]
+        self._asked[window] = (reader, reader.window.remote(epoch, index))
+
+    def _await(self, reference: ray.ObjectRef, cancelled: Callable[[], bool]) -> Any:
+        """The value, polled.    Raises: Cancelled; TimeoutError after the reader's time-out; what the reader raised."""
+        deadline = time.monotonic() + self._timeout_s
+        while not ray.wait([reference], timeout=POLL_S)[0]:
+            if cancelled():
+                raise Cancelled
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer within {self._timeout_s:.1f} s")
+        return ray.get(reference)
+
+
+def _pause(cancelled: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PAUSE_S
+    while time.monotonic() < deadline:
+        if cancelled():
+            raise Cancelled
+        time.sleep(POLL_S)
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
