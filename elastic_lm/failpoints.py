@@ -58,7 +58,9 @@ def parse(text: str) -> tuple[str, _Armed]:
         kind, _, seconds = action.partition(":")
         entry = _Armed(name, None if step == "*" else int(step), kind, float(seconds or 0))
     except ValueError as error:
-        raise ConfigError(f"failpoint {text!r} is not MEMBER:NAME@STEP=ACTION, e.g. w2:optimizer.middle@7=kill") from error
+        raise ConfigError(
+            f"failpoint {text!r} is not MEMBER:NAME@STEP=ACTION, e.g. w2:optimizer.middle@7=kill"
+        ) from error
     if name not in NAMES:
         raise ConfigError(f"failpoint {text!r}: unknown name {name!r}; known: {', '.join(NAMES)}")
     if kind not in ACTIONS:

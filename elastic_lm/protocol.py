@@ -115,7 +115,15 @@ class StepRecord:
 
     def same_bits(self, other: StepRecord) -> bool:
         """Whether the part that the promise covers is equal."""
-        mine = (self.step, self.loss, self.num_targets, self.learning_rate, self.grad_norm, self.sample_hash, self.refused)
+        mine = (
+            self.step,
+            self.loss,
+            self.num_targets,
+            self.learning_rate,
+            self.grad_norm,
+            self.sample_hash,
+            self.refused,
+        )
         return mine == (
             other.step,
             other.loss,

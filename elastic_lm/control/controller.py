@@ -592,7 +592,9 @@ class Control:
             else:
                 self._finish("done", f"trained {step} steps", step)
         elif self._final_tries == FINAL_SAVE_TRIES:
-            self._finish("failed", f"the checkpoint of step {head} could not be written in {FINAL_SAVE_TRIES} tries", head)
+            self._finish(
+                "failed", f"the checkpoint of step {head} could not be written in {FINAL_SAVE_TRIES} tries", head
+            )
         else:
             self._final_tries += 1
             ahead = [m for m in whole if m.next_step == head]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from elastic_lm.control.spec import ControlSpec
 
-QUARANTINE_WINDOWS = 10  # a quarantine lasts this many windows: a node may have been repaired, and it may be the only one
+QUARANTINE_WINDOWS = (
+    10  # a quarantine lasts this many windows: a node may have been repaired, and it may be the only one
+)
 ANYWHERE = ""
 
 

@@ -15,7 +15,7 @@ class ControlSpec:
     total_steps: int
     checkpoint_every: int | None = None
     exact: bool = True
-    lease_steps: int = 1_000_000  # leases may be long: a vote ends them after the running step
+    lease_steps: int = 10_000  # a vote ends a lease early; this bounds the records that members keep
 
     heartbeat_timeout_s: float = 1.0  # five missed beats; a margin for the machine's load is added (see health.py)
     lost_connection_grace_s: float = 0.1  # a living member reconnects within 20 ms

@@ -71,9 +71,11 @@ def find_chunks(sources: Sequence[str]) -> list[Chunk]:
 
 
 def _find(source: str) -> list[tuple[Storage, str]]:
+    if not source.startswith("s3://"):
+        source = os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
     parent, _, name = source.rstrip("/").rpartition("/")
-    folder = Storage.open(parent or ("/" if source.startswith("/") else "."))
-    if name and not source.endswith("/") and folder.exists(name):
+    folder = Storage.open(parent or "/")
+    if name and folder.exists(name):
         if not name.endswith((*TEXT_SUFFIXES, LINES_SUFFIX)):
             raise ConfigError(f"{source}: unknown suffix; known: {LINES_SUFFIX} {' '.join(TEXT_SUFFIXES)}")
         return [(folder, name)]
@@ -82,7 +84,8 @@ def _find(source: str) -> list[tuple[Storage, str]]:
     names = [path for path in storage.list() if _is_wanted(path) and (pattern is None or pattern.fullmatch(path))]
     if not names:
         raise ConfigError(
-            f"{source}: no such file, or no {LINES_SUFFIX} or text file ({' '.join(TEXT_SUFFIXES)}) in it; hidden files do not count"
+            f"{source}: no such file, or nothing in it ends in {LINES_SUFFIX} {' '.join(TEXT_SUFFIXES)}; "
+            f"hidden files do not count"
         )
     for path in names:
         _check_inside(storage, path)
@@ -98,8 +101,7 @@ def _split_pattern(source: str) -> tuple[str, re.Pattern[str] | None]:
     pattern += source[wildcard.start() :]
     words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    absolute = "/" if source.startswith("/") else "."
-    return root or absolute, re.compile("".join(words.get(part, re.escape(part)) for part in parts), re.DOTALL)
+    return root or "/", re.compile("".join(words.get(part, re.escape(part)) for part in parts), re.DOTALL)
 
 
 def _is_wanted(path: str) -> bool:
@@ -120,7 +122,8 @@ def _chunks_of(storage: Storage, path: str) -> list[Chunk]:
         return [Chunk(storage, path, at, min(at + CHUNK_BYTES, size), size) for at in range(0, size, CHUNK_BYTES)]
     if size > LARGEST_DOCUMENT_BYTES:
         raise DataError(
-            f"{storage.url}/{path}: one document of {size} bytes exceeds {LARGEST_DOCUMENT_BYTES}; split it, or use {LINES_SUFFIX}"
+            f"{storage.url}/{path}: one document of {size} bytes exceeds {LARGEST_DOCUMENT_BYTES}; split it, or use "
+            f"{LINES_SUFFIX}"
         )
     return [Chunk(storage, path, 0, size, size)]
 

@@ -24,7 +24,7 @@ class TextEncoder:
     def __init__(self, json: str) -> None:
         try:
             self._tokenizer = Tokenizer.from_str(json)
-        except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+        except Exception as error:  # the library raises plain Exception
             raise DataError(f"this is no tokenizer.json: {error}") from error
         missing = [_spelled(name) for name in SPECIAL_NAMES if self._tokenizer.token_to_id(_spelled(name)) is None]
         self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
@@ -33,8 +33,9 @@ class TextEncoder:
         self._tokenizer.encode_special_tokens = True
         self.json: str = self._tokenizer.to_str()
         self.hash = hashlib.sha256(self.json.encode()).hexdigest()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self.special_ids = {name: self._tokenizer.token_to_id(_spelled(name)) for name in SPECIAL_NAMES}
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values())
+        self.special_ids = {name: vocabulary[_spelled(name)] for name in SPECIAL_NAMES}
 
     @property
     def dtype(self) -> str:

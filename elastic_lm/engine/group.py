@@ -109,7 +109,7 @@ class Group:
     def all_reduce(self, tensor: Tensor) -> Pending:
         """Sum over the members, in place."""
         options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp.SUM
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
         try:
             pending = Pending(self._backend.allreduce([tensor], options), tensor)
         except RuntimeError as error:
@@ -117,7 +117,9 @@ class Group:
         self._pending.append(pending)
         return pending
 
-    def send(self, tensors: list[Tensor], rank: int, before_each: Callable[[int], None] = lambda number: None) -> Transfer:
+    def send(
+        self, tensors: list[Tensor], rank: int, before_each: Callable[[int], None] = lambda number: None
+    ) -> Transfer:
         """Send `tensors` one after the other. They must not change until it is done."""
         backend = self._backend
 
@@ -134,7 +136,9 @@ class Group:
         A new tensor, because a receive that was given up may still be written when its sender thaws.
         """
         backend, tensor = self._backend, torch.empty_like(like)
-        return self._begin(Transfer(lambda: backend.recv([tensor], rank, number).wait(), f"receive-from-{rank}")), tensor
+        return self._begin(
+            Transfer(lambda: backend.recv([tensor], rank, number).wait(), f"receive-from-{rank}")
+        ), tensor
 
     def _begin(self, transfer: Transfer) -> Transfer:
         self._pending.append(transfer)
@@ -212,7 +216,7 @@ def form_group(
 def _gloo(rendezvous: Rendezvous, generation: Generation, rank: int, world_size: int, timeout_s: float) -> Any:
     timeout = datetime.timedelta(seconds=timeout_s)
     store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=timeout, wait_for_workers=False)
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address(rendezvous))]
     return dist.ProcessGroupGloo(dist.PrefixStore(str(generation), store), rank, world_size, options)

@@ -43,4 +43,4 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
         raise ConfigError(f"{field}={path!r} cannot be imported ({error}); write package.module:function") from error
     if not callable(function):
         raise ConfigError(f"{field}={path!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function

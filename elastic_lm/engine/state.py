@@ -62,7 +62,9 @@ class ReplicaState:
     def _lay_out(self, named: list[tuple[str, nn.Parameter]], start: int) -> int:
         for name, parameter in named:
             if not parameter.is_floating_point():
-                raise ConfigError(f"parameter {name} is {parameter.dtype}; only floating-point parameters can be trained")
+                raise ConfigError(
+                    f"parameter {name} is {parameter.dtype}; only floating-point parameters can be trained"
+                )
             self.slots.append(Slot(name, parameter.shape, start, parameter.numel()))
             start += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         return start
@@ -94,10 +96,14 @@ class ReplicaState:
         """Overwrite with tensors named as in `tensors()`.    Raises: CheckpointError, before a byte is written."""
         mine = self.tensors()
         if wrong := sorted(mine.keys() ^ tensors.keys()):
-            raise CheckpointError(f"the checkpoint and the model differ in {len(wrong)} tensors, the first is {wrong[0]}")
+            raise CheckpointError(
+                f"the checkpoint and the model differ in {len(wrong)} tensors, the first is {wrong[0]}"
+            )
         for name, tensor in tensors.items():
             if tensor.shape != mine[name].shape:
-                raise CheckpointError(f"{name} is {tuple(tensor.shape)} in the checkpoint, {tuple(mine[name].shape)} here")
+                raise CheckpointError(
+                    f"{name} is {tuple(tensor.shape)} in the checkpoint, {tuple(mine[name].shape)} here"
+                )
         with self.writing(next_step), torch.no_grad():
             for name, tensor in tensors.items():
                 mine[name].copy_(tensor)
@@ -118,7 +124,7 @@ def digest_of(tensors: dict[str, Tensor], next_step: int) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(memoryview(tensor.flatten().numpy()).cast("B"))
+        sha.update(tensor.flatten().numpy().data.cast("B"))
     return sha.hexdigest()
 
 

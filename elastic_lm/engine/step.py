@@ -155,7 +155,7 @@ def as_tokens(tokens: Any) -> Tensor:
 def sample_hash(step: int, micro_batch: int, tokens_BS: Tensor) -> int:
     """62 bits that name what entered forward for (step, micro_batch)."""
     message = hashlib.blake2b(struct.pack("<qq", step, micro_batch), digest_size=8)
-    message.update(memoryview(tokens_BS.contiguous().numpy()).cast("B"))
+    message.update(tokens_BS.contiguous().numpy().data.cast("B"))
     return int.from_bytes(message.digest(), "little") >> 2
 
 
@@ -218,9 +218,7 @@ class StepRunner:
         failpoints.hit("step.end", step)
         return StepOutcome(record, ends=commit.end_votes > 0)
 
-    def _micro_batch(
-        self, step: int, micro_batch: int, reduction: Reduction, control: Control, clock: _Clock
-    ) -> None:
+    def _micro_batch(self, step: int, micro_batch: int, reduction: Reduction, control: Control, clock: _Clock) -> None:
         if control.cancelled():
             raise Cancelled
         control.report(Phase.DATA)
@@ -233,7 +231,9 @@ class StepRunner:
 
     def _check(self, commit: Commit, step: int) -> None:
         if commit.micro_batches != self.replica.spec.micro_batches:
-            raise InconsistentSum(f"step {step}: {commit.micro_batches} of {self.replica.spec.micro_batches} micro-batches")
+            raise InconsistentSum(
+                f"step {step}: {commit.micro_batches} of {self.replica.spec.micro_batches} micro-batches"
+            )
         if commit.refused:
             raise PoisonedStep(
                 f"step {step}: {commit.refused} gradient or loss values are not finite or out of range; lower "

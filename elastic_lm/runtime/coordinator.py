@@ -118,7 +118,7 @@ class Coordinator:
             readers=(),
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
-            identity={"fingerprint": config.identity_fingerprint(), "config": config.to_yaml()},
+            identity={"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
             keep_checkpoints=config.checkpoint.keep,
             lifeline_address=address,
             lifeline_secret=secret,

@@ -6,6 +6,7 @@ A named actor without CPUs. It outlives a coordinator, so commands and progress 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +58,8 @@ class Mailbox:
     async def follow(self, cursor: int, timeout_s: float) -> tuple[list[str], int]:
         """Lines from number `cursor` on, as soon as there are any or after `timeout_s`; and the next cursor."""
         if cursor >= self._dropped + len(self._lines):
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), timeout_s)
-            except TimeoutError:
-                pass
         return self._lines[max(0, cursor - self._dropped) :], self._dropped + len(self._lines)
 
     async def status(self) -> dict[str, Any]:

@@ -137,9 +137,7 @@ class Members:
         _when_done(ref, on_result, failed)
 
 
-def _when_done(
-    ref: ray.ObjectRef, on_result: Callable[[Any], None], on_error: Callable[[BaseException], None]
-) -> None:
+def _when_done(ref: ray.ObjectRef, on_result: Callable[[Any], None], on_error: Callable[[BaseException], None]) -> None:
     """Call back on one of Ray's threads; no polling, no thread of ours."""
 
     def done(future: Any) -> None:

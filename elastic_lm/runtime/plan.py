@@ -56,7 +56,7 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
     if newest.meta.get("fingerprint") == config.identity_fingerprint():
         return
     began = newest.meta.get("config")
-    changes = config.identity_changes(RunConfig.from_yaml(began)) if isinstance(began, str) else []
+    changes = config.identity_changes(RunConfig(**began)) if isinstance(began, dict) else []
     told = "; ".join(changes) or "its fingerprint differs"
     raise CheckpointError(
         f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "

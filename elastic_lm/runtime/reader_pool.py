@@ -34,7 +34,12 @@ class ReaderPool:
     """`num_readers` reader actors. `on_news` is called on the pool's own thread."""
 
     def __init__(
-        self, start_reader: Callable[[], Any], num_readers: int, *, timeout_s: float, on_news: Callable[[ReaderNews], None]
+        self,
+        start_reader: Callable[[], Any],
+        num_readers: int,
+        *,
+        timeout_s: float,
+        on_news: Callable[[ReaderNews], None],
     ) -> None:
         self._start_reader = start_reader
         self._timeout_s = timeout_s

@@ -41,12 +41,12 @@ class Recorder:
         self._last_status: dict[str, Any] = {}
         self._last_publication = 0.0
         self.logged_step = 0
-        self._goodput = Goodput()
-        self._progress = Progress(total_steps=config.training.steps, interval_s=config.metrics.interval_s)
-        self._exporter = Exporter(run=config.name, host=config.metrics.host, port=config.metrics.port)
+        self._goodput = Goodput(config.batch.micro_batches)
+        self._progress = Progress(config.training.steps, config.metrics.interval_s, self._goodput)
+        self._exporter = Exporter(config.name, self._goodput, port=config.metrics.port, host=config.metrics.host)
         self._recall(run_storage.child("events"), resume_step or 0)
         self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
-        self._lines += [self._exporter.message]
+        self._lines.append(self._exporter.sentence)
 
     def _recall(self, storage: Storage, resume_step: int) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
@@ -78,7 +78,6 @@ class Recorder:
     def _watch(self, event: Event) -> None:
         self._goodput.observe(event)
         self._exporter.observe(event)
-        self._exporter.set_goodput(self._goodput)
 
     def _on_stored(self, events: list[Event]) -> None:
         for event in events:
@@ -104,8 +103,12 @@ class Recorder:
     def figures(self) -> dict[str, Any]:
         """The run so far, in numbers."""
         last = self._ledger.last()
-        loss = {} if last is None else {"loss": last.loss}
-        return {**loss, **self._goodput.summary()}
+        return {
+            "loss": None if last is None else last.loss,
+            "tokens_per_s": self._goodput.tokens_per_s(),
+            "goodput": self._goodput.ratio(),
+            "lost_worker_s": self._goodput.lost_worker_s(),
+        }
 
     def close(self) -> None:
         """Store what is not stored yet; end the endpoint."""

@@ -114,7 +114,9 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     config, mailbox = arguments["config"], arguments["mailbox"]
     attempt = ray.get(mailbox.begin_attempt.remote())
     if attempt > MAX_ATTEMPTS:
-        return RunResult(verdict="failed", message=f"the coordinator died {MAX_ATTEMPTS} times; see its log for the cause")
+        return RunResult(
+            verdict="failed", message=f"the coordinator died {MAX_ATTEMPTS} times; see its log for the cause"
+        )
     try:
         plan = make_plan(config)
     except ElasticLMError as error:

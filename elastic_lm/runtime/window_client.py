@@ -83,7 +83,7 @@ class WindowClient:
                 if attempt % max(1, len(self._readers)) == 0:
                     _pause(cancelled)
             except RayTaskError as error:
-                raise DataError(f"a reader failed: {error.cause}") from error
+                raise DataError(str(error.cause)) from error
             finally:
                 self._asked.pop(window, None)
 

@@ -113,7 +113,9 @@ class Cluster:
             theirs.close()
             self.members[member_id] = Process(member_id, process, ours)
 
-    def grant(self, names: list[str], start: int, stop: int, *, source: str | None = None, joiners: tuple = ()) -> Lease:
+    def grant(
+        self, names: list[str], start: int, stop: int, *, source: str | None = None, joiners: tuple = ()
+    ) -> Lease:
         self.number += 1
         self.store = RendezvousStore("127.0.0.1") if len(names) > 1 else None
         count = len(names)

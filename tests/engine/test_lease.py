@@ -1,5 +1,7 @@
 """The promise without Ray: real processes, real gloo, faults at every edge; the final digest is the undisturbed one's."""
 
+from pathlib import Path
+
 import pytest
 
 from elastic_lm.protocol import LeaseEnd
@@ -158,7 +160,7 @@ def test_thawed_zombie_changes_nothing(cluster, undisturbed):
     cluster.start(*names, armed=("w1:reduce.begin@3=freeze",))
     cluster.grant(names, 0, STEPS)
     process = cluster.members["w1"].process
-    while open(f"/proc/{process.pid}/stat").read().split()[2] != "T":
+    while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":
         pass
     cluster.fence("w0", "w2")
     reports = cluster.reports("w0", "w2")

@@ -1,0 +1,176 @@
+"""The Prometheus endpoint of a run: one small HTTP server in the coordinator.
+
+Invariant: whatever happens to the endpoint, the run goes on. A taken port means the next one, no port at all means none,
+and either is said. Scrapers that connect and then say nothing cost a thread each for a few seconds, and beyond
+`MAX_CONNECTIONS` the oldest is cut off, so they cannot pile up (the server of prometheus_client keeps a thread for each).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from elastic_lm import __version__
+from elastic_lm.events.types import Event
+from elastic_lm.monitor.figures import Figures
+from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.metrics import PREFIX, by_name
+
+logger = logging.getLogger(__name__)
+
+PORTS_TRIED = 100
+MAX_CONNECTIONS = 16
+CONNECTION_S = 5.0
+
+
+class Exporter:
+    """Serves the figures of one run at http://host:port/metrics until `close`. Never raises.
+
+    Args: `port` None for no endpoint, 0 for any free port. `goodput` is fed by the caller, before each `observe`.
+    """
+
+    def __init__(self, run: str, goodput: Goodput, *, port: int | None = 9464, host: str = "127.0.0.1") -> None:
+        self.figures = Figures(run, __version__, goodput)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Collector(self.figures))
+        self._server: _Server | None = None
+        self.sentence = "No metrics endpoint, as configured."
+        if port is not None:
+            self._open(host, port)
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where the endpoint listens, if there is one."""
+        return None if self._server is None else (self._server.server_address[0], self._server.server_address[1])  # type: ignore[return-value]
+
+    def observe(self, event: Event) -> None:
+        """Take the event into account."""
+        try:
+            self.figures.observe(event)
+        except (KeyError, TypeError, ValueError) as error:  # an event of another version, out of the log
+            logger.warning("Metrics leave out an event of kind %s: %r", event.kind, error)
+
+    def text(self) -> str:
+        """What a scrape returns."""
+        return generate_latest(self._registry).decode()
+
+    def close(self) -> None:
+        """End the server and its threads."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _open(self, host: str, port: int) -> None:
+        error: Exception | None = None
+        for candidate in range(port, min(port + PORTS_TRIED, 65_536)):
+            try:
+                self._server = _Server(host, candidate, self)
+            except (OSError, UnicodeError) as caught:  # UnicodeError: a host name that cannot be one
+                error = caught
+                continue
+            got = self._server.server_address[1]
+            taken = f" (port {port} is taken)" if port not in (0, got) else ""
+            self.sentence = f"Metrics at http://{host}:{got}/metrics{taken}."
+            return
+        self.sentence = (
+            f"No metrics endpoint: none of the {PORTS_TRIED} ports from {port} can be had on {host} ({error}). "
+            "Set metrics.host or metrics.port. Training goes on without it."
+        )
+        logger.warning("%s", self.sentence)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, host: str, port: int, exporter: Exporter) -> None:
+        self.exporter = exporter
+        self._open: list[socket.socket] = []
+        self._lock = threading.Lock()
+        super().__init__((host, port), _Handler)
+        self._thread = threading.Thread(target=self.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def server_bind(self) -> None:
+        """Bind without the base class's reverse look-up of our own name, which may block for seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.append(request)
+            oldest = self._open.pop(0) if len(self._open) > MAX_CONNECTIONS else None
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # it may have ended meanwhile
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            if request in self._open:
+                self._open.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is its own business."""
+        logger.debug("A metrics connection from %s failed", client_address, exc_info=True)
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        with self._lock:
+            left = list(self._open)
+        for request in left:
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+        self._thread.join(timeout=CONNECTION_S)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = CONNECTION_S
+    server: _Server
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != "/metrics":
+            self.send_error(404, "metrics are at /metrics")
+            return
+        body = self.server.exporter.text().encode()
+        self.send_response(200)
+        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+class _Collector(Collector):
+    """Figures in the words of prometheus_client."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Family]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        catalogue = by_name()
+        for name, labels, value in self._figures.values():
+            metric = catalogue[name]
+            if name not in families:
+                family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                families[name] = family(PREFIX + name, metric.help, labels=metric.labels)
+            families[name].add_metric(list(labels), value)
+        yield from families.values()

@@ -1,0 +1,133 @@
+"""The values of the catalogue's metrics, computed from events.
+
+Invariant: a counter never goes back, and a step that is told or trained twice is counted once; so a restarted run that
+first replays its log exports the same series as one that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.metrics import CAUSES, LOSSES, PHASES, by_name
+
+Labels = tuple[str, ...]
+
+# Events that are counted one by one.
+COUNTED = {
+    EventKind.MEMBER_READY: "members_ready_total",
+    EventKind.MEMBER_LEFT: "members_left_total",
+    EventKind.MEMBER_REFUSED: "members_refused_total",
+    EventKind.NODE_QUARANTINED: "nodes_quarantined_total",
+    EventKind.STRAGGLER: "stragglers_total",
+    EventKind.READER_REPLACED: "readers_replaced_total",
+    EventKind.STEP_MISMATCH: "step_mismatches_total",
+    EventKind.CHECKPOINT_SAVED: "checkpoints_saved_total",
+    EventKind.CHECKPOINT_FAILED: "checkpoints_failed_total",
+}
+
+
+class Figures:
+    """Fed with every event of a run in order. `goodput` must have been fed with an event before this is."""
+
+    def __init__(self, run: str, version: str, goodput: Goodput) -> None:
+        self._goodput = goodput
+        self._metrics = by_name()
+        self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
+        self._next_step = 0
+        self._set("run_info", 1, run, version)
+        self._begin_counters()
+
+    def observe(self, event: Event) -> None:
+        """Take the event into account."""
+        fields = event.fields
+        if event.kind in COUNTED:
+            self._add(COUNTED[event.kind], 1)
+        match event.kind:
+            case EventKind.STEP_COMMITTED:
+                self._commit(event)
+            case EventKind.LEASE_GRANTED:
+                self._set("world_size", fields.get("world_size", len(fields["members"])))
+                self._set("generation", int((event.generation or "0").rpartition(".")[2]))
+            case EventKind.REFORMED:
+                cause = fields["cause"] if fields["cause"] in CAUSES else "other"
+                self._add("rescales_total", 1, cause)
+                self._add("lost_seconds_total", fields["lost_s"], cause)
+            case EventKind.MEMBER_LOST:
+                self._add("members_lost_total", 1, _loss(fields["cause"]))
+            case EventKind.CHECKPOINT_SAVED:
+                if event.step is not None:
+                    self._set("checkpoint_step", event.step)
+                self._set("checkpoint_seconds", fields["seconds"])
+            case _:
+                pass
+
+    def values(self) -> Iterator[tuple[str, Labels, float]]:
+        """(name without prefix, label values, value), in the order of the catalogue."""
+        self._ask_goodput()
+        for name in self._metrics:
+            for labels, value in list(self._values[name].items()):  # the scraper's thread reads, another one writes
+                yield name, labels, value
+
+    def value(self, name: str, *labels: str) -> float | None:
+        """One value now; None when there is none yet."""
+        return next((value for n, given, value in self.values() if n == name and given == labels), None)
+
+    def _commit(self, event: Event) -> None:
+        assert event.step is not None
+        fields = event.fields
+        for name, field in (
+            ("loss_nats", "loss"),
+            ("gradient_norm", "grad_norm"),
+            ("learning_rate", "learning_rate"),
+            ("step_seconds", "step_s"),
+            ("world_size", "world_size"),
+        ):
+            self._set(name, fields[field])
+        self._set("step", event.step + 1)
+        if event.step < self._next_step:
+            return
+        self._next_step = event.step + 1
+        self._add("steps_total", 1)
+        self._add("tokens_total", fields["num_targets"])
+        self._add("data_wait_seconds_total", fields["data_wait_s"])
+        told = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])
+        for phase, seconds in zip(PHASES, told, strict=True):
+            self._add("step_phase_seconds_total", seconds, phase)
+
+    def _ask_goodput(self) -> None:
+        self._set("members_held", self._goodput.members_held)
+        for name, value in (
+            ("tokens_per_second", self._goodput.tokens_per_s()),
+            ("goodput_ratio", self._goodput.ratio()),
+        ):
+            if value is not None:
+                self._set(name, value)
+        for cause, seconds in self._goodput.lost_worker_s().items():
+            self._set("lost_worker_seconds", seconds, cause)
+
+    def _begin_counters(self) -> None:
+        """Counters exist from the start: a series that appears with its first count hides it from `rate`."""
+        label_values = {"rescales_total": CAUSES, "lost_seconds_total": CAUSES, "members_lost_total": LOSSES}
+        label_values["step_phase_seconds_total"] = PHASES
+        for metric in self._metrics.values():
+            if metric.kind == "counter":
+                for value in label_values.get(metric.name, ()):
+                    self._set(metric.name, 0, value)
+                if not metric.labels:
+                    self._set(metric.name, 0)
+
+    def _set(self, name: str, value: float, *labels: str) -> None:
+        self._values[name][labels] = value
+
+    def _add(self, name: str, amount: float, *labels: str) -> None:
+        assert amount >= 0
+        self._values[name][labels] = self._values[name].get(labels, 0) + amount
+
+
+def _loss(cause: str) -> str:
+    """A cause in words, as one of few label values."""
+    if cause == "preemption":
+        return "preemption"
+    return "hang" if cause.startswith(("silent", "no progress", "hung")) else "crash"
