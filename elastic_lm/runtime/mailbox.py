@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from elastic_lm.errors import ClusterError
 from elastic_lm.runtime.cluster import NAMESPACE
 
 MAX_LINES = 10_000
@@ -35,6 +36,7 @@ class Mailbox:
         self._news = asyncio.Event()
         self._status: dict[str, Any] = {}
         self._attempts = 0
+        self._last_failure = "it was killed"
 
     async def post(self, command: Command) -> None:
         """Leave a command for the coordinator."""
@@ -66,10 +68,15 @@ class Mailbox:
         """What the coordinator last said about the run."""
         return self._status
 
-    async def begin_attempt(self) -> int:
-        """Count one start of a coordinator; returns how many there have been."""
+    async def begin_attempt(self) -> tuple[int, str]:
+        """Count one start of a coordinator; returns how many there have been, and why the one before ended."""
         self._attempts += 1
-        return self._attempts
+        return self._attempts, self._last_failure
+
+    async def end_attempt(self, cause: str) -> bool:
+        """The coordinator failed, and this is why. Returns whether the one before failed just so."""
+        repeated, self._last_failure = cause == self._last_failure, cause
+        return repeated
 
 
 def mailbox_name(run: str) -> str:
@@ -77,11 +84,16 @@ def mailbox_name(run: str) -> str:
 
 
 def create_mailbox(run: str) -> Any:
-    """The run's mailbox, owned by this process: it ends with it."""
+    """The run's mailbox, owned by this process: it ends with it.    Raises: ClusterError when the run has one already."""
     actor = ray.remote(Mailbox).options(
-        name=mailbox_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000, get_if_exists=True
+        name=mailbox_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000
     )
-    return actor.remote()
+    try:
+        return actor.remote()
+    except ValueError as error:
+        raise ClusterError(
+            f"run {run} is being trained on this cluster already; wait for it, stop it, or choose another name"
+        ) from error
 
 
 def find_mailbox(run: str) -> Any:

@@ -81,11 +81,10 @@ class Reader:
 
 def start_reader(storage: Storage, manifest: Manifest, order: Order, *, prefetch_windows: int, num_cpus: float) -> Any:
     """Ask Ray for one reader; returns its handle at once."""
-    actor = ray.remote(Reader).options(
+    actor = ray.remote(concurrency_groups={"control": 1})(Reader).options(
         num_cpus=num_cpus,
         max_restarts=0,
         max_concurrency=CONCURRENCY,
-        concurrency_groups={"control": 1},
         scheduling_strategy="SPREAD",
     )
     return actor.remote(storage, manifest, order, prefetch_windows)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,7 +91,7 @@ class _Hosted(threading.Thread):
 def _train(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
     os.environ.update({name: value for name, value in RAY_TRAIN_SETTINGS.items() if name not in os.environ})
     from ray import train
-    from ray.train.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = DataParallelTrainer(
@@ -112,16 +113,18 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     from elastic_lm.runtime.plan import make_plan
 
     config, mailbox = arguments["config"], arguments["mailbox"]
-    attempt = ray.get(mailbox.begin_attempt.remote())
+    attempt, cause = ray.get(mailbox.begin_attempt.remote())
     if attempt > MAX_ATTEMPTS:
-        return RunResult(
-            verdict="failed", message=f"the coordinator died {MAX_ATTEMPTS} times; see its log for the cause"
-        )
+        return RunResult("failed", f"the coordinator died {MAX_ATTEMPTS} times, at last because {cause}")
     try:
-        plan = make_plan(config)
+        return Coordinator(make_plan(config), mailbox, attempt=attempt).run()
     except ElasticLMError as error:
-        return RunResult(verdict="failed", message=str(error))
-    return Coordinator(plan, mailbox, attempt=attempt).run()
+        return RunResult("failed", str(error))
+    except Exception:
+        cause = traceback.format_exc()
+        if ray.get(mailbox.end_attempt.remote(cause)):
+            return RunResult("failed", f"the coordinator failed twice in the same way: {cause}")
+        raise
 
 
 def _follow(mailbox: Any, hosted: _Hosted, on_line: Callable[[str], None]) -> None:

@@ -289,10 +289,9 @@ class Upload:
 
 def start_worker(boot: WorkerBoot, options: dict[str, Any]) -> Any:
     """Ask Ray for one worker. Returns its handle at once; the actor is placed when there is room for it."""
-    actor = ray.remote(Worker).options(
+    actor = ray.remote(concurrency_groups={"control": 2, "save": 1})(Worker).options(
         max_restarts=0,
         max_task_retries=0,
-        concurrency_groups={"control": 2, "save": 1},
         namespace="elastic_lm",
         **options,
     )
