@@ -11,9 +11,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from elastic_lm.runtime.cluster import LocalCluster
 
 # Deadlines measure the machine's load, not our code; pytest-timeout bounds what is stuck.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -64,3 +68,19 @@ def s3_url(s3_server: str) -> str:
 def folder_url(tmp_path: Path) -> str:
     """The address of an empty folder, as storage sees it."""
     return f"file://{tmp_path}/store"
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[LocalCluster]:
+    from elastic_lm.runtime.cluster import LocalCluster
+
+    with LocalCluster(3, num_cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: LocalCluster) -> LocalCluster:
+    """A Ray cluster with a head and three whole nodes of two CPUs; tests may kill nodes."""
+    while len(shared_cluster.nodes) < 3:
+        shared_cluster.add_node()
+    return shared_cluster

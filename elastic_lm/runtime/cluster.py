@@ -143,6 +143,7 @@ class LocalCluster:
             },
         )
         self.address: str = self._cluster.address
+        self.head = LogicalNode(self._cluster.head_node)
         self.nodes: list[LogicalNode] = [self.add_node() for _ in range(num_nodes)]
 
     def connect(self) -> None:

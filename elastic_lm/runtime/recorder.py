@@ -53,7 +53,7 @@ class Recorder:
         for event in read(storage):
             self._watch(event)
             if event.kind is EventKind.STEP_COMMITTED:
-                self._ledger.restore(_record_of(event))
+                self._ledger.restore(record_of(event))
         self._ledger.skip_to(resume_step)
         self.logged_step = self._ledger.next_step
 
@@ -122,7 +122,7 @@ def _committed(record: StepRecord) -> Event:
     return Event(EventKind.STEP_COMMITTED, message, record.step, str(record.generation), fields)
 
 
-def _record_of(event: Event) -> StepRecord:
+def record_of(event: Event) -> StepRecord:
     owner_epoch, number = event.fields["generation"].split(".")
     return StepRecord(**{**event.fields, "generation": Generation(int(owner_epoch), int(number))})
 

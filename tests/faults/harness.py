@@ -1,0 +1,241 @@
+"""Fault schedules as data, and the run they are injected into.
+
+The coordinator runs in a thread of the test's process (Ray Train, which hosts it in production, adds nothing here but six
+seconds per run; tests/runtime/test_fit.py goes through it). The oracle is in oracle.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from elastic_lm.config import RunConfig
+from elastic_lm.events.log import read
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.result import RunResult
+from elastic_lm.runtime.cluster import LocalCluster, wait_for
+from elastic_lm.runtime.coordinator import Coordinator
+from elastic_lm.runtime.mailbox import Command, create_mailbox
+from elastic_lm.runtime.plan import make_plan
+from elastic_lm.runtime.recorder import record_of
+from elastic_lm.storage import Storage
+from tests.data.corpora import texts, write_lines
+from tests.faults.oracle import bits_of, undisturbed
+
+MICRO_BATCHES = 6
+WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens as soon as `at_step` steps are committed; `victim` counts through the members (or nodes, readers)."""
+
+    what: str
+    at_step: int
+    victim: int = 0
+    after_s: float = 0.0
+
+
+def make_corpus(folder: Path) -> str:
+    """The address of a small corpus of several windows."""
+    from elastic_lm.data.prepare import PrepareOptions, prepare
+
+    source = write_lines(folder / "text.jsonl", texts(3000))
+    url = f"file://{folder}/tokens"
+    prepare([source], Storage.open(url), PrepareOptions(vocab_size=300, block_tokens=1025))
+    return url
+
+
+def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: Any) -> RunConfig:
+    """A run of the ~100k-parameter model; `changes` replace whole parts."""
+    parts: dict[str, Any] = {
+        "model": {"preset": "tiny"},
+        "batch": {"micro_batches": MICRO_BATCHES, "micro_batch_size": 2, "sequence_length": 64},
+        "schedule": {"warmup_steps": 5},
+        "checkpoint": {"every_steps": 50},
+        "workers": {"min": 2, "max": 3},
+        "metrics": {"port": 0},
+        "control": {"backoff_base_s": 0.2},
+    }
+    return RunConfig(
+        name=name,
+        storage=storage,
+        data={"tokens": tokens, "window_blocks": 4, "reader_timeout_s": 3.0},
+        training={"steps": steps},
+        **{**parts, **changes},
+    )
+
+
+class Run:
+    """One run in the background on the cluster this process has joined."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.mailbox = create_mailbox(config.name)
+        self._outcome: RunResult | BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = Coordinator(make_plan(self.config), self.mailbox, attempt=1).run()
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            self._outcome = error
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        return dict(ray.get(self.mailbox.status.remote(), timeout=10))
+
+    def await_status(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
+        """The first status that meets `condition`, or the last one when the run ends before."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status()
+            if not self._thread.is_alive() or (status and condition(status)):
+                return status
+            return None
+
+        return dict(wait_for(look, timeout_s=WAIT_S, what=what))
+
+    def await_step(self, step: int) -> dict[str, Any]:
+        return self.await_status(lambda status: status["step"] >= step, f"step {step}")
+
+    def command(self, kind: str, **arguments: Any) -> None:
+        ray.get(self.mailbox.post.remote(Command(kind, arguments)))
+
+    def result(self, timeout_s: float = WAIT_S) -> RunResult:
+        """The verdict; takes the mailbox down."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"no verdict after {timeout_s:.0f} s; status: {self.status()}")
+        ray.kill(self.mailbox)
+        if isinstance(self._outcome, RunResult):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+    def events(self) -> list[Event]:
+        return list(read(Storage.open(self.config.run_url).child("events")))
+
+    def steps(self) -> tuple[tuple[Any, ...], ...]:
+        """What the log holds of every committed step, in order."""
+        return tuple(bits_of(record_of(e)) for e in self.events() if e.kind is EventKind.STEP_COMMITTED)
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+class Injector:
+    """Carries out a schedule on a run and its cluster."""
+
+    def __init__(self, cluster: LocalCluster, run: Run) -> None:
+        self._cluster, self._run = cluster, run
+        self.told: list[str] = []
+
+    def inject(self, schedule: Sequence[Fault]) -> None:
+        for fault in schedule:
+            status = self._run.await_step(fault.at_step)
+            if "verdict" in status:
+                return
+            time.sleep(fault.after_s)
+            self.told.append(f"{fault} at step {status['step']}: {getattr(self, fault.what)(fault, status)}")
+
+    def kill(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._signal(signal.SIGKILL, self._member(fault, status)["pid"])
+
+    def freeze(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._signal(signal.SIGSTOP, self._member(fault, status)["pid"])
+
+    def blink(self, fault: Fault, status: dict[str, Any]) -> str:
+        """Frozen for less than anybody may be evicted for."""
+        pid = self._member(fault, status)["pid"]
+        self._signal(signal.SIGSTOP, pid)
+        time.sleep(0.3)
+        return self._signal(signal.SIGCONT, pid)
+
+    def kill_all(self, fault: Fault, status: dict[str, Any]) -> str:
+        pids = [member["pid"] for member in status["members"].values() if member["pid"]]
+        return ", ".join(self._signal(signal.SIGKILL, pid) for pid in pids)
+
+    def drain(self, fault: Fault, status: dict[str, Any]) -> str:
+        member_id = self._member(fault, status)["id"]
+        self._run.command("drain", member_id=member_id)
+        return member_id
+
+    def scale(self, fault: Fault, status: dict[str, Any]) -> str:
+        self._run.command("scale", min_workers=1, max_workers=fault.victim)
+        return f"to {fault.victim}"
+
+    def kill_node(self, fault: Fault, status: dict[str, Any]) -> str:
+        node_id = self._member(fault, status)["node_id"]
+        node = next(node for node in self._cluster.nodes if node.node_id == node_id)
+        node.kill()
+        self._cluster.nodes.remove(node)
+        return node_id
+
+    def add_node(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._cluster.add_node().node_id
+
+    def kill_reader(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._signal(signal.SIGKILL, self._reader(fault))
+
+    def freeze_reader(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._signal(signal.SIGSTOP, self._reader(fault))
+
+    def _member(self, fault: Fault, status: dict[str, Any]) -> dict[str, Any]:
+        members = [{"id": m, **found} for m, found in sorted(status["members"].items()) if found["pid"]]
+        return members[fault.victim % len(members)]
+
+    def _reader(self, fault: Fault) -> int:
+        readers = sorted(processes_titled(self._cluster, "ray::Reader"))
+        return readers[fault.victim % len(readers)]
+
+    @staticmethod
+    def _signal(number: signal.Signals, pid: int) -> str:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return f"{number.name} to {pid}"
+
+
+def processes_titled(cluster: LocalCluster, title: str) -> list[int]:
+    """Process ids of the cluster's processes whose title begins so."""
+    found = []
+    for process in _processes(cluster):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process.pid)
+    return found
+
+
+def _processes(cluster: LocalCluster) -> Iterator[psutil.Process]:
+    for node in [*cluster.nodes, cluster.head]:
+        yield from node.processes()
+
+
+def assert_nothing_left(cluster: LocalCluster) -> None:
+    """No worker and no reader outlives its run, frozen ones included."""
+
+    def gone() -> bool:
+        return not processes_titled(cluster, "ray::Worker") and not processes_titled(cluster, "ray::Reader")
+
+    wait_for(gone, timeout_s=15, what="workers and readers ended")
+
+
+def assert_same_bits(run: Run, result: RunResult) -> None:
+    """Done; every step once, with the undisturbed run's losses and samples; the same final state."""
+    digest, steps = undisturbed(run.config.replace("name=oracle", "failpoints=[]").to_yaml())
+    assert result.verdict == "done", result.message
+    assert run.steps() == steps
+    assert result.digest["state"] == digest
+    assert not [event for event in run.events() if event.kind is EventKind.STEP_MISMATCH]

@@ -1,0 +1,55 @@
+"""What an undisturbed run comes to: one replica in this process, no Ray, no readers, no coordinator."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import yaml
+
+from elastic_lm.config import RunConfig
+from elastic_lm.data.windows import LocalTokens
+from elastic_lm.engine.determinism import make_deterministic
+from elastic_lm.engine.lease import Member, run_lease
+from elastic_lm.engine.step import Replica, StepRunner
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
+from elastic_lm.runtime.plan import make_plan
+
+Bits = tuple[Any, ...]
+
+
+@functools.cache
+def undisturbed(config_yaml: str) -> tuple[str, tuple[Bits, ...]]:
+    """Digest of the final state, and of every step what the promise covers."""
+    plan = make_plan(RunConfig(**yaml.safe_load(config_yaml)))
+    make_deterministic("cpu", exact=True, threads=1)
+    member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore=lambda step: {})
+    slots = tuple(range(plan.spec.micro_batches))
+    lease = Lease(Generation(1, 1), ("w0",), None, 0, plan.config.training.steps, (slots,))
+    watch = _Watch()
+    report = run_lease(member, lease, watch)
+    assert report.end is LeaseEnd.COMPLETED, report.error
+    return member.state.digest(), tuple(watch.steps)
+
+
+class _Watch:
+    """A lease control that nobody reaches into."""
+
+    def __init__(self) -> None:
+        self.steps: list[Bits] = []
+
+    def cancelled(self) -> bool:
+        return False
+
+    def wants_end(self) -> bool:
+        return False
+
+    def report(self, phase: Phase) -> None:
+        pass
+
+    def committed(self, record: StepRecord, micro_batch_s: float | None) -> None:
+        self.steps.append(bits_of(record))
+
+
+def bits_of(record: StepRecord) -> Bits:
+    return (record.step, record.loss, record.num_targets, record.grad_norm, record.sample_hash, record.learning_rate)
