@@ -85,9 +85,7 @@ def mailbox_name(run: str) -> str:
 
 def create_mailbox(run: str) -> Any:
     """The run's mailbox, owned by this process: it ends with it.    Raises: ClusterError when the run has one already."""
-    actor = ray.remote(Mailbox).options(
-        name=mailbox_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000
-    )
+    actor = ray.remote(Mailbox).options(name=mailbox_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000)
     try:
         return actor.remote()
     except ValueError as error:
