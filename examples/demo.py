@@ -15,13 +15,15 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 BUCKET = "elastic-lm-demo"
 START_S = 60.0
+NUM_DISTURBANCES = 3
 
 
 def main() -> int:
@@ -116,75 +118,71 @@ def _config(name: str, arguments: argparse.Namespace) -> Any:
 
 
 def _train(name: str, arguments: argparse.Namespace, disturber: Disturber | None) -> tuple[Any, float]:
+    """Train in a thread; the main thread breaks things meanwhile (only it may start nodes)."""
     from elastic_lm import fit
 
-    if disturber is not None:
-        disturber.watch(name)
-    began = time.monotonic()
-    try:
-        result = fit(_config(name, arguments), on_line=lambda line: print(f"  {line}", flush=True))
-    finally:
+    config = _config(name, arguments)
+    with ThreadPoolExecutor(1) as trainer:
+        began = time.monotonic()
+        future = trainer.submit(fit, config, on_line=lambda line: print(f"  {line}", flush=True))
         if disturber is not None:
-            disturber.stop()
-    return result, time.monotonic() - began
+            disturber.disturb(name, future)
+        return future.result(), time.monotonic() - began
+
+
+@dataclass
+class Injected:
+    """A fault, or a node that came: when, and how many workers should be at work again afterwards."""
+
+    what: str
+    at: float  # unix time
+    world_size: int
 
 
 class Disturber:
     """Kills a node, adds one, freezes a worker, each at a chosen step; remembers when."""
 
     def __init__(self, cluster: Any, steps: int) -> None:
-        self._cluster = cluster
-        self._plan: list[tuple[int, str, Callable[[dict[str, Any]], str]]] = [
-            (steps // 4, "node killed", self._kill_node),
-            (steps // 2, "worker frozen", self._freeze_worker),
-        ]
-        self.done: list[tuple[str, float]] = []  # what, unix time
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._cluster, self._steps = cluster, steps
+        self.done: list[Injected] = []
 
-    def watch(self, run: str) -> None:
-        self._thread = threading.Thread(target=self._run, args=(run,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-
-    def _run(self, run: str) -> None:
-        for step, what, do in self._plan:
-            status = self._await_step(run, step)
+    def disturb(self, run: str, training: Future[Any]) -> None:
+        for step, disturbance in ((self._steps // 4, self._kill_node), (self._steps // 2, self._freeze_worker)):
+            status = self._await_step(run, step, training)
             if status is None:
                 return
-            self.done.append((what, time.time()))
-            print(f"  >>> step {status['step']}: {do(status)}", flush=True)
-            if what == "node killed":
-                self._cluster.add_node()
-                print("  >>> a new node is up", flush=True)
+            disturbance(status)
 
-    def _await_step(self, run: str, step: int) -> dict[str, Any] | None:
-        """The run's status once it has committed `step` steps with every worker at work; None when stopped."""
+    def _await_step(self, run: str, step: int, training: Future[Any]) -> dict[str, Any] | None:
+        """The run's status once it has committed `step` steps with every worker at work; None when it has ended."""
         import ray
 
         from elastic_lm.runtime.mailbox import find_mailbox
 
-        while not self._stop.wait(0.05):
+        while not training.done():
             with contextlib.suppress(ValueError, ray.exceptions.RayError):
                 status = ray.get(find_mailbox(run).status.remote(), timeout=5)
                 if status.get("step", 0) >= step and status["world_size"] == status["max_workers"]:
                     return dict(status)
+            time.sleep(0.05)
         return None
 
-    def _kill_node(self, status: dict[str, Any]) -> str:
+    def _kill_node(self, status: dict[str, Any]) -> None:
         used = {member["node_id"] for member in status["members"].values()}
         node = next(node for node in self._cluster.nodes if node.node_id in used)
+        self._tell("node killed", status, f"node {node.node_id[:8]}, everything on it gets SIGKILL", -1)
         node.kill()
-        return f"killed node {node.node_id[:8]} with everything on it (SIGKILL)"
+        self._cluster.add_node()
+        self._tell("node added", status, "a new node is up", 0)
 
-    def _freeze_worker(self, status: dict[str, Any]) -> str:
+    def _freeze_worker(self, status: dict[str, Any]) -> None:
         member_id, member = sorted(status["members"].items())[-1]
+        self._tell("worker frozen", status, f"{member_id}, process {member['pid']}, gets SIGSTOP", -1)
         os.kill(member["pid"], signal.SIGSTOP)
-        return f"froze {member_id}, process {member['pid']} (SIGSTOP)"
+
+    def _tell(self, what: str, status: dict[str, Any], detail: str, change: int) -> None:
+        self.done.append(Injected(what, time.time(), status["world_size"] + change))
+        print(f"  >>> {what}: {detail}", flush=True)
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -196,25 +194,37 @@ def _report(disturber: Disturber, disturbed: tuple[Any, float], undisturbed: tup
     from elastic_lm.storage import Storage
 
     events = list(read(Storage.open(f"s3://{BUCKET}/runs/disturbed/events")))
-    print("\n— What the faults cost —")
-    for what, at in disturber.done:
-        again = next((e for e in events if e.kind is EventKind.REFORMED and e.time_s > at), None)
-        cost = (
-            f"training again after {again.time_s - at:.2f} s ({again.fields['world_size']} workers)" if again else "?"
-        )
-        print(f"  {what:15} {cost}")
-    if len(disturber.done) < 2:
-        print("  NOT every fault was injected: the run was too short.")
+    resumptions = [event for event in events if event.kind is EventKind.REFORMED]
+    print("\n— What it cost —")
+    for injected in disturber.done:
+        print(f"  {injected.what:15} {_cost(injected, resumptions)}")
+    if len(disturber.done) < NUM_DISTURBANCES:
+        print("  NOT everything was done to the run: it was too short.")
     for name, (result, seconds) in (("disturbed", disturbed), ("undisturbed", undisturbed)):
         figures = result.metrics
         rate = figures.get("tokens_per_s")
         print(f"\n— {name} — {result.verdict} at step {result.last_step} in {seconds:.0f} s")
         print(f"  loss {figures.get('loss', float('nan')):.6f}   {rate:,.0f} tokens/s" if rate else "  no figures")
         print(f"  weights {result.digest.get('weights')}\n  state   {result.digest.get('state')}")
-    whole = all(result.ok and result.digest for result, _ in (disturbed, undisturbed)) and len(disturber.done) == 2
+    whole = (
+        all(result.ok and result.digest for result, _ in (disturbed, undisturbed))
+        and len(disturber.done) == NUM_DISTURBANCES
+    )
     identical = whole and disturbed[0].digest == undisturbed[0].digest
     print(f"\nfinal state identical: {'yes' if identical else 'no'}")
     return 0 if identical else 1
+
+
+def _cost(injected: Injected, resumptions: list[Any]) -> str:
+    """From the injection until that many workers were at work, and how long nobody was."""
+    later = (e for e in resumptions if e.time_s > injected.at and e.fields["world_size"] == injected.world_size)
+    again = next(later, None)
+    if again is None:
+        return "not made up for before the end"
+    return (
+        f"{injected.world_size} workers at work after {again.time_s - injected.at:.2f} s "
+        f"(nobody for {again.fields['lost_s']:.2f} s of it); no step lost, none repeated"
+    )
 
 
 if __name__ == "__main__":

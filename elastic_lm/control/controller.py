@@ -51,6 +51,7 @@ class Interruption:
     cause: str
     since: float
     detail: str
+    generation: Generation  # the one that broke off; work in a later one ends the interruption
 
 
 @dataclass
@@ -330,8 +331,9 @@ class Control:
             return
         member.whole = True  # it trains, so it has a state; what it says when it reports is exact
         member.next_step = max(beat.next_step, lease.start_step)
-        if self._interruption is not None and not self._is_catching_up():
-            self._resume(self._interruption, member.next_step, now)
+        broken = self._interruption
+        if broken is not None and lease.generation > broken.generation and not self._is_catching_up():
+            self._resume(broken, member.next_step, now)
 
     def _resume(self, interruption: Interruption, step: int, now: float) -> None:
         lost_s = now - interruption.since
@@ -511,14 +513,16 @@ class Control:
         """Training stands still from now on; the first cause is the one that counts, but a failure outranks a plan."""
         planned = ("lease", "join", "drain", "checkpoint", "straggler", "resize")
         if self._interruption is None:
-            self._interruption = Interruption(cause, now, detail)
-        elif self._interruption.cause in planned and cause not in planned:
+            self._interruption = Interruption(cause, now, detail, self._generation)
+            return
+        self._interruption.generation = self._generation
+        if self._interruption.cause in planned and cause not in planned:
             self._interruption.cause, self._interruption.detail = cause, detail
 
     def _interrupt_for_wait(self, have: int, now: float) -> None:
         since = now if self._interruption is None else self._interruption.since
         wanted = self._spec.min_workers
-        self._interruption = Interruption(WAIT, since, f"waited for {wanted} workers")
+        self._interruption = Interruption(WAIT, since, f"waited for {wanted} workers", self._generation)
         self._emit(EventKind.NOTE, f"Waiting for {wanted} workers; {have} ready.", have=have, wanted=wanted)
 
     def _is_catching_up(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -18,7 +19,6 @@ from typing import Any
 import psutil
 import ray
 
-from elastic_lm.config import RunConfig
 from elastic_lm.errors import ClusterError
 
 NAMESPACE = "elastic_lm"
@@ -34,7 +34,7 @@ HEALTH_CHECKS = {
 
 
 @contextlib.contextmanager
-def connected(config: RunConfig) -> Iterator[str]:
+def connected(min_cpus: float = 1.0) -> Iterator[str]:
     """Be connected to a Ray cluster: the one this process has joined already, the one at RAY_ADDRESS, or a new local one.
 
     Yields: a sentence that says which. Leaves the cluster as it found it: one that was started here is shut down.
@@ -48,7 +48,7 @@ def connected(config: RunConfig) -> Iterator[str]:
         _join(address)
         sentence = f"Joined the Ray cluster at {address} ({_describe()})."
     else:
-        _start_local(config)
+        _start_local(min_cpus)
         sentence = f"RAY_ADDRESS is not set: started a local Ray cluster ({_describe()})."
     try:
         yield sentence
@@ -66,13 +66,12 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start_local(config: RunConfig) -> None:
-    """A cluster of one node, with at least the CPUs that `workers.min` needs."""
+def _start_local(min_cpus: float) -> None:
+    """A cluster of one node, with all CPUs of this machine, and `min_cpus` at least."""
     # Token authentication is Ray's default for a new cluster; it asks for a token file that a first-time user lacks.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    needed = config.workers.min * config.workers.num_cpus
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, int(needed)),
+        num_cpus=max(os.cpu_count() or 1, math.ceil(min_cpus)),
         namespace=NAMESPACE,
         include_dashboard=False,
         log_to_driver=False,

@@ -50,7 +50,7 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResu
     from elastic_lm.runtime.plan import make_plan
 
     plan = make_plan(config)
-    with cluster.connected(config) as sentence:
+    with cluster.connected(plan.config.workers.min * plan.config.workers.num_cpus) as sentence:
         on_line(sentence)
         mailbox = create_mailbox(config.name)
         try:
