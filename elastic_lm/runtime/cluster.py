@@ -22,6 +22,7 @@ import ray
 from elastic_lm.errors import ClusterError
 
 NAMESPACE = "elastic_lm"
+ON_HEAD = {"node:__internal_head__": 0.001}  # resources that only the head node has
 
 # A new head looks after its nodes this often. With Ray's defaults a dead node is known after 13 s, with these after 0.8-1.7 s.
 # A run does not wait for that (its lifelines are faster); placing the replacement does.

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from elastic_lm.errors import ClusterError
-from elastic_lm.runtime.cluster import NAMESPACE
+from elastic_lm.runtime.cluster import NAMESPACE, ON_HEAD
 
 MAX_LINES = 10_000
 
@@ -85,7 +85,13 @@ def mailbox_name(run: str) -> str:
 
 def create_mailbox(run: str) -> Any:
     """The run's mailbox, owned by this process: it ends with it.    Raises: ClusterError when the run has one already."""
-    actor = ray.remote(Mailbox).options(name=mailbox_name(run), namespace=NAMESPACE, num_cpus=0, max_concurrency=1000)
+    actor = ray.remote(Mailbox).options(
+        name=mailbox_name(run),
+        namespace=NAMESPACE,
+        num_cpus=0,
+        resources=ON_HEAD,  # where the coordinator is: a worker's node comes and goes
+        max_concurrency=1000,
+    )
     try:
         return actor.remote()
     except ValueError as error:

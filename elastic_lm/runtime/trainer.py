@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ElasticLMError
@@ -97,9 +98,7 @@ def _train(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
     trainer = DataParallelTrainer(
         host_coordinator,
         train_loop_config={"config": config, "mailbox": mailbox},
-        scaling_config=train.ScalingConfig(
-            num_workers=1, resources_per_worker={"CPU": 0, "node:__internal_head__": 0.001}
-        ),
+        scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0, **cluster.ON_HEAD}),
         run_config=train.RunConfig(
             name=config.name, storage_path=folder, failure_config=train.FailureConfig(max_failures=-1)
         ),
@@ -132,7 +131,13 @@ def _follow(mailbox: Any, hosted: _Hosted, on_line: Callable[[str], None]) -> No
     cursor = 0
     while True:
         alive = hosted.is_alive()
-        lines, cursor = ray.get(mailbox.follow.remote(cursor, FOLLOW_S if alive else 0.0))
+        try:
+            lines, cursor = ray.get(mailbox.follow.remote(cursor, FOLLOW_S if alive else 0.0))
+        except RayActorError as error:
+            on_line(
+                f"The mailbox is lost ({type(error).__name__}): the run goes on unseen; its event log has everything."
+            )
+            return
         for line in lines:
             on_line(line)
         if not alive:
