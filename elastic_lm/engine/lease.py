@@ -27,9 +27,8 @@ from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, StepRecord
 logger = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 1 << 22  # 16 MiB of fp32 per message of a state's copy
-RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these, and only when something went wrong
+RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these: rank 0 may die before it tells its last steps
 HELD_RECORDS = 1 << 16
-CLEAN_ENDS = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
 
 Restore = Callable[[int], dict[str, Tensor]]
 
@@ -190,7 +189,7 @@ class _Session:
         member = self._member
         records = list(member.records)
         if self._rank != 0:
-            records = [] if end in CLEAN_ENDS else records[-RECORDS_OF_FOLLOWERS:]
+            records = records[-RECORDS_OF_FOLLOWERS:]
         return LeaseReport(
             member_id=member.member_id,
             generation=self._lease.generation,

@@ -102,6 +102,7 @@ class Coordinator:
             on_news=self._on_reader_news,
         )
         stack.callback(self._readers.close)
+        self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._members = Members(self._boot(lifelines.address, secret), self._worker_options(), self._inbox.put)
         stack.callback(self._close_store)
         stack.callback(self._members.kill_all)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -88,10 +88,8 @@ class WindowClient:
                 self._asked.pop(window, None)
 
     def _ask(self, window: Window, attempt: int) -> None:
-        epoch, index = window
-        readers = self._readers
-        reader = readers[(epoch * self._order.num_windows + index + attempt) % len(readers)]
-        self._asked[window] = (reader, reader.window.remote(epoch, index))
+        reader = reader_for(window, self._order, self._readers, attempt)
+        self._asked[window] = (reader, reader.window.remote(*window))
 
     def _await(self, reference: ray.ObjectRef, cancelled: Callable[[], bool]) -> Any:
         """The value, polled.    Raises: Cancelled; TimeoutError after the reader's time-out; what the reader raised."""
@@ -102,6 +100,12 @@ class WindowClient:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no answer within {self._timeout_s:.1f} s")
         return ray.get(reference)
+
+
+def reader_for(window: Window, order: Order, readers: Sequence[Any], attempt: int = 0) -> Any:
+    """The reader to ask for a window; another one at each attempt."""
+    epoch, index = window
+    return readers[(epoch * order.num_windows + index + attempt) % len(readers)]
 
 
 def _pause(cancelled: Callable[[], bool]) -> None:
