@@ -22,7 +22,7 @@ from elastic_lm.engine.state import Slot
 
 HEADER = 16  # integers before the gradients: two cache lines
 HASH_MASK = (1 << 63) - 1
-BUCKET_ELEMENTS = 1 << 22  # 32 MiB of int64
+BUCKET_ELEMENTS = 1 << 20  # 8 MiB of int64
 
 
 class Field(IntEnum):

@@ -1,0 +1,65 @@
+"""What the benchmarks share: the workload of the published figures, and how figures are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+MODEL = {"num_layers": 6, "num_heads": 6, "width": 384, "position": "learned", "norm": "layernorm",
+         "activation": "gelu", "bias": True, "tied": True}  # fmt: skip
+VOCAB_SIZE = 256
+SEQUENCE_LENGTH = 256
+MICRO_BATCHES, MICRO_BATCH_SIZE = 8, 2
+TOKENS_PER_STEP = MICRO_BATCHES * MICRO_BATCH_SIZE * SEQUENCE_LENGTH
+
+
+def machine() -> str:
+    """One line that says where figures come from."""
+    with open("/proc/cpuinfo") as file:
+        name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores, {name}, Python {platform.python_version()}"
+
+
+def run_side(command: Sequence[str], timeout_s: float = 600) -> dict[str, Any]:
+    """Run one side of a comparison in processes of its own; its last line of output is a JSON object."""
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s, cwd=HERE.parent)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """`median (lowest - highest)`."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def synthetic_tokens(step: int, micro_batch: int, vocab_size: int = VOCAB_SIZE) -> Any:
+    """uint16 tokens [MICRO_BATCH_SIZE, SEQUENCE_LENGTH + 1], a pure function of (step, micro-batch)."""
+    import numpy as np
+
+    generator = np.random.default_rng([step, micro_batch])
+    return generator.integers(0, vocab_size, (MICRO_BATCH_SIZE, SEQUENCE_LENGTH + 1), dtype=np.uint16)

@@ -1,0 +1,207 @@
+"""What a fault costs: seconds from the fault until the survivors train again, and what joins and drains cost the others.
+
+One run of two workers on a local cluster of three nodes, through Ray Train as in production. Faults come at random
+moments, each when both workers have been at work for some steps. Times are between the injector's clock and the run's
+event log; they include detection, fencing, forming and the first work in the new generation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+
+from elastic_lm import RunConfig, fit
+from elastic_lm.events.log import read
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.runtime.cluster import LocalCluster
+from elastic_lm.runtime.mailbox import Command, find_mailbox
+from elastic_lm.storage import Storage
+
+NAME = "bench-reform"
+WORKERS = 2
+
+
+@dataclass
+class Injection:
+    """A fault, a drain or a node that came, and when (unix time)."""
+
+    what: str
+    at: float
+
+
+class Injector:
+    """Breaks the run that is under way, one thing at a time."""
+
+    def __init__(self, cluster: LocalCluster, training: Future[Any], seed: int) -> None:
+        self._cluster, self._training = cluster, training
+        self._draw = random.Random(seed)
+        self.done: list[Injection] = []
+
+    def inject(self, what: str) -> None:
+        """Wait until everybody works, then some more, then do it."""
+        status = self._steady(3)
+        time.sleep(self._draw.uniform(0.0, 1.5))
+        member = self._draw.choice([m for m in status["members"].values() if m["state"] == "active"])
+        if what == "node":
+            node = next(node for node in self._cluster.nodes if node.node_id == member["node_id"])
+            self._tell(what)
+            node.kill()
+            self._cluster.nodes.remove(node)
+            self._cluster.add_node()
+            self._tell("node added")
+        elif what == "drain":
+            member_id = next(name for name, m in status["members"].items() if m["pid"] == member["pid"])
+            self._tell(what)
+            self._command("drain", member_id=member_id)
+        else:
+            self._tell(what)
+            os.kill(member["pid"], signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        self._await(lambda s: s["world_size"] < WORKERS or s["members"].keys() != status["members"].keys())
+
+    def stop(self) -> None:
+        self._steady(3)
+        self._command("stop", reason="the benchmark is over")
+
+    def _tell(self, what: str) -> None:
+        self.done.append(Injection(what, time.time()))
+        print(f"{len(self.done)}: {what}", file=sys.stderr, flush=True)
+
+    def _command(self, kind: str, **arguments: Any) -> None:
+        find_mailbox(NAME).post.remote(Command(kind, arguments))
+
+    def _steady(self, steps: int) -> dict[str, Any]:
+        """Everybody has been at work for `steps` steps."""
+        begin = self._await(lambda s: s["world_size"] == WORKERS)["step"]
+        return self._await(lambda s: s["world_size"] == WORKERS and s["step"] >= begin + steps)
+
+    def _await(self, condition: Any) -> dict[str, Any]:
+        import ray
+
+        while not self._training.done():
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                status = ray.get(find_mailbox(NAME).status.remote(), timeout=5)
+                if status and condition(status):
+                    return dict(status)
+            time.sleep(0.02)
+        raise RuntimeError(f"the run ended: {self._training.result()}")
+
+
+def prepare_corpus(folder: Path) -> str:
+    """Random words, enough for every step; what they say does not matter here."""
+    from elastic_lm.data.prepare import PrepareOptions, prepare
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 9))) for _ in range(2000)]
+    source = folder / "text.txt"
+    source.write_text("\n\n".join(" ".join(draw.choices(words, k=400)) for _ in range(600)))
+    url = f"file://{folder}/tokens"
+    prepare([str(source)], Storage.open(url), PrepareOptions(vocab_size=512))
+    return url
+
+
+def make_config(folder: Path, tokens: str) -> RunConfig:
+    return RunConfig(
+        name=NAME,
+        storage=f"file://{folder}",
+        data={"tokens": tokens},
+        model={"preset": "10m"},
+        batch={
+            "micro_batches": common.MICRO_BATCHES,
+            "micro_batch_size": common.MICRO_BATCH_SIZE,
+            "sequence_length": common.SEQUENCE_LENGTH,
+        },
+        training={"steps": 1_000_000},
+        workers={"min": 1, "max": WORKERS},
+        checkpoint={"every_steps": 1_000_000},
+        control={"backoff_limit_s": 0.5, "backoff_base_s": 0.1, "quarantine_failures": 1000},
+        metrics={"port": 0},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--freezes", type=int, default=6)
+    parser.add_argument("--nodes", type=int, default=6)
+    parser.add_argument("--drains", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    counts = {"kill": arguments.kills, "freeze": arguments.freezes, "node": arguments.nodes, "drain": arguments.drains}
+    schedule = [what for what, count in counts.items() for _ in range(count)]
+    random.Random(arguments.seed).shuffle(schedule)
+    with tempfile.TemporaryDirectory() as name, LocalCluster(WORKERS + 1) as cluster, ThreadPoolExecutor(1) as pool:
+        folder = Path(name)
+        config = make_config(folder, prepare_corpus(folder))
+        training = pool.submit(fit, config, on_line=lambda line: print(f"  {line}", file=sys.stderr))
+        injector = Injector(cluster, training, arguments.seed)
+        for what in schedule:
+            injector.inject(what)
+        injector.stop()
+        training.result()
+        events = list(read(Storage.open(config.run_url).child("events")))
+    report(injector.done, events)
+
+
+def report(injections: list[Injection], events: list[Event]) -> None:
+    steps = [event for event in events if event.kind is EventKind.STEP_COMMITTED]
+    numbers = [event.step for event in steps]
+    assert numbers == list(range(len(numbers))), "steps were lost or repeated"
+    pace = [e.fields["compute_s"] / (common.MICRO_BATCHES / e.fields["world_size"]) for e in steps]
+    micro_batch_s = statistics.median(pace)
+    print(f"{common.machine()}; {len(steps)} steps, each once and in order; one micro-batch: {micro_batch_s:.2f} s\n")
+    rows = []
+    for what, told in (("kill", "worker SIGKILL"), ("freeze", "worker SIGSTOP"), ("node", "node SIGKILL")):
+        seconds = [_until_reformed(i, events) for i in injections if i.what == what]
+        rows.append([told, "until the survivors train again", *_figures(seconds)])
+    added = [_until_reformed(i, events, WORKERS) for i in injections if i.what == "node added"]
+    rows.append(["node added", "until its worker contributes", *_figures(added)])
+    for cause in ("join", "drain"):
+        rows.append([cause, "others' stall beyond a normal step", *_figures(list(_stalls(cause, events)))])
+    print("\n".join(common.table(["what", "seconds", "n", "p50", "p95", "longest"], rows)))
+
+
+def _until_reformed(injection: Injection, events: list[Event], world_size: int | None = None) -> float:
+    return next(
+        event.time_s - injection.at
+        for event in events
+        if event.kind is EventKind.REFORMED
+        and event.time_s > injection.at
+        and world_size in (None, event.fields["world_size"])
+    )
+
+
+def _stalls(cause: str, events: list[Event]) -> Iterator[float]:
+    """The gap between two leases, and what the first step after it took longer than usual at that world size."""
+    steps = {event.step: event for event in events if event.kind is EventKind.STEP_COMMITTED}
+    usual: dict[int, list[float]] = {}
+    for event in steps.values():
+        usual.setdefault(event.fields["world_size"], []).append(event.fields["step_s"])
+    for event in events:
+        if event.kind is EventKind.REFORMED and event.fields["cause"] == cause and event.step in steps:
+            first = steps[event.step].fields
+            yield event.fields["lost_s"] + max(0.0, first["step_s"] - statistics.median(usual[first["world_size"]]))
+
+
+def _figures(seconds: list[float]) -> list[str]:
+    if not seconds:
+        return ["0", "-", "-", "-"]
+    p50, p95 = statistics.median(seconds), common.percentile(seconds, 0.95)
+    return [str(len(seconds)), f"{p50:.2f}", f"{p95:.2f}", f"{max(seconds):.2f}"]
+
+
+if __name__ == "__main__":
+    main()
