@@ -172,6 +172,14 @@ def report(injections: list[Injection], events: list[Event]) -> None:
     for cause in ("join", "drain"):
         rows.append([cause, "others' stall beyond a normal step", *_figures(list(_stalls(cause, events)))])
     print("\n".join(common.table(["what", "seconds", "n", "p50", "p95", "longest"], rows)))
+    print("\nWhere the time goes after a worker's SIGKILL, medians in seconds from the kill:")
+    for kind in (EventKind.MEMBER_LOST, EventKind.LEASE_GRANTED, EventKind.REFORMED):
+        seconds = [_until(kind, i, events) for i in injections if i.what == "kill"]
+        print(f"  {kind:15} {statistics.median(seconds):.2f}")
+
+
+def _until(kind: EventKind, injection: Injection, events: list[Event]) -> float:
+    return next(event.time_s - injection.at for event in events if event.kind is kind and event.time_s > injection.at)
 
 
 def _until_reformed(injection: Injection, events: list[Event], world_size: int | None = None) -> float:

@@ -164,7 +164,13 @@ class Control:
     # -- members come ------------------------------------------------------------------------------------------------
 
     def _fill_demand(self, now: float) -> None:
-        """One demand per missing worker."""
+        """One demand per missing worker; while a lease is being given up, the survivors come first.
+
+        A starting process takes a second of CPU: on two cores it made the survivors' running micro-batch three times
+        as long, and they must finish that before they can go on.
+        """
+        if self._mode is Mode.FENCING:
+            return
         staying = sum(m.leaving is None for m in self._members.values())
         missing = self._spec.max_workers - staying
         if missing <= 0 or now < self._retries.not_before or self._stopping:
@@ -337,10 +343,10 @@ class Control:
 
     def _resume(self, interruption: Interruption, step: int, now: float) -> None:
         lost_s = now - interruption.since
+        why = f"{interruption.cause}: {interruption.detail}" if interruption.detail else interruption.cause
         self._interruption = None
         self._emit(EventKind.REFORMED,
-                   f"Training again after {lost_s:.2f} s with {self._world_size()} workers ({interruption.cause}: "
-                   f"{interruption.detail}).",
+                   f"Training again after {lost_s:.2f} s with {_workers(self._world_size())} ({why}).",
                    step=step, cause=interruption.cause, lost_s=lost_s, world_size=self._world_size())  # fmt: skip
 
     def _on_tick(self, now: float) -> None:
@@ -423,7 +429,7 @@ class Control:
                 self._fence(now)
                 return
         if self._interruption is None:
-            self._interrupt("lease", "lease ended", now)
+            self._interrupt("lease", "", now)
         if not self._waiting:
             self._close_lease(now)
 
@@ -634,6 +640,10 @@ class Control:
 
     def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
         self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' if number != 1 else ''}"
 
 
 def _keep_first(member: Member) -> tuple[bool, bool, int]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +23,8 @@ from elastic_lm.runtime.worker import WorkerBoot, start_worker
 
 logger = logging.getLogger(__name__)
 
+REAP_AFTER_S = 1.0  # a reaper is a process of its own: it comes when the survivors are at work again
+
 Deliver = Callable[[Input], None]
 
 
@@ -29,6 +33,7 @@ class _Member:
     handle: Any
     node_id: str | None = None
     pid: int | None = None
+    is_dead: bool = False  # Ray has seen its process end
 
 
 class Members:
@@ -39,6 +44,7 @@ class Members:
         self._options = options
         self._deliver = deliver
         self._members: dict[str, _Member] = {}
+        self._to_reap: deque[tuple[float, str, int]] = deque()  # (when, node, process)
 
     def __contains__(self, member_id: str) -> bool:
         return member_id in self._members
@@ -117,12 +123,19 @@ class Members:
         if member is None:
             return
         ray.kill(member.handle, no_restart=True)
-        if member.node_id is not None and member.pid is not None:
-            reap(member.node_id, member.pid)
+        if member.node_id is not None and member.pid is not None and not member.is_dead:
+            self._to_reap.append((time.monotonic() + REAP_AFTER_S, member.node_id, member.pid))
 
     def kill_all(self) -> None:
         for member_id in list(self._members):
             self.kill(member_id)
+        self.reap(at_once=True)
+
+    def reap(self, *, at_once: bool = False) -> None:
+        """SIGKILL those that were told to end a while ago and may not have heard. Called now and then."""
+        while self._to_reap and (at_once or self._to_reap[0][0] <= time.monotonic()):
+            _, node_id, pid = self._to_reap.popleft()
+            reap(node_id, pid)
 
     # -- plumbing ----------------------------------------------------------------------------------------------------
 
@@ -131,8 +144,10 @@ class Members:
 
     def _call(self, member_id: str, ref: ray.ObjectRef, on_result: Callable[[Any], None]) -> None:
         def failed(error: BaseException) -> None:
-            raised = isinstance(error, RayTaskError)
-            self._deliver(MemberFailed(member_id, _cause(error), raised or isinstance(error, ActorDiedError), raised))
+            raised, died = isinstance(error, RayTaskError), isinstance(error, ActorDiedError)
+            if died and member_id in self._members:
+                self._members[member_id].is_dead = True
+            self._deliver(MemberFailed(member_id, _cause(error), raised or died, raised))
 
         _when_done(ref, on_result, failed)
 
