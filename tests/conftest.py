@@ -9,15 +9,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from elastic_lm.runtime.cluster import LocalCluster
+    from tests.faults.harness import Run
 
 # Deadlines measure the machine's load, not our code; pytest-timeout bounds what is stuck.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -84,3 +85,26 @@ def cluster(shared_cluster: LocalCluster) -> LocalCluster:
     while len(shared_cluster.nodes) < 3:
         shared_cluster.add_node()
     return shared_cluster
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a small corpus."""
+    from tests.faults.harness import make_corpus
+
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts runs; afterwards nothing of them may be left."""
+    from tests.faults.harness import Run, assert_nothing_left, make_config
+
+    numbers = itertools.count(1)
+
+    def begin(*, steps: int, tokens: str = corpus, name: str | None = None, **changes: Any) -> Run:
+        name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
+        return Run(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes))
+
+    yield begin
+    assert_nothing_left(cluster)

@@ -67,13 +67,12 @@ def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: 
         "metrics": {"port": 0},
         "control": {"backoff_base_s": 0.2},
     }
-    return RunConfig(
-        name=name,
-        storage=storage,
-        data={"tokens": tokens, "window_blocks": 4, "reader_timeout_s": 3.0},
-        training={"steps": steps},
-        **{**parts, **changes},
-    )
+    for part, defaults in (
+        ("data", {"tokens": tokens, "window_blocks": 4, "reader_timeout_s": 3.0}),
+        ("training", {"steps": steps}),
+    ):
+        parts[part] = {**defaults, **changes.pop(part, {})}
+    return RunConfig(name=name, storage=storage, **{**parts, **changes})
 
 
 class Run:
@@ -128,9 +127,22 @@ class Run:
     def events(self) -> list[Event]:
         return list(read(Storage.open(self.config.run_url).child("events")))
 
+    def committed(self) -> list[Event]:
+        """What the log holds of every committed step, in the order of the log."""
+        return [event for event in self.events() if event.kind is EventKind.STEP_COMMITTED]
+
+    def count(self, kind: EventKind) -> int:
+        """How many events of this kind the log holds by now."""
+        return sum(event.kind is kind for event in self.events())
+
+    def kill_a_worker(self) -> None:
+        """SIGKILL to the eldest one at work."""
+        member = next(m for m in self.status()["members"].values() if m["state"] == "active")
+        os.kill(member["pid"], signal.SIGKILL)
+
     def steps(self) -> tuple[tuple[Any, ...], ...]:
-        """What the log holds of every committed step, in order."""
-        return tuple(bits_of(record_of(e)) for e in self.events() if e.kind is EventKind.STEP_COMMITTED)
+        """Of every committed step, in order, what the promise covers."""
+        return tuple(bits_of(record_of(event)) for event in self.committed())
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

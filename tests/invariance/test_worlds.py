@@ -1,0 +1,56 @@
+"""The same bits whatever the world: sizes 1 to 5, readers 1 to 3, and a run that is stopped and resumed at another size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.harness import Run, assert_same_bits
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_world_size_does_not_show(world_size: int, start: Callable[..., Run]) -> None:
+    run = start(steps=30, workers={"min": world_size, "max": world_size})
+    assert_same_bits(run, run.result())
+    assert {event.fields["world_size"] for event in run.committed()} == {world_size}
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]) -> None:
+    run = start(steps=60, data={"readers": readers, "prefetch_windows": readers})
+    assert_same_bits(run, run.result())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"precision": "bf16"}},
+        {"model": {"preset": "tiny", "dropout": 0.2}},
+        {"model": {"preset": "tiny", "position": "learned", "norm": "layernorm", "activation": "gelu", "tied": True}},
+    ],
+    ids=["bf16", "dropout", "gpt2 parts"],
+)
+def test_kind_of_model_keeps_the_promise(changes: dict, start: Callable[..., Run]) -> None:
+    run = start(steps=20, workers={"min": 3, "max": 3}, **changes)
+    assert_same_bits(run, run.result())
+
+
+def test_resumed_at_another_size_it_ends_with_the_same_bits(start: Callable[..., Run]) -> None:
+    first = start(steps=120, name="resumed", workers={"min": 3, "max": 3})
+    first.await_step(20)
+    first.command("stop", reason="to be resumed")
+    stopped = first.result()
+    assert stopped.verdict == "stopped" and stopped.last_step < 120
+    second = start(steps=120, name="resumed", workers={"min": 1, "max": 1})
+    assert_same_bits(second, second.result())
+
+
+def test_fast_sums_lose_no_step_either(start: Callable[..., Run]) -> None:
+    run = start(steps=150, reduction={"kind": "fast"})
+    run.await_step(20)
+    run.kill_a_worker()
+    assert run.result().verdict == "done"
+    assert [event.step for event in run.committed()] == list(range(150))
