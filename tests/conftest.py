@@ -101,10 +101,14 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     from tests.faults.harness import Run, assert_nothing_left, make_config
 
     numbers = itertools.count(1)
+    runs: list[Run] = []
 
     def begin(*, steps: int, tokens: str = corpus, name: str | None = None, **changes: Any) -> Run:
         name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
-        return Run(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes))
+        runs.append(Run(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes)))
+        return runs[-1]
 
     yield begin
+    for run in runs:
+        run.end()
     assert_nothing_left(cluster)

@@ -294,12 +294,11 @@ class Control:
 
     def _retire(self, member: Member) -> None:
         del self._members[member.member_id]
-        if not member.has_joined:  # nothing runs there yet that could answer
-            self._do(act.KillMember(member.member_id))
-            return
-        self._do(act.Retire(member.member_id))
-        self._emit(EventKind.MEMBER_LEFT, f"{member.member_id} leaves ({member.leaving}): nothing is recomputed.",
-                   member_id=member.member_id, cause=member.leaving)  # fmt: skip
+        # Before it has joined, nothing runs there yet that could answer.
+        self._do(act.Retire(member.member_id) if member.has_joined else act.KillMember(member.member_id))
+        if member.state is not MemberState.PENDING:
+            self._emit(EventKind.MEMBER_LEFT, f"{member.member_id} leaves ({member.leaving}): nothing is recomputed.",
+                       member_id=member.member_id, cause=member.leaving)  # fmt: skip
 
     def _on_draining_node(self, node_id: str, now: float) -> None:
         self._draining_nodes.add(node_id)

@@ -24,12 +24,13 @@ from elastic_lm.errors import ClusterError
 NAMESPACE = "elastic_lm"
 ON_HEAD = {"node:__internal_head__": 0.001}  # resources that only the head node has
 
-# A new head looks after its nodes this often. With Ray's defaults a dead node is known after 13 s, with these after 0.8-1.7 s.
-# A run does not wait for that (its lifelines are faster); placing the replacement does.
+# A new head looks after its nodes this often. With Ray's defaults a dead node is known after 13 s, with these after 0.8-1.7 s:
+# its port refuses at once. A node that is merely busy has 20 s to answer. A run waits for neither (its lifelines are
+# faster); placing the replacement does.
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 300,
-    "health_check_timeout_ms": 500,
+    "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 4,
 }
 

@@ -124,6 +124,12 @@ class Run:
         assert self._outcome is not None
         raise self._outcome
 
+    def end(self) -> None:
+        """Stop what a failed test has left behind."""
+        if self._thread.is_alive():
+            self.command("stop", reason="the test is over")
+            self.result()
+
     def events(self) -> list[Event]:
         return list(read(Storage.open(self.config.run_url).child("events")))
 

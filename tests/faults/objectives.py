@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from elastic_lm.engine.objectives import causal
 
-
 _num_calls = 0
 
 

@@ -1,0 +1,657 @@
+"""A cluster that exists only in memory, with a clock of its own: nodes, processes and messages around a real `Control`.
+
+Processes do what real workers do, in the same order: they beat, form a group, copy, compute, reduce and apply, look for
+fences between micro-batches, vote for the end of a lease in the sum. Between a complete sum and its update a fence, a
+death or a freeze may hit some members and not others, so that their states end up one step apart.
+
+After every action the promises of `control/` are checked against what the processes really are, not against what control
+believes: see `_check_*`. A run takes milliseconds, so schedules of faults can be drawn by the hundred.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from elastic_lm.control import actions as act
+from elastic_lm.control import events as ev
+from elastic_lm.control.controller import Control
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+
+BEAT_S = 0.2
+START_S = 1_000.0  # monotonic clocks do not begin at 0
+AGREED = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long things take. Seconds."""
+
+    micro_batch_s: float = 0.01
+    start_s: float = 0.5
+    copy_s: float = 0.05
+    form_timeout_s: float = 1.0
+    save_s: float = 0.2
+    message_s: float = 0.004  # the slowest message; the fastest takes a quarter
+    tell_death_s: float = 0.03  # until a call to a dead process fails
+    tell_lost_node_s: float = 4.0  # the same when its node died with it and no connection was closed
+    reap_s: float = 1.0
+    more_nodes_s: float = 2.0  # until an unplaced demand brings a new node
+
+
+@dataclass
+class Session:
+    """One lease as its members share it: who has come, whose work is in the running sum, whether somebody broke it."""
+
+    lease: Lease
+    present: set[str] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
+    voted: bool = False
+    broken: bool = False
+
+
+class Process:
+    """One worker. Training and control calls are separate threads: a hang stops the first, a freeze stops both."""
+
+    def __init__(self, cluster: Cluster, member_id: str, avoid_nodes: tuple[str, ...]) -> None:
+        self.cluster = cluster
+        self.member_id = member_id
+        self.avoid_nodes = avoid_nodes
+        self.node_id: str | None = None
+        self.alive = True
+        self.gone = False  # control has killed or retired it
+        self.death_told = False
+        self.joined = False
+        self.frozen = False
+        self.hung = False
+        self.micro_batch_s = cluster.pace.micro_batch_s
+        self.raises: str | None = None
+
+        self.whole = False
+        self.next_step = 0
+        self.content = 0  # stands for the bits of the state
+
+        self.session: Session | None = None
+        self.generation: Generation | None = None
+        self.phase = Phase.STARTING
+        self.progress = 0
+        self.fenced_up_to: Generation | None = None
+        self.ending: Generation | None = None
+        self._deferred: list[tuple[bool, Callable[[], None]]] = []
+        self._delivered_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"{self.member_id}({self.phase}, step {self.next_step}, whole={self.whole}, alive={self.alive})"
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def later(self, delay_s: float, do: Callable[[], None], *, trains: bool = True) -> None:
+        self.cluster.at(delay_s, lambda: self._wake(trains, do))
+
+    def _wake(self, trains: bool, do: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        if self.frozen or (trains and self.hung):
+            self._deferred.append((trains, do))
+        else:
+            do()
+
+    def resume(self) -> None:
+        """After a thaw or the end of a hang: everything that was due happens now, in its order."""
+        due, self._deferred = self._deferred, []
+        for trains, do in due:
+            self._wake(trains, do)
+
+    def say(self, event: ev.Input, delay_s: float | None = None) -> None:
+        """Messages of one process arrive in the order in which they were sent."""
+        delay = self.cluster.latency() if delay_s is None else delay_s
+        self._delivered_until = max(self._delivered_until, self.cluster.now + delay)
+        self.cluster.at(self._delivered_until - self.cluster.now, lambda: self.cluster.tell(event))
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self, node_id: str) -> None:
+        self.node_id = node_id
+        pace, jitter = self.cluster.pace, self.cluster.random.uniform(0.8, 1.2)
+        self.later(0.05, lambda: self.say(ev.MemberStarted(self.member_id, node_id, 4_000)), trains=False)
+        self.later(0.06, self._beat, trains=False)
+        self.later(pace.start_s * jitter, self._ready)
+
+    def _ready(self) -> None:
+        assert self.node_id is not None
+        self.phase, self.joined = Phase.WAITING, True
+        self.say(ev.MemberReady(ReadyReport(self.member_id, self.node_id, 4_000, probe="same", startup_s=1.0)))
+
+    def _beat(self) -> None:
+        self.beat_now()
+        self.later(BEAT_S, self._beat, trains=False)
+
+    def beat_now(self) -> None:
+        pace = self.micro_batch_s if self.progress else None
+        self.say(ev.Beat(Heartbeat(self.member_id, self.generation, self.phase, self.next_step, self.progress, pace)))
+
+    def die(self, *, closes_connection: bool = True) -> None:
+        """`closes_connection`: the kernel lives and tells; otherwise its whole node is gone without a word."""
+        if not self.alive:
+            return
+        self.alive = False
+        if self.session is not None:
+            self.cluster.break_session(self.session)
+        self.cluster.free_slot(self)
+        pace = self.cluster.pace
+        if closes_connection:
+            self.say(ev.ConnectionLost(self.member_id))
+        else:
+            self.say(ev.MemberFailed(self.member_id, "process unreachable", proof=False))
+        proof = ev.MemberFailed(self.member_id, "process died", proof=True)
+        self.say(proof, pace.tell_death_s if closes_connection else pace.tell_lost_node_s)
+        self.cluster.lost(self)
+
+    # -- what control asks for ---------------------------------------------------------------------------------------
+
+    def fence(self, generation: Generation) -> None:
+        self.fenced_up_to = generation
+        session = self.session
+        if session is not None and self._is_fenced():
+            look_s = self.micro_batch_s if self.phase is Phase.COMPUTE else 0.002
+            self.later(self.cluster.random.uniform(0, look_s), lambda: self._leave_if_in(session, LeaseEnd.FENCED))
+
+    def end_lease(self, generation: Generation) -> None:
+        self.ending = generation
+
+    def save(self, step: int) -> None:
+        cluster = self.cluster
+        assert self.session is None and self.whole and self.next_step == step, f"{self} cannot save step {step}"
+        content = self.content
+
+        def uploaded() -> None:
+            cluster.checkpoints[step] = content
+            self.say(ev.Saved(self.member_id, step, ok=True))
+
+        self.later(cluster.pace.save_s, uploaded, trains=False)
+
+    # -- a lease -----------------------------------------------------------------------------------------------------
+
+    def begin(self, session: Session) -> None:
+        assert self.session is None, f"{self} got a lease while it holds one"
+        lease = session.lease
+        self.session, self.generation = session, lease.generation
+        if self.whole or self._receives():
+            self._form()
+        else:
+            self._enter(Phase.COPYING)
+            self.later(self.cluster.pace.copy_s, lambda: self._restored(session))
+
+    def _receives(self) -> bool:
+        assert self.session is not None
+        return self.session.lease.rank_of(self.member_id) in self.session.lease.receivers
+
+    def _is_fenced(self) -> bool:
+        assert self.generation is not None
+        return self.fenced_up_to is not None and self.generation <= self.fenced_up_to
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.progress += 1
+
+    def _restored(self, session: Session) -> None:
+        if self.session is not session:
+            return
+        step = session.lease.restore
+        self.content = 0 if step is None else self.cluster.checkpoints[step]
+        self.whole, self.next_step = True, step or 0
+        self.cluster.got_whole(self)
+        self._form()
+
+    def _form(self) -> None:
+        session = self.session
+        assert session is not None
+        if self._is_fenced():
+            self._leave(LeaseEnd.FENCED)
+            return
+        self._enter(Phase.FORMING)
+        session.present.add(self.member_id)
+        if session.broken:
+            self._notice(session)
+        elif len(session.present) == session.lease.world_size:
+            for member in self.cluster.team(session):
+                member.later(self.cluster.latency(), lambda m=member: m._formed(session))  # type: ignore[misc]
+        else:
+            self.later(self.cluster.pace.form_timeout_s, lambda: self._give_up_forming(session))
+
+    def _give_up_forming(self, session: Session) -> None:
+        if self.session is session and self.phase is Phase.FORMING:
+            self._leave(LeaseEnd.BROKEN)
+
+    def _formed(self, session: Session) -> None:
+        if self.session is not session or self.phase is not Phase.FORMING:
+            return
+        if not self._receives():
+            self._train(session)
+            return
+        self._enter(Phase.COPYING)
+        self.whole = False
+        self.cluster.lost_state()
+        self.later(self.cluster.pace.copy_s, lambda: self._received(session))
+
+    def _received(self, session: Session) -> None:
+        if self.session is not session:
+            return
+        assert session.lease.source is not None
+        source = self.cluster.processes[session.lease.members[session.lease.source]]
+        if session.broken or source.session is not session:
+            self._leave(LeaseEnd.BROKEN)
+            return
+        assert source.whole and source.next_step == session.lease.start_step, f"{source} gave another state"
+        self.whole, self.next_step, self.content = True, source.next_step, source.content
+        self._train(session)
+
+    def _train(self, session: Session) -> None:
+        lease = session.lease
+        assert self.whole and lease.start_step <= self.next_step <= lease.stop_step, f"{self} cannot train {lease}"
+        if self._is_fenced():
+            self._leave(LeaseEnd.FENCED)
+        elif self.next_step == lease.stop_step:
+            self._leave(LeaseEnd.COMPLETED)
+        elif self.raises is not None:
+            error, self.raises = self.raises, None
+            self._leave(LeaseEnd.RAISED, error)
+        else:
+            self._enter(Phase.COMPUTE)
+            if self.next_step == lease.start_step:
+                self.beat_now()
+            mine = lease.assignments[lease.rank_of(self.member_id)]
+            self.later(len(mine) * self.micro_batch_s + 0.001, lambda: self._contribute(session))
+
+    def _contribute(self, session: Session) -> None:
+        if self.session is not session:
+            return
+        if self._is_fenced():
+            self._leave(LeaseEnd.FENCED)
+            return
+        self._enter(Phase.REDUCE)
+        if session.broken:
+            self._notice(session)
+            return
+        session.voted |= self.ending == self.generation
+        session.summed.add(self.member_id)
+        if len(session.summed) == session.lease.world_size:
+            self._complete(session)
+
+    def _complete(self, session: Session) -> None:
+        """The sum is there; each member applies it in its own time, or is stopped before it does."""
+        team = self.cluster.team(session)
+        assert len({(m.next_step, m.content) for m in team}) == 1, f"members with different states reduce: {team}"
+        session.summed.clear()
+        voted = session.voted
+        for member in team:
+            delay = self.cluster.random.uniform(0.0, 0.005)
+            member.later(delay, lambda m=member: m._apply(session, voted))  # type: ignore[misc]
+
+    def _apply(self, session: Session, voted: bool) -> None:
+        if self.session is not session:
+            return
+        self.cluster.commits(self)
+        self._enter(Phase.OPTIMIZER)
+        if voted:
+            self._leave(LeaseEnd.ENDED_EARLY)
+        else:
+            self._train(session)
+
+    def notice(self, session: Session) -> None:
+        """A peer is gone. Who waits for the others learns it sooner or later; who computes, when it is done."""
+        if self.session is session and self.phase in (Phase.FORMING, Phase.COPYING, Phase.REDUCE):
+            self._notice(session)
+
+    def _notice(self, session: Session) -> None:
+        if self.cluster.random.random() < 0.7:  # otherwise it hangs until it is fenced
+            delay = self.cluster.random.uniform(0.0, 0.02)
+            self.later(delay, lambda: self._leave_if_in(session, LeaseEnd.BROKEN))
+
+    def _leave_if_in(self, session: Session, end: LeaseEnd) -> None:
+        if self.session is session:
+            self._leave(end)
+
+    def _leave(self, end: LeaseEnd, error: str | None = None) -> None:
+        session = self.session
+        assert session is not None
+        self.session, self.phase = None, Phase.WAITING
+        if end not in AGREED:
+            self.cluster.break_session(session)
+        at_step = None if error is None else self.next_step
+        self.say(
+            ev.Reported(
+                LeaseReport(
+                    self.member_id,
+                    session.lease.generation,
+                    end,
+                    self.next_step,
+                    self.whole,
+                    error=error,
+                    error_step=at_step,
+                    micro_batch_s=self.micro_batch_s,
+                )
+            )
+        )
+
+
+class Cluster:
+    """Nodes, processes, a clock and one run. Everything is a function of the arguments and of what is done to it."""
+
+    def __init__(
+        self,
+        spec: ControlSpec,
+        *,
+        nodes: dict[str, int],
+        seed: int = 0,
+        pace: Pace = Pace(),
+        resume_step: int | None = None,
+    ) -> None:
+        self.spec, self.pace = spec, pace
+        self.random = random.Random(seed)
+        self.now = START_S
+        self.control = Control(spec, resume_step=resume_step)
+        self.processes: dict[str, Process] = {}
+        self.slots = dict(nodes)  # free ones
+        self.draining: set[str] = set()
+        self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
+        self.resume_step = resume_step
+
+        self.verdict: act.Verdict | None = None
+        self.events: list[Event] = []
+        self.num_handled = 0
+        self.num_actions: Counter[str] = Counter()
+        self.leases: list[Lease] = []
+        self.head: int | None = None  # the newest state that a living member of the run has
+        self.commits_of_head: list[int] = []  # steps in the order in which the head passed them
+        self.rollbacks: list[tuple[int, int | None]] = []  # (head before, head after) when those ahead were lost
+        self.num_redone = 0
+
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._node_numbers = itertools.count()
+        self._unplaced: list[Process] = []
+        self._reported: set[str] = set()
+        self._at_step: list[tuple[int, Callable[[], None]]] = []
+
+    # -- the clock ---------------------------------------------------------------------------------------------------
+
+    def at(self, delay_s: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (self.now + delay_s, next(self._order), do))
+
+    def when_head_reaches(self, step: int, do: Callable[[], None]) -> None:
+        """Once; step 0 is reached from the beginning."""
+        if step == 0:
+            self.at(0.0, do)
+        else:
+            self._at_step.append((step, do))
+
+    def latency(self) -> float:
+        return self.random.uniform(self.pace.message_s / 4, self.pace.message_s)
+
+    def run(self, *, limit_s: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Until there is a verdict, or `until`.    Raises: AssertionError after `limit_s` or when a promise breaks."""
+        end = self.now + limit_s
+        while self.verdict is None and not until():
+            deadline = self.control.next_deadline(self.now)
+            assert min(self.now, deadline) < end, f"nothing came of it in {limit_s} s: {self.control.status()}"
+            if self._queue and self._queue[0][0] <= deadline:
+                self.now, _, do = heapq.heappop(self._queue)
+                do()
+            else:
+                self.now = max(self.now, deadline)
+                self.tell(ev.Tick())
+
+    def tell(self, event: ev.Input) -> None:
+        """One event for control, and what it does about it."""
+        if self.verdict is not None:
+            return
+        if isinstance(event, ev.Reported) and self.leases and event.report.generation == self.leases[-1].generation:
+            self._reported.add(event.report.member_id)
+        if isinstance(event, ev.ConnectionLost | ev.MemberFailed):
+            self.processes[event.member_id].death_told = True
+        self.num_handled += 1
+        for action in self.control.handle(event, self.now):
+            self.num_actions[type(action).__name__] += 1
+            self._perform(action)
+
+    # -- what can happen ---------------------------------------------------------------------------------------------
+
+    def living(self) -> list[Process]:
+        """Members of the run whose processes live, the eldest first."""
+        return [p for p in self.processes.values() if p.alive and not p.gone and p.node_id is not None]
+
+    def freeze(self, process: Process, for_s: float) -> None:
+        process.frozen = True
+        self.at(for_s, lambda: self._thaw(process))
+
+    def hang(self, process: Process, for_s: float) -> None:
+        """It beats and makes no progress."""
+        process.hung = True
+        self.at(for_s, lambda: self._thaw(process))
+
+    def _thaw(self, process: Process) -> None:
+        process.frozen = process.hung = False
+        process.resume()
+
+    def add_node(self, num_slots: int) -> None:
+        self.slots[f"added{next(self._node_numbers)}"] = num_slots
+        self._place()
+
+    def drain_node(self, node_id: str) -> None:
+        self.draining.add(node_id)
+        self.tell(ev.NodeDraining(node_id, 0.0))
+
+    def kill_node(self, node_id: str) -> None:
+        """Its processes die and nobody is told of closed connections."""
+        self.slots.pop(node_id, None)
+        for process in [p for p in self.processes.values() if p.node_id == node_id]:
+            process.die(closes_connection=False)
+
+    # -- placing -----------------------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        for process in list(self._unplaced):
+            usable = [
+                n for n, free in self.slots.items() if free and n not in process.avoid_nodes and n not in self.draining
+            ]
+            if usable:
+                node_id = max(usable, key=lambda n: self.slots[n])
+                self.slots[node_id] -= 1
+                self._unplaced.remove(process)
+                process.start(node_id)
+
+    def _scale_up(self, process: Process) -> None:
+        if process in self._unplaced:
+            self.add_node(1)
+
+    def free_slot(self, process: Process) -> None:
+        if process.node_id in self.slots:
+            self.slots[process.node_id] += 1
+            self._place()
+
+    # -- actions -----------------------------------------------------------------------------------------------------
+
+    def _perform(self, action: act.Action) -> None:
+        match action:
+            case act.StartMember(member_id, avoid_nodes):
+                assert member_id not in self.processes, f"{member_id} is started a second time"
+                process = self.processes[member_id] = Process(self, member_id, avoid_nodes)
+                self._unplaced.append(process)
+                self._place()
+                self.at(self.pace.more_nodes_s, lambda: self._scale_up(process))
+            case act.KillMember(member_id):
+                self._kill(self.processes[member_id])
+            case act.Retire(member_id):
+                process = self._member(member_id)
+                self._give_up(process)
+                process.later(0.01, process.die, trains=False)
+            case act.Fence(member_ids, generation):
+                for process in map(self._member, member_ids):
+                    process.later(self.latency(), lambda p=process: p.fence(generation), trains=False)  # type: ignore[misc]
+            case act.Grant(lease):
+                self._grant(lease)
+            case act.EndLease(generation, member_ids):
+                for process in map(self._member, member_ids):
+                    process.later(self.latency(), lambda p=process: p.end_lease(generation), trains=False)  # type: ignore[misc]
+            case act.SaveCheckpoint(member_id, step):
+                process = self._member(member_id)
+                process.later(self.pace.message_s / 4, lambda: process.save(step))
+            case act.Emit(event):
+                self.events.append(event)
+            case act.Finish(verdict):
+                self.verdict = verdict
+
+    def _member(self, member_id: str) -> Process:
+        """No action but another kill names a member that is gone."""
+        process = self.processes[member_id]
+        assert not process.gone, f"{member_id} is gone and still asked for something"
+        return process
+
+    def _kill(self, process: Process) -> None:
+        if process.gone:
+            return
+        self._give_up(process)
+        if process in self._unplaced:
+            self._unplaced.remove(process)
+        self.at(self.pace.reap_s if process.frozen else self.latency(), process.die)
+
+    def _give_up(self, process: Process) -> None:
+        """A whole state is let go only when its death was told, or when another is not known to be lost."""
+        process.gone = True
+        if process.whole and process.joined and not process.death_told:
+            others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
+            assert others, f"{process} holds the last state and was given up"
+        self.lost(process)
+
+    def _grant(self, lease: Lease) -> None:
+        members = [self._member(m) for m in lease.members]
+        self._check_order(lease)
+        self._check_split(lease)
+        self._check_states(lease, members)
+        self.leases.append(lease)
+        self._reported.clear()
+        session = Session(lease)
+        for process in members:
+            if process.alive:
+                process.later(self.pace.message_s / 2, lambda p=process: p.begin(session))  # type: ignore[misc]
+            else:
+                session.broken = True
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    def _check_order(self, lease: Lease) -> None:
+        if not self.leases:
+            return
+        last = self.leases[-1]
+        assert lease.generation > last.generation
+        owing = [m for m in last.members if m not in self._reported and not self.processes[m].gone]
+        assert not owing, f"{lease.generation} is granted while {owing} may still work in {last.generation}"
+
+    def _check_split(self, lease: Lease) -> None:
+        assert len(lease.assignments) == lease.world_size == len(set(lease.members))
+        assert sorted(itertools.chain(*lease.assignments)) == list(range(self.spec.num_micro_batches))
+
+    def _check_states(self, lease: Lease, members: list[Process]) -> None:
+        """Who has a state has the one that the lease starts from; who lacks it gets it; the newest one is not passed by."""
+        receivers = [members[rank] for rank in lease.receivers]
+        if self.spec.exact:
+            assert not any(p.whole and p.alive for p in receivers), f"a whole state is overwritten: {receivers}"
+        if lease.source is None:
+            assert not receivers
+        else:
+            source = members[lease.source]
+            assert source.whole and source.next_step == lease.start_step and source not in receivers
+        others = [p for p in members if p not in receivers and p.alive]
+        restoring = [p for p in others if not p.whole]
+        assert all(p.next_step == lease.start_step for p in others if p.whole), f"{others} at {lease.start_step}"
+        elsewhere = [p for p in self.living() if p.whole and p.next_step > lease.start_step]
+        if restoring:
+            assert len(restoring) == len(others), f"{restoring} restore beside whole members {others}"
+            assert self.head is None, f"a checkpoint is restored while the state of step {self.head} lives"
+            assert lease.start_step == (lease.restore or 0) == max(self.checkpoints, default=0)
+        elif elsewhere:  # a lease below the head: only those behind, only what they lack, only with exact sums
+            assert self.spec.exact and lease.stop_step == lease.start_step + 1
+            assert not set(lease.members) & {p.member_id for p in elsewhere}
+
+    def commits(self, process: Process) -> None:
+        """`process` applies its next step. The head passes every step once; others may follow, none may jump ahead."""
+        step = process.next_step
+        process.content = _next_content(process.content, step, None if self.spec.exact else process.generation)
+        process.next_step += 1
+        if process.gone:
+            return
+        assert self.head is not None and step <= self.head, f"{process} applied a step that nobody was at"
+        if step < self.head:
+            self.num_redone += 1
+            return
+        self.head = step + 1
+        self.commits_of_head.append(step)
+        for _, do in [entry for entry in self._at_step if entry[0] <= self.head]:
+            self.at(0.0, do)
+        self._at_step = [entry for entry in self._at_step if entry[0] > self.head]
+
+    def got_whole(self, process: Process) -> None:
+        if not process.gone:
+            self.head = max(process.next_step, self.head or 0)
+
+    def lost(self, process: Process) -> None:
+        if process.whole and process.next_step == self.head:
+            self.lost_state()
+
+    def lost_state(self) -> None:
+        """Some state is not there any more: the head is the newest of those that are left."""
+        newest = max((p.next_step for p in self.processes.values() if p.whole and p.alive and not p.gone), default=None)
+        if newest != self.head:
+            assert self.head is not None and (newest is None or newest < self.head)
+            self.rollbacks.append((self.head, newest))
+            self.head = newest
+
+    def team(self, session: Session) -> list[Process]:
+        return [self.processes[m] for m in session.lease.members if self.processes[m].session is session]
+
+    def break_session(self, session: Session) -> None:
+        if not session.broken:
+            session.broken = True
+            for process in self.team(session):
+                process.notice(session)
+
+    def content_of(self, step: int) -> int:
+        """The state at `step` of a run with exact sums, whatever happens to it."""
+        content = 0
+        for number in range(step):
+            content = _next_content(content, number, None)
+        return content
+
+    # -- at the end --------------------------------------------------------------------------------------------------
+
+    def check_history(self) -> None:
+        """The head went 0, 1, 2, ... up to the verdict's step; it went back only when those ahead were lost."""
+        expected, rollbacks = self.resume_step or 0, iter(self.rollbacks)
+        for step in self.commits_of_head:
+            while step != expected:
+                expected = self._after(rollbacks, expected)
+            expected += 1
+        while self.verdict is not None and expected != self.verdict.step:
+            expected = self._after(rollbacks, expected)
+
+    def _after(self, rollbacks: Iterator[tuple[int, int | None]], expected: int) -> int:
+        """Where the head was after the next rollback; None means the checkpoint, the initial state or a later one."""
+        before, after = next(rollbacks, (-1, None))
+        assert before == expected or before == -1, f"{self.commits_of_head} does not follow from {self.rollbacks}"
+        assert before != -1, f"a step was skipped or repeated around {expected}: {self.commits_of_head}"
+        return after if after is not None else max((s for s in self.checkpoints if s <= before), default=0)
+
+    def kinds(self) -> Counter[EventKind]:
+        return Counter(event.kind for event in self.events)
+
+
+def _next_content(content: int, step: int, generation: Generation | None) -> int:
+    """With fast sums the bits of a step depend on who computed it."""
+    return hash((content, step, generation))

@@ -1,0 +1,58 @@
+"""Events as a run would tell them, for tests that look at one through metrics, goodput or progress."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elastic_lm.events.types import Event, EventKind
+
+
+def at(elapsed_s: float, kind: EventKind, *, attempt: int = 0, step: int | None = None, **fields: Any) -> Event:
+    return Event(kind, f"{kind} happened.", step, "1.1", fields, time_s=1e9 + elapsed_s, elapsed_s=elapsed_s,
+                 attempt=attempt)  # fmt: skip
+
+
+def started(elapsed_s: float, member_id: str, **more: Any) -> Event:
+    return at(elapsed_s, EventKind.MEMBER_STARTED, member_id=member_id, node_id="n0", pid=1, **more)
+
+
+def ready(elapsed_s: float, member_id: str, **more: Any) -> Event:
+    return at(elapsed_s, EventKind.MEMBER_READY, member_id=member_id, node_id="n0", startup_s=1.0, **more)
+
+
+def lost(elapsed_s: float, member_id: str, cause: str = "its process died", **more: Any) -> Event:
+    return at(elapsed_s, EventKind.MEMBER_LOST, member_id=member_id, cause=cause, node_id="n0", **more)
+
+
+def left(elapsed_s: float, member_id: str, **more: Any) -> Event:
+    return at(elapsed_s, EventKind.MEMBER_LEFT, member_id=member_id, cause="drain", **more)
+
+
+def reformed(elapsed_s: float, cause: str, lost_s: float, **more: Any) -> Event:
+    return at(elapsed_s, EventKind.REFORMED, cause=cause, lost_s=lost_s, world_size=2, **more)
+
+
+def committed(
+    elapsed_s: float, step: int, *, world_size: int = 2, step_s: float = 1.0, tokens: int = 400, **more: Any
+) -> Event:
+    """A step; what its time went on adds up to `step_s`."""
+    data_wait_s = more.pop("data_wait_s", 0.0)
+    fields = {
+        "step": step,
+        "loss": 2.5,
+        "num_targets": tokens,
+        "learning_rate": 3e-4,
+        "grad_norm": 0.75,
+        "sample_hash": 1,
+        "refused": 0,
+        "generation": "1.1",
+        "world_size": world_size,
+        "step_s": step_s,
+        "data_wait_s": data_wait_s,
+        "compute_s": (step_s - data_wait_s) * 0.5,
+        "reduce_wait_s": (step_s - data_wait_s) * 0.375,
+        "optimizer_s": (step_s - data_wait_s) * 0.125,
+    }
+    attempt = more.pop("attempt", 0)
+    event = at(elapsed_s, EventKind.STEP_COMMITTED, attempt=attempt, **{k: v for k, v in fields.items() if k != "step"})
+    return Event(event.kind, event.message, step, "1.1", {**fields, **more}, event.time_s, elapsed_s, attempt)
