@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elastic_lm import config_rules, config_text
@@ -352,7 +351,7 @@ class RunConfig(Part):
 
     def to_yaml(self) -> str:
         """The resolved config, every field spelled out; `load` of it gives an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return config_text.dump(self.model_dump(mode="json"))
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
@@ -421,9 +420,12 @@ class RunConfig(Part):
         if self.schedule.kind == "constant":
             del schedule["total_steps"]
         corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
+        model = asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size}
+        if self.model.factory is not None:  # in the words of the file
+            model["factory"], model["args"] = model.pop("path"), model.pop("arguments")
         return {
             "data": {**corpus, "window_blocks": self.data.window_blocks},
-            "model": asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size},
+            "model": model,
             "objective": self.objective.model_dump(),
             "batch": self.batch.model_dump(),
             "optimizer": self.optimizer.model_dump(),

@@ -34,9 +34,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as the same values."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML of plain values, in their order; `parse` of it gives equal ones."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse(text: str, source: str) -> Any:
@@ -158,19 +168,27 @@ def _example(path: list[str], field: FieldInfo | None) -> str:
     value = field.examples[0] if field.examples else field.default
     if value is PydanticUndefined or value is None or isinstance(value, BaseModel):
         return ""
-    return f"{path[-1]}: {value}"
+    return f"{_field_name(path)}: {list(value) if isinstance(value, tuple) else value}"
+
+
+def _field_name(path: list[str]) -> str:
+    """The last name of the field itself: `betas` of `optimizer.betas.1`."""
+    return next((name for name in reversed(path) if not name.isdigit()), path[-1])
 
 
 def _find(root: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], FieldInfo | None]:
-    """The innermost section on the way to `path`, and the field there if it has one of that name."""
+    """The innermost section on the way to `path`, and the field there: for an item of a list or mapping, that field."""
     section, field = root, None
     for part in path:
         field = section.model_fields.get(part)
-        if field is None:
-            return section, None
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            section = field.annotation
+        if field is None or not _is_section(field):
+            return section, field
+        section = field.annotation  # type: ignore[assignment]
     return section, field
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _unknown_hint(path: list[str], section: type[BaseModel], root: type[BaseModel]) -> str:
@@ -178,15 +196,17 @@ def _unknown_hint(path: list[str], section: type[BaseModel], root: type[BaseMode
     if near:
         return near
     places = [name for name in _all_names(root) if name.rpartition(".")[2] == path[-1]]
-    return f" (did you mean {' or '.join(places)}?)" if places else hint(".".join(path), _all_names(root))
+    if places:
+        return f" (did you mean {' or '.join(places)}?)"
+    return hint(".".join(path), [name for name in _all_names(root) if not ".".join(path).startswith(f"{name}.")])
 
 
 def _all_names(root: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in root.model_fields.items():
         names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _all_names(field.annotation, f"{prefix}{name}.")
+        if _is_section(field):
+            names += _all_names(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
     return names
 
 

@@ -24,14 +24,16 @@ NAMES = (
     "copy.receive",  # joiner: half of the state received
     "step.begin",
     "micro_batch",  # before each micro-batch's forward
-    "reduce.begin",  # all own micro-batches folded, reduction not started
+    "reduce.begin",  # all own micro-batches folded, the commit vector not sent
     "reduce.end",  # sum complete on this member, nothing applied
     "optimizer.middle",  # some parameters written, others not
     "step.end",  # step applied, next not begun
     "lease.end",  # before the report is returned
     "save",  # checkpoint: some parts written, no manifest
 )
-ACTIONS = ("kill", "freeze", "raise", "exit", "delay", "hold")
+TIMED = ("delay", "hold")
+ACTIONS = ("kill", "freeze", "raise", "exit", *TIMED)
+LONGEST_S = 3600.0
 
 
 class InjectedError(RuntimeError):
@@ -63,6 +65,14 @@ def parse(text: str) -> tuple[str, _Armed]:
         ) from error
     if name not in NAMES:
         raise ConfigError(f"failpoint {text!r}: unknown name {name!r}; known: {', '.join(NAMES)}")
+    if not member:
+        raise ConfigError(f"failpoint {text!r} names no member; write one, e.g. w2, or * for all")
+    if entry.step is not None and entry.step < 0:
+        raise ConfigError(f"failpoint {text!r}: step {entry.step} never comes; steps count from 0")
+    if kind in TIMED and (not seconds or not 0 <= entry.seconds <= LONGEST_S):
+        raise ConfigError(
+            f"failpoint {text!r}: {kind} needs seconds from 0 to {LONGEST_S:.0f}, e.g. {kind}:0.5"
+        )
     if kind not in ACTIONS:
         raise ConfigError(f"failpoint {text!r}: unknown action {kind!r}; known: {', '.join(ACTIONS)}")
     return member, entry

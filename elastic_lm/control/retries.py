@@ -8,6 +8,7 @@ QUARANTINE_WINDOWS = (
     10  # a quarantine lasts this many windows: a node may have been repaired, and it may be the only one
 )
 ANYWHERE = ""
+LARGEST_EXPONENT = 100  # any limit is reached by then, and a float holds it
 
 
 class Retries:
@@ -26,7 +27,7 @@ class Retries:
         recent = [t for t in self._crashes.get(node, []) if now - t < spec.quarantine_window_s] + [now]
         self._crashes[node] = recent
         if len(recent) > 1:
-            pause = min(spec.backoff_limit_s, spec.backoff_base_s * 2 ** (len(recent) - 2))
+            pause = min(spec.backoff_limit_s, spec.backoff_base_s * 2.0 ** min(len(recent) - 2, LARGEST_EXPONENT))
             self.not_before = max(self.not_before, now + pause)
         if len(recent) >= spec.quarantine_failures and node != ANYWHERE and node not in self._quarantined:
             self._quarantined[node] = now + QUARANTINE_WINDOWS * spec.quarantine_window_s

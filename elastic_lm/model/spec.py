@@ -31,10 +31,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            low = self.width - self.width % self.num_heads
+            unit = self.num_heads * (2 if self.position == "rotary" else 1)
+            low = self.width - self.width % unit
             raise ConfigError(
                 f"model.width={self.width} is not a multiple of model.num_heads={self.num_heads}; "
-                f"use width {low or self.num_heads} or {low + self.num_heads}"
+                f"use width {low or unit} or {low + unit}"
             )
         if self.position == "rotary" and (self.width // self.num_heads) % 2:
             raise ConfigError(

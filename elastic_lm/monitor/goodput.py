@@ -17,6 +17,7 @@ from elastic_lm.events.types import Event, EventKind
 
 RATE_STEPS = 500
 RECENT_S = 30.0
+ROUNDING_S = 1e-6  # less is what the additions above it leave over
 HISTORY = 2_000  # events: enough to look back over any interruption
 
 
@@ -81,7 +82,7 @@ class Goodput:
         useful_s = self._useful_s()
         if useful_s is not None:
             lost["unnamed"] = max(0.0, self._held_s - useful_s - sum(lost.values()))
-        return {cause: seconds for cause, seconds in lost.items() if seconds > 0}
+        return {cause: seconds for cause, seconds in lost.items() if seconds > ROUNDING_S}
 
     def tokens_per_s(self) -> float | None:
         """Committed tokens per second of wall time, over the last half minute; None before the second step."""

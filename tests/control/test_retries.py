@@ -101,9 +101,6 @@ def test_released_node_starts_with_a_clean_record() -> None:
     assert not retries.crashed("n0", over)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OverflowError, reason="2 ** (crashes - 2) is too large for a float from 1,026 on"
-)
 def test_pause_keeps_its_limit_after_thousands_of_crashes() -> None:
     retries = make_retries()
     for _ in range(

@@ -216,7 +216,7 @@ def test_tokens_per_second_does_not_look_back_past_a_restart() -> None:
 def test_worker_that_control_sends_away_while_it_starts_is_no_longer_held(end: ev.Input) -> None:
     control = Control(ControlSpec(min_workers=1, max_workers=2, num_micro_batches=4, total_steps=9), owner_epoch=1)
     goodput = Goodput(4)
-    for now, news in enumerate([ev.MemberStarted("w0", "n0", 1), ev.MemberStarted("w1", "n1", 2), end]):
+    for now, news in enumerate([ev.Tick(), ev.MemberStarted("w0", "n0", 1), ev.MemberStarted("w1", "n1", 2), end]):
         for action in control.handle(news, float(now)):
             if isinstance(action, act.Emit):
                 goodput.observe(action.event)
