@@ -5,6 +5,9 @@ later. Exact: everything is integers, so the total depends on nothing but its te
 vector stays in integers.
 
 The commit vector is ledger, agreement on non-finite values, assignment check and early-end vote in one.
+
+The sum is made in buckets. In a member's last micro-batch of a step a bucket is on its way as soon as backward is done
+with it, always in one order, which every member follows; the bucket with the commit vector is the last.
 """
 
 from __future__ import annotations
@@ -50,6 +53,15 @@ class Commit:
     end_votes: int
 
 
+@dataclass(frozen=True)
+class _Bucket:
+    """A piece of the buffer that is added up in one operation, the slots in it, and the least of their numbers."""
+
+    part: Tensor
+    slots: frozenset[int]
+    earliest: int
+
+
 class InconsistentSum(RuntimeError):
     """A completed sum that breaks a rule that only our own bug can break."""
 
@@ -73,6 +85,24 @@ class Reduction:
         self._mine = [0] * HEADER
         self._refused: int | Tensor = 0
         self._untouched: set[int] = set()
+        self._buckets = self._cut()
+        self._early: Group | None = None  # the group, in the last micro-batch
+        self._over: set[int] = set()  # slots that have had their last gradient of the step
+        self._pending: list[Pending] = []  # of the first buckets
+
+    def _cut(self) -> list[_Bucket]:
+        """The buckets in the order of sending: about the order in which backward is done with them."""
+        header = HEADER if self.exact else 0
+        buckets = []
+        for number, part in enumerate(self._buffer.split(BUCKET_ELEMENTS)):
+            start = number * BUCKET_ELEMENTS - header
+            inside = [i for i, s in enumerate(self._slots) if s.start < start + len(part) and start < s.start + s.size]
+            buckets.append(_Bucket(part, frozenset(inside), min((self._slots[i].number for i in inside), default=-1)))
+        if self.exact:
+            vector = buckets.pop(0)
+        else:
+            vector = _Bucket(self._header, frozenset(), -1)
+        return [*sorted(buckets, key=lambda bucket: -bucket.earliest), vector]
 
     def begin(self, step: int) -> None:
         """Forget what was added; the first contribution to each slot overwrites it."""
@@ -81,9 +111,19 @@ class Reduction:
         self._mine[Field.STEPS] = step + 1
         self._refused = 0
         self._untouched = set(range(len(self._slots)))
+        self._early, self._over, self._pending = None, set(), []
+
+    def send_early(self, group: Group | None) -> None:
+        """The last micro-batch begins: each parameter's next gradient is its last one in this step."""
+        self._early = group
 
     def add_gradient(self, index: int, gradient: Tensor) -> None:
-        """Fold one parameter's gradient (of the loss sum of one micro-batch)."""
+        """Fold one parameter's gradient (of the loss sum of one micro-batch).    Raises: GroupBroken."""
+        if index in self._over:
+            raise InconsistentSum(
+                f"{self._slots[index].name} got two gradients in one backward pass; a model that checkpoints activations "
+                "must do so with use_reentrant=False"
+            )
         total = self._slots[index].of(self._total)
         first = index in self._untouched
         self._untouched.discard(index)
@@ -94,6 +134,17 @@ class Reduction:
             total.copy_(values)
         else:
             total.add_(values)
+        if self._early is not None:
+            self._over.add(index)
+            while len(self._pending) < len(self._buckets) - 1 and self._next_bucket.slots <= self._over:
+                self._send_next(self._early)
+
+    @property
+    def _next_bucket(self) -> _Bucket:
+        return self._buckets[len(self._pending)]
+
+    def _send_next(self, group: Group) -> None:
+        self._pending.append(group.all_reduce(self._next_bucket.part))
 
     def add_micro_batch(self, loss: float, num_targets: int, sample_hash: int) -> None:
         units = fixed_point.number_to_units(loss, self._loss_unit)
@@ -114,13 +165,11 @@ class Reduction:
             self._slots[index].of(self._total).zero_()
         self._header.copy_(torch.tensor(self._mine, dtype=torch.int64))
         if group is not None:
-            group.wait(self._start(group), cancelled)
+            while len(self._pending) < len(self._buckets):
+                self._send_next(group)
+            group.wait(self._pending, cancelled)
         total = self._header.tolist()
         return self._checked(total, 1 if group is None else group.world_size)
-
-    def _start(self, group: Group) -> list[Pending]:
-        pending = [] if self.exact else [group.all_reduce(self._header)]
-        return pending + [group.all_reduce(part) for part in self._buffer.split(BUCKET_ELEMENTS)]
 
     def _checked(self, total: list[int], world_size: int) -> Commit:
         if total[Field.MEMBERS] != world_size or total[Field.STEPS] != self._mine[Field.STEPS] * world_size:

@@ -25,9 +25,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter lives in the flat buffers: elements [start, start + size)."""
+    """Where one parameter lives in the flat buffers: elements [start, start + size).
+
+    `number`: its place among the module's parameters, about the order in which forward uses them.
+    """
 
     name: str
+    number: int
     shape: torch.Size
     start: int
     size: int
@@ -41,9 +45,9 @@ class ReplicaState:
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         _refuse_stateful_buffers(module)
-        named = list(module.named_parameters())  # a tied parameter is listed once
-        matrices = [(n, p) for n, p in named if p.dim() >= 2]
-        vectors = [(n, p) for n, p in named if p.dim() < 2]
+        named = list(enumerate(module.named_parameters()))  # a tied parameter is listed once
+        matrices = [(i, n, p) for i, (n, p) in named if p.dim() >= 2]
+        vectors = [(i, n, p) for i, (n, p) in named if p.dim() < 2]
         self.slots: list[Slot] = []
         self.decayed = self._lay_out(matrices, 0)
         self.size = self._lay_out(vectors, self.decayed)
@@ -53,19 +57,19 @@ class ReplicaState:
         self.next_step = 0
         self.torn = True  # nobody's state yet: a lease initialises, restores or receives it
         module.to(device)
-        self.parameters = [p for _, p in matrices + vectors]
+        self.parameters = [p for _, _, p in matrices + vectors]
         with torch.no_grad():
             for slot, parameter in zip(self.slots, self.parameters, strict=True):
                 slot.of(self.weights).copy_(parameter.flatten())
                 parameter.data = slot.of(self.weights).view(slot.shape)
 
-    def _lay_out(self, named: list[tuple[str, nn.Parameter]], start: int) -> int:
-        for name, parameter in named:
+    def _lay_out(self, numbered: list[tuple[int, str, nn.Parameter]], start: int) -> int:
+        for number, name, parameter in numbered:
             if not parameter.is_floating_point():
                 raise ConfigError(
                     f"parameter {name} is {parameter.dtype}; only floating-point parameters can be trained"
                 )
-            self.slots.append(Slot(name, parameter.shape, start, parameter.numel()))
+            self.slots.append(Slot(name, number, parameter.shape, start, parameter.numel()))
             start += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         return start
 

@@ -96,12 +96,23 @@ class Replica:
             device=self.device,
         )
 
-    def add_micro_batch(self, reduction: Reduction, tokens: Any, *, step: int, micro_batch: int) -> None:
-        """Forward, backward, fold. Each gradient is folded the moment it is complete, while it is in the cache."""
+    def add_micro_batch(
+        self,
+        reduction: Reduction,
+        tokens: Any,
+        *,
+        step: int,
+        micro_batch: int,
+        cancelled: IsCancelled = lambda: False,
+    ) -> None:
+        """Forward, backward, fold. Each gradient is folded the moment it is complete, while it is in the cache.
+
+        Raises: Cancelled, out of backward: survivors of a fault wait for this, and a micro-batch may take long.
+        """
         tokens_BS = as_tokens(tokens)
         self._seed(step, micro_batch)
         handles = [
-            parameter.register_post_accumulate_grad_hook(_folder(reduction, index))
+            parameter.register_post_accumulate_grad_hook(_folder(reduction, index, cancelled))
             for index, parameter in enumerate(self.state.parameters)
         ]
         try:
@@ -136,8 +147,10 @@ def _build(spec: EngineSpec) -> nn.Module:
     return model
 
 
-def _folder(reduction: Reduction, index: int) -> Callable[[Tensor], None]:
+def _folder(reduction: Reduction, index: int, cancelled: IsCancelled) -> Callable[[Tensor], None]:
     def fold(parameter: Tensor) -> None:
+        if cancelled():
+            raise Cancelled
         assert parameter.grad is not None
         reduction.add_gradient(index, parameter.grad)
         parameter.grad = None
@@ -186,6 +199,8 @@ class StepRunner:
         failpoints.hit("step.begin", step)
         reduction.begin(step)
         for micro_batch in micro_batches:
+            if micro_batch == micro_batches[-1]:
+                reduction.send_early(group)
             self._micro_batch(step, micro_batch, reduction, control, clock)
         failpoints.hit("reduce.begin", step)
         control.report(Phase.REDUCE)
@@ -226,7 +241,7 @@ class StepRunner:
         clock.lap("data")
         control.report(Phase.COMPUTE)
         failpoints.hit("micro_batch", step)
-        self.replica.add_micro_batch(reduction, tokens, step=step, micro_batch=micro_batch)
+        self.replica.add_micro_batch(reduction, tokens, step=step, micro_batch=micro_batch, cancelled=control.cancelled)
         clock.lap("compute")
 
     def _check(self, commit: Commit, step: int) -> None:
