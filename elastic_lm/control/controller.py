@@ -76,6 +76,7 @@ class Control:
         self._lease: Lease | None = None
         self._mode = Mode.IDLE
         self._waiting: set[str] = set()  # members of the lease that owe a report
+        self._catching_up = False  # the lease is only for those behind
         self._fenced_at = 0.0
         self._limit = SilenceLimit(spec.heartbeat_timeout_s)
         self._retries = Retries(spec)
@@ -146,8 +147,9 @@ class Control:
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
             case ev.DrainRequested(member_id, node_id):
-                self._drain([m for m in self._members.values() if member_id == m.member_id or node_id == m.node_id],
-                            "drain", now)  # fmt: skip
+                named = [m for m in self._members.values()
+                         if m.member_id == member_id or (node_id is not None and m.node_id == node_id)]  # fmt: skip
+                self._drain(named, "drain", now)
             case ev.Resized(low, high):
                 self._on_resized(low, high, now)
             case ev.StopRequested(reason):
@@ -156,10 +158,9 @@ class Control:
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
             case ev.CoordinatorSlept(seconds):
+                self._fenced_at += seconds
                 for member in self._members.values():
-                    if member.last_beat is not None:
-                        member.last_beat += seconds
-                    member.progress_at += seconds
+                    member.slept(seconds)
 
     # -- members come ------------------------------------------------------------------------------------------------
 
@@ -256,13 +257,13 @@ class Control:
     def _remove(self, member: Member, cause: str, now: float, *, crash: bool) -> None:
         del self._members[member.member_id]
         self._do(act.KillMember(member.member_id))
+        self._abandon_save(member, "its worker was lost")
         if crash and self._retries.crashed(member.node_id, now):
             self._emit(EventKind.NODE_QUARANTINED,
                        f"Node {member.node_id} lost {self._spec.quarantine_failures} workers within "
                        f"{self._spec.quarantine_window_s:.0f} s: no worker is placed there for now.",
                        node_id=member.node_id, failures=self._spec.quarantine_failures)  # fmt: skip
-        if self._save is not None and self._save.member_id == member.member_id:
-            self._on_saved(ev.Saved(member.member_id, self._save.step, False, "its worker was lost"), now)
+            self._restart_pending()
         if self._lease is not None and member.member_id in self._lease.members:
             self._interrupt("hang" if cause.startswith(("silent", "no progress")) else "failure",
                             f"{member.member_id} {cause}", now)  # fmt: skip
@@ -287,13 +288,14 @@ class Control:
             if member.state is not MemberState.ACTIVE and not (member.whole and self._is_last_whole(member)):
                 self._retire(member)
         if self._lease is not None and any(m.leaving for m in self._active()):
-            self._end_lease("drain")
+            self._end_lease("resize" if cause == "resize" else "drain")
         self._fill_demand(now)
         if self._lease is None:
             self._decide(now)
 
     def _retire(self, member: Member) -> None:
         del self._members[member.member_id]
+        self._abandon_save(member, "its worker left")
         # Before it has joined, nothing runs there yet that could answer.
         self._do(act.Retire(member.member_id) if member.has_joined else act.KillMember(member.member_id))
         if member.state is not MemberState.PENDING:
@@ -334,10 +336,12 @@ class Control:
         lease = self._lease
         if lease is None or beat.generation != lease.generation or beat.phase not in WORKING:
             return
-        member.whole = True  # it trains, so it has a state; what it says when it reports is exact
+        if member.member_id not in self._waiting:
+            return  # its report, which is exact, came first: they travel separately
+        member.whole = True  # it trains, so it has a state
         member.next_step = max(beat.next_step, lease.start_step)
         broken = self._interruption
-        if broken is not None and lease.generation > broken.generation and not self._is_catching_up():
+        if broken is not None and lease.generation > broken.generation and not self._catching_up:
             self._resume(broken, member.next_step, now)
 
     def _resume(self, interruption: Interruption, step: int, now: float) -> None:
@@ -357,7 +361,7 @@ class Control:
             return
         self._next_scan = now + SCAN_S
         if self._retries.release(now):
-            self._restart_pending(now)
+            self._restart_pending()
         self._fill_demand(now)
         for member in list(self._members.values()):
             verdict = self._ailment(member, now)
@@ -390,11 +394,11 @@ class Control:
         return None
 
     def _is_last_whole(self, member: Member) -> bool:
-        """Whether giving this member up would give up the run's state in memory."""
-        return member.whole and sum(m.whole for m in self._members.values()) == 1
+        """Whether giving this member up would give up the run's state in memory: of the others none has it for sure."""
+        return member.whole and not any(m.has_state_for_sure for m in self._members.values() if m is not member)
 
-    def _restart_pending(self, now: float) -> None:
-        """Demands were made while a node was avoided; ask again without that."""
+    def _restart_pending(self) -> None:
+        """Other nodes are to be avoided than when these demands were made: they are made anew."""
         for member in [m for m in self._members.values() if m.state is MemberState.PENDING]:
             del self._members[member.member_id]
             self._do(act.KillMember(member.member_id))
@@ -403,7 +407,10 @@ class Control:
 
     def _on_report(self, report: LeaseReport, now: float) -> None:
         member = self._members.get(report.member_id)
-        if member is None or self._lease is None or report.generation != self._lease.generation:
+        if member is None:
+            self._do(act.KillMember(report.member_id))
+            return
+        if self._lease is None or report.generation != self._lease.generation:
             return
         member.whole, member.next_step = report.whole, report.next_step
         member.micro_batch_s = report.micro_batch_s or member.micro_batch_s
@@ -468,7 +475,7 @@ class Control:
             self._end_run(now_standing.whole, now_standing.head, now)
             return
         if now_standing.head is not None and not now_standing.behind:
-            self._save_if_due(now_standing.whole[0], now_standing.head, now)
+            self._save_if_due(now_standing.whole, now_standing.head, now)
         self._let_go()
         self._grant(now)
 
@@ -477,20 +484,24 @@ class Control:
 
     def _let_go(self) -> None:
         """Retire those who leave, unless one of them holds the last state."""
-        keeps_state = any(m.whole and m.leaving is None for m in self._members.values())
+        keeps_state = any(m.has_state_for_sure and m.leaving is None for m in self._members.values())
         for member in [m for m in self._members.values() if m.leaving and m.has_joined]:
             if not member.whole or keeps_state:
                 self._retire(member)
 
     def _grant(self, now: float) -> None:
-        members = [m for m in self._members.values() if m.has_joined and m.lost_connection_at is None]
+        members = [m for m in self._members.values() if m.has_joined]
+        if any(m.lost_connection_at is not None for m in members):
+            return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
         if not members or (current.head is None and len(members) < self._spec.min_workers):
             if self._interruption is None or self._interruption.cause != WAIT:
                 self._interrupt_for_wait(len(members), now)
             return
         self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
-        if current.behind:
+        self._join_at = None  # whoever waited to join is in, or comes in right after those behind
+        self._catching_up = bool(current.behind)
+        if self._catching_up:
             lease = catch_up_lease(current, self._generation, self._spec)
         else:
             lease = common_lease(members, current, self._generation, self._spec, restore=self._checkpoint_step)
@@ -530,11 +541,6 @@ class Control:
         self._interruption = Interruption(WAIT, since, f"waited for {wanted} workers", self._generation)
         self._emit(EventKind.NOTE, f"Waiting for {wanted} workers; {have} ready.", have=have, wanted=wanted)
 
-    def _is_catching_up(self) -> bool:
-        assert self._lease is not None
-        joined = sum(m.has_joined for m in self._members.values())
-        return self._lease.stop_step - self._lease.start_step == 1 and len(self._lease.members) < joined
-
     # -- speed -------------------------------------------------------------------------------------------------------
 
     def _rebalance(self, now: float) -> None:
@@ -554,7 +560,7 @@ class Control:
             self._end_lease("straggler")
 
     def _name_stragglers(self, lease: Lease, seconds: list[float]) -> None:
-        usual = statistics.median(seconds)
+        usual = statistics.median_low(seconds)  # of two members, the faster one's
         for member_id, pace in zip(lease.members, seconds, strict=True):
             if pace > self._spec.straggler_factor * usual:
                 self._emit(EventKind.STRAGGLER,
@@ -563,19 +569,23 @@ class Control:
 
     # -- checkpoints and the end -------------------------------------------------------------------------------------
 
-    def _save_if_due(self, member: Member, step: int, now: float) -> None:
+    def _save_if_due(self, whole: tuple[Member, ...], step: int, now: float) -> None:
         """A store that is slower than the interval delays the next save, never training."""
         every = self._spec.checkpoint_every
         if every and step and step % every == 0 and step != self._checkpoint_step and self._save is None:
-            self._begin_save(member, step, now, final=False)
+            self._begin_save(whole, step, now, final=False)
 
-    def _begin_save(self, member: Member, step: int, now: float, *, final: bool) -> None:
+    def _begin_save(self, whole: tuple[Member, ...], step: int, now: float, *, final: bool) -> None:
+        """By a member that is likely to stay until the upload is complete."""
+        member = min(whole, key=lambda m: (m.leaving is not None, m.lost_connection_at is not None))
         self._save = Save(member.member_id, step, now, final)
         self._do(act.SaveCheckpoint(member.member_id, step))
 
     def _on_saved(self, event: ev.Saved, now: float) -> None:
         save = self._save
         if save is None or (save.member_id, save.step) != (event.member_id, event.step):
+            if event.ok:  # its worker was given up, but the checkpoint is there
+                self._checkpoint_step = max(event.step, self._checkpoint_step or 0)
             return
         self._save = None
         seconds = now - save.began
@@ -584,9 +594,18 @@ class Control:
             self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {event.step} saved in {seconds:.1f} s.",
                        step=event.step, seconds=seconds)  # fmt: skip
         else:
-            self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {event.step} failed: {event.error}.",
-                       step=event.step, error=event.error)  # fmt: skip
+            self._final_tries += save.final
+            self._tell_failed_save(event.step, event.error)
         self._decide(now)
+
+    def _abandon_save(self, member: Member, why: str) -> None:
+        """The member that wrote the checkpoint goes. That is no failure of the store: final tries are not counted."""
+        if self._save is not None and self._save.member_id == member.member_id:
+            self._tell_failed_save(self._save.step, why)
+            self._save = None
+
+    def _tell_failed_save(self, step: int, error: str | None) -> None:
+        self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {step} failed: {error}.", step=step, error=error)
 
     def _end_run(self, whole: tuple[Member, ...], head: int | None, now: float) -> None:
         """Everything is trained, or the run was told to stop: save once more, then give the verdict."""
@@ -605,9 +624,7 @@ class Control:
                 "failed", f"the checkpoint of step {head} could not be written in {FINAL_SAVE_TRIES} tries", head
             )
         else:
-            self._final_tries += 1
-            ahead = [m for m in whole if m.next_step == head]
-            self._begin_save(ahead[0], head, now, final=True)
+            self._begin_save(tuple(m for m in whole if m.next_step == head), head, now, final=True)
 
     def _on_stop(self, reason: str, now: float) -> None:
         self._stopping = self._stopping or reason
@@ -618,9 +635,9 @@ class Control:
             self._end_lease("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
-        self._verdict = act.Verdict(kind, message, step)
         self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind)
-        self._do(act.Finish(self._verdict))
+        self._do(act.Finish(act.Verdict(kind, message, step)))
+        self._verdict = act.Verdict(kind, message, step)
 
     # -- small things ------------------------------------------------------------------------------------------------
 
@@ -635,7 +652,8 @@ class Control:
         return 0 if self._lease is None else len(self._lease.members)
 
     def _do(self, action: act.Action) -> None:
-        self._actions.append(action)
+        if self._verdict is None:
+            self._actions.append(action)
 
     def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
         self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))

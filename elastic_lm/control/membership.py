@@ -39,6 +39,15 @@ class Member:
     progress_at: float = 0.0
     micro_batch_s: float | None = None
 
+    def slept(self, seconds: float) -> None:
+        """The coordinator slept: every deadline of this member moves by as much."""
+        self.since += seconds
+        self.progress_at += seconds
+        if self.last_beat is not None:
+            self.last_beat += seconds
+        if self.lost_connection_at is not None:
+            self.lost_connection_at += seconds
+
     def enter(self, state: MemberState, now: float) -> None:
         self.state, self.since = state, now
 
@@ -46,3 +55,8 @@ class Member:
     def has_joined(self) -> bool:
         """Warmed up and admitted."""
         return self.state in (MemberState.READY, MemberState.ACTIVE)
+
+    @property
+    def has_state_for_sure(self) -> bool:
+        """It has a whole state, and nothing says that its process has died."""
+        return self.whole and self.lost_connection_at is None

@@ -14,7 +14,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from elastic_lm.control import actions as act
@@ -25,7 +25,10 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
 
 BEAT_S = 0.2
+UNRULY_S = 0.05  # how much later than usual a message may come in an unruly cluster
+RECONNECT_S = 0.02
 START_S = 1_000.0  # monotonic clocks do not begin at 0
+WORKING = (Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 AGREED = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
 
 
@@ -37,6 +40,7 @@ class Pace:
     start_s: float = 0.5
     copy_s: float = 0.05
     form_timeout_s: float = 1.0
+    reduce_timeout_s: float = 3.0  # the group's own last resort
     save_s: float = 0.2
     message_s: float = 0.004  # the slowest message; the fastest takes a quarter
     tell_death_s: float = 0.03  # until a call to a dead process fails
@@ -67,6 +71,7 @@ class Process:
         self.alive = True
         self.gone = False  # control has killed or retired it
         self.death_told = False
+        self.state_told = False  # control has heard that this member has a state
         self.joined = False
         self.frozen = False
         self.hung = False
@@ -84,7 +89,7 @@ class Process:
         self.fenced_up_to: Generation | None = None
         self.ending: Generation | None = None
         self._deferred: list[tuple[bool, Callable[[], None]]] = []
-        self._delivered_until = 0.0
+        self._delivered_until: dict[bool, float] = {}
 
     def __repr__(self) -> str:
         return f"{self.member_id}({self.phase}, step {self.next_step}, whole={self.whole}, alive={self.alive})"
@@ -109,10 +114,21 @@ class Process:
             self._wake(trains, do)
 
     def say(self, event: ev.Input, delay_s: float | None = None) -> None:
-        """Messages of one process arrive in the order in which they were sent."""
-        delay = self.cluster.latency() if delay_s is None else delay_s
-        self._delivered_until = max(self._delivered_until, self.cluster.now + delay)
-        self.cluster.at(self._delivered_until - self.cluster.now, lambda: self.cluster.tell(event))
+        """The lifeline and the answers to calls are two channels; each keeps the order in which it was spoken to.
+
+        In an unruly cluster nothing keeps an order, and some messages come twice.
+        """
+        cluster = self.cluster
+        delay = cluster.latency() if delay_s is None else delay_s
+        if cluster.unruly:
+            if cluster.random.random() < 0.2:
+                cluster.at(cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event))
+            cluster.at(delay + cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event))
+            return
+        channel = isinstance(event, ev.Beat | ev.ConnectionLost | ev.ConnectionRestored)
+        until = max(self._delivered_until.get(channel, 0.0), cluster.now + delay)
+        self._delivered_until[channel] = until
+        cluster.at(until - cluster.now, lambda: cluster.tell(event))
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -135,6 +151,12 @@ class Process:
     def beat_now(self) -> None:
         pace = self.micro_batch_s if self.progress else None
         self.say(ev.Beat(Heartbeat(self.member_id, self.generation, self.phase, self.next_step, self.progress, pace)))
+
+    def blip(self) -> None:
+        """The network cuts the lifeline of a living process, which connects anew at once."""
+        if self.alive:
+            self.say(ev.ConnectionLost(self.member_id))
+            self.later(RECONNECT_S, lambda: self.say(ev.ConnectionRestored(self.member_id)), trains=False)
 
     def die(self, *, closes_connection: bool = True) -> None:
         """`closes_connection`: the kernel lives and tells; otherwise its whole node is gone without a word."""
@@ -171,6 +193,10 @@ class Process:
         content = self.content
 
         def uploaded() -> None:
+            if cluster.num_failing_saves > 0:
+                cluster.num_failing_saves -= 1
+                self.say(ev.Saved(self.member_id, step, ok=False, error="the store is full"))
+                return
             cluster.checkpoints[step] = content
             self.say(ev.Saved(self.member_id, step, ok=True))
 
@@ -283,6 +309,13 @@ class Process:
         session.summed.add(self.member_id)
         if len(session.summed) == session.lease.world_size:
             self._complete(session)
+        else:
+            progress = self.progress
+            self.later(self.cluster.pace.reduce_timeout_s, lambda: self._give_up_reducing(session, progress))
+
+    def _give_up_reducing(self, session: Session, progress: int) -> None:
+        if self.session is session and self.progress == progress:
+            self._leave(LeaseEnd.BROKEN)
 
     def _complete(self, session: Session) -> None:
         """The sum is there; each member applies it in its own time, or is stopped before it does."""
@@ -352,8 +385,9 @@ class Cluster:
         seed: int = 0,
         pace: Pace = Pace(),
         resume_step: int | None = None,
+        unruly: bool = False,
     ) -> None:
-        self.spec, self.pace = spec, pace
+        self.spec, self.pace, self.unruly = spec, pace, unruly
         self.random = random.Random(seed)
         self.now = START_S
         self.control = Control(spec, resume_step=resume_step)
@@ -361,17 +395,18 @@ class Cluster:
         self.slots = dict(nodes)  # free ones
         self.draining: set[str] = set()
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
+        self.saved = {*self.checkpoints}  # those that control has heard of
+        self.num_failing_saves = 0
         self.resume_step = resume_step
 
         self.verdict: act.Verdict | None = None
         self.events: list[Event] = []
-        self.num_handled = 0
-        self.num_actions: Counter[str] = Counter()
+        self.num_messages: Counter[str] = Counter()  # to members, by kind; a lease for ten members is ten
         self.leases: list[Lease] = []
         self.head: int | None = None  # the newest state that a living member of the run has
         self.commits_of_head: list[int] = []  # steps in the order in which the head passed them
-        self.rollbacks: list[tuple[int, int | None]] = []  # (head before, head after) when those ahead were lost
-        self.num_redone = 0
+        self.restores: list[int] = []  # steps at which a run that had lost every state went on
+        self.num_catch_ups = 0  # leases for those behind only
 
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -379,6 +414,10 @@ class Cluster:
         self._unplaced: list[Process] = []
         self._reported: set[str] = set()
         self._at_step: list[tuple[int, Callable[[], None]]] = []
+        self._history: list[tuple[str, int]] = []  # what became of the head
+        self._contents = [0]
+        self._deaf_until = 0.0
+        self._unheard: list[ev.Input] = []
 
     # -- the clock ---------------------------------------------------------------------------------------------------
 
@@ -399,7 +438,7 @@ class Cluster:
         """Until there is a verdict, or `until`.    Raises: AssertionError after `limit_s` or when a promise breaks."""
         end = self.now + limit_s
         while self.verdict is None and not until():
-            deadline = self.control.next_deadline(self.now)
+            deadline = max(self.control.next_deadline(self.now), self._deaf_until)
             assert min(self.now, deadline) < end, f"nothing came of it in {limit_s} s: {self.control.status()}"
             if self._queue and self._queue[0][0] <= deadline:
                 self.now, _, do = heapq.heappop(self._queue)
@@ -410,16 +449,36 @@ class Cluster:
 
     def tell(self, event: ev.Input) -> None:
         """One event for control, and what it does about it."""
+        if self.now < self._deaf_until:
+            self._unheard.append(event)
+            return
         if self.verdict is not None:
             return
-        if isinstance(event, ev.Reported) and self.leases and event.report.generation == self.leases[-1].generation:
-            self._reported.add(event.report.member_id)
-        if isinstance(event, ev.ConnectionLost | ev.MemberFailed):
-            self.processes[event.member_id].death_told = True
-        self.num_handled += 1
+        self._note_what_is_told(event)
         for action in self.control.handle(event, self.now):
-            self.num_actions[type(action).__name__] += 1
+            assert self.verdict is None, f"{action} after {self.verdict}"
             self._perform(action)
+
+    def _note_what_is_told(self, event: ev.Input) -> None:
+        """What control may know from now on: the promises are judged by this, not by what it could not know."""
+        match event:
+            case ev.Reported(report):
+                self.processes[report.member_id].state_told = report.whole
+                if self.leases and report.generation == self.leases[-1].generation:
+                    self._reported.add(report.member_id)
+            case ev.ConnectionLost(member_id):
+                self.processes[member_id].death_told = True
+            case ev.MemberFailed(member_id, _, proof):
+                self.processes[member_id].death_told |= proof
+            case ev.ConnectionRestored(member_id):
+                self.processes[member_id].death_told = False
+            case ev.Beat(beat):
+                process = self.processes[beat.member_id]
+                process.death_told = False
+                process.state_told |= beat.generation == process.generation and beat.phase in WORKING
+            case ev.Saved(_, step, ok):
+                if ok:
+                    self.saved.add(step)
 
     # -- what can happen ---------------------------------------------------------------------------------------------
 
@@ -439,6 +498,17 @@ class Cluster:
     def _thaw(self, process: Process) -> None:
         process.frozen = process.hung = False
         process.resume()
+
+    def put_coordinator_to_sleep(self, for_s: float) -> None:
+        """Control hears nothing for a while; then it is told how long, and everything that was said meanwhile."""
+        self._deaf_until = self.now + for_s
+        self.at(for_s, lambda: self._wake_coordinator(for_s))
+
+    def _wake_coordinator(self, slept_s: float) -> None:
+        self.tell(ev.CoordinatorSlept(slept_s))
+        unheard, self._unheard = self._unheard, []
+        for event in unheard:
+            self.tell(event)
 
     def add_node(self, num_slots: int) -> None:
         self.slots[f"added{next(self._node_numbers)}"] = num_slots
@@ -479,6 +549,7 @@ class Cluster:
     # -- actions -----------------------------------------------------------------------------------------------------
 
     def _perform(self, action: act.Action) -> None:
+        self.num_messages[type(action).__name__] += _num_addressed(action)
         match action:
             case act.StartMember(member_id, avoid_nodes):
                 assert member_id not in self.processes, f"{member_id} is started a second time"
@@ -525,7 +596,7 @@ class Cluster:
     def _give_up(self, process: Process) -> None:
         """A whole state is let go only when its death was told, or when another is not known to be lost."""
         process.gone = True
-        if process.whole and process.joined and not process.death_told:
+        if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
             assert others, f"{process} holds the last state and was given up"
         self.lost(process)
@@ -575,10 +646,11 @@ class Cluster:
         if restoring:
             assert len(restoring) == len(others), f"{restoring} restore beside whole members {others}"
             assert self.head is None, f"a checkpoint is restored while the state of step {self.head} lives"
-            assert lease.start_step == (lease.restore or 0) == max(self.checkpoints, default=0)
+            assert lease.start_step == (lease.restore or 0) == max(self.saved, default=0)
         elif elsewhere:  # a lease below the head: only those behind, only what they lack, only with exact sums
             assert self.spec.exact and lease.stop_step == lease.start_step + 1
             assert not set(lease.members) & {p.member_id for p in elsewhere}
+            self.num_catch_ups += 1
 
     def commits(self, process: Process) -> None:
         """`process` applies its next step. The head passes every step once; others may follow, none may jump ahead."""
@@ -587,19 +659,25 @@ class Cluster:
         process.next_step += 1
         if process.gone:
             return
+        if self.spec.exact:
+            assert process.content == self.content_of(process.next_step), f"{process} has other bits"
         assert self.head is not None and step <= self.head, f"{process} applied a step that nobody was at"
         if step < self.head:
-            self.num_redone += 1
             return
         self.head = step + 1
         self.commits_of_head.append(step)
+        self._history.append(("commit", step))
         for _, do in [entry for entry in self._at_step if entry[0] <= self.head]:
             self.at(0.0, do)
         self._at_step = [entry for entry in self._at_step if entry[0] > self.head]
 
     def got_whole(self, process: Process) -> None:
-        if not process.gone:
-            self.head = max(process.next_step, self.head or 0)
+        if process.gone:
+            return
+        if self.head is None:
+            self.restores.append(process.next_step)
+            self._history.append(("restore", process.next_step))
+        self.head = max(process.next_step, self.head or 0)
 
     def lost(self, process: Process) -> None:
         if process.whole and process.next_step == self.head:
@@ -610,8 +688,9 @@ class Cluster:
         newest = max((p.next_step for p in self.processes.values() if p.whole and p.alive and not p.gone), default=None)
         if newest != self.head:
             assert self.head is not None and (newest is None or newest < self.head)
-            self.rollbacks.append((self.head, newest))
             self.head = newest
+            if newest is not None:
+                self._history.append(("lost", newest))
 
     def team(self, session: Session) -> list[Process]:
         return [self.processes[m] for m in session.lease.members if self.processes[m].session is session]
@@ -624,29 +703,26 @@ class Cluster:
 
     def content_of(self, step: int) -> int:
         """The state at `step` of a run with exact sums, whatever happens to it."""
-        content = 0
-        for number in range(step):
-            content = _next_content(content, number, None)
-        return content
+        while len(self._contents) <= step:
+            self._contents.append(_next_content(self._contents[-1], len(self._contents) - 1, None))
+        return self._contents[step]
 
     # -- at the end --------------------------------------------------------------------------------------------------
 
     def check_history(self) -> None:
-        """The head went 0, 1, 2, ... up to the verdict's step; it went back only when those ahead were lost."""
-        expected, rollbacks = self.resume_step or 0, iter(self.rollbacks)
-        for step in self.commits_of_head:
-            while step != expected:
-                expected = self._after(rollbacks, expected)
-            expected += 1
-        while self.verdict is not None and expected != self.verdict.step:
-            expected = self._after(rollbacks, expected)
-
-    def _after(self, rollbacks: Iterator[tuple[int, int | None]], expected: int) -> int:
-        """Where the head was after the next rollback; None means the checkpoint, the initial state or a later one."""
-        before, after = next(rollbacks, (-1, None))
-        assert before == expected or before == -1, f"{self.commits_of_head} does not follow from {self.rollbacks}"
-        assert before != -1, f"a step was skipped or repeated around {expected}: {self.commits_of_head}"
-        return after if after is not None else max((s for s in self.checkpoints if s <= before), default=0)
+        """The head passed step after step up to the verdict's; it went back only when those ahead were lost."""
+        expected = self.resume_step or 0
+        for what, step in self._history:
+            if what == "commit":
+                assert step == expected, f"step {step} instead of {expected}: {self._history}"
+                expected = step + 1
+            else:
+                assert step <= expected, f"the head went from {expected} to {step} by {what}: {self._history}"
+                expected = step
+        assert self.verdict is not None
+        if self.verdict.kind == "done":
+            assert self.verdict.step == expected == self.spec.total_steps
+            assert self.spec.total_steps in self.saved
 
     def kinds(self) -> Counter[EventKind]:
         return Counter(event.kind for event in self.events)
@@ -655,3 +731,15 @@ class Cluster:
 def _next_content(content: int, step: int, generation: Generation | None) -> int:
     """With fast sums the bits of a step depend on who computed it."""
     return hash((content, step, generation))
+
+
+def _num_addressed(action: act.Action) -> int:
+    """How many members this action sends a message to."""
+    match action:
+        case act.Fence(member_ids) | act.EndLease(_, member_ids):
+            return len(member_ids)
+        case act.Grant(lease):
+            return lease.world_size
+        case act.StartMember() | act.KillMember() | act.Retire() | act.SaveCheckpoint():
+            return 1
+    return 0

@@ -1,0 +1,1310 @@
+"""What `Control` decides, one decision at a time: events in, actions out, a clock that the test moves."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+
+from elastic_lm.control import actions as act
+from elastic_lm.control import events as ev
+from elastic_lm.control.controller import SCAN_S, Control
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+
+A = TypeVar("A")
+
+
+class Run:
+    """A `Control` and somebody who talks to it."""
+
+    def __init__(self, *, resume_step: int | None = None, owner_epoch: int = 0, **fields: Any) -> None:
+        usual = {"min_workers": 1, "max_workers": 3, "num_micro_batches": 8, "total_steps": 100}
+        self.spec = ControlSpec(**{**usual, **fields})
+        self.control = Control(self.spec, resume_step=resume_step, owner_epoch=owner_epoch)
+        self.now = 1_000.0
+        self.said: list[act.Action] = []  # everything since `listen`
+        self.tick()
+
+    def listen(self) -> Run:
+        """Forget what was said so far."""
+        self.said = []
+        return self
+
+    def tell(self, event: ev.Input) -> list[act.Action]:
+        actions = self.control.handle(event, self.now)
+        self.said += actions
+        for action in actions:
+            if isinstance(action, act.Grant):
+                self.lease: Lease = action.lease
+        return actions
+
+    def tick(self) -> list[act.Action]:
+        return self.tell(ev.Tick())
+
+    def wait(self, seconds: float, *, beating: str = "", phase: Phase = Phase.COMPUTE) -> list[act.Action]:
+        """Time passes; those who beat make progress in `phase`."""
+        before, end = len(self.said), self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + SCAN_S)
+            for member_id in beating.split():
+                self.beat(member_id, phase)
+            self.tick()
+        return self.said[before:]
+
+    # -- what members say --------------------------------------------------------------------------------------------
+
+    def start(self, member_id: str, node_id: str | None = None) -> list[act.Action]:
+        return self.tell(ev.MemberStarted(member_id, node_id or f"node-of-{member_id}", 7))
+
+    def ready(self, member_id: str, node_id: str | None = None, *, probe: str = "p", **environment: str) -> None:
+        self.start(member_id, node_id)
+        node = node_id or f"node-of-{member_id}"
+        self.tell(ev.MemberReady(ReadyReport(member_id, node, 7, probe, environment, startup_s=1.0)))
+
+    def beat(
+        self, member_id: str, phase: Phase = Phase.COMPUTE, step: int = 0, *, progress: int | None = None,
+        generation: Generation | None = None, micro_batch_s: float | None = None,
+    ) -> list[act.Action]:  # fmt: skip
+        if generation is None and hasattr(self, "lease"):
+            generation = self.lease.generation
+        count = round(self.now * 1_000) if progress is None else progress
+        return self.tell(ev.Beat(Heartbeat(member_id, generation, phase, step, count, micro_batch_s)))
+
+    def report(
+        self, member_id: str, step: int, end: LeaseEnd = LeaseEnd.COMPLETED, *, whole: bool = True,
+        generation: Generation | None = None, error: str | None = None, error_step: int | None = None,
+    ) -> list[act.Action]:  # fmt: skip
+        generation = generation or self.lease.generation
+        report = LeaseReport(member_id, generation, end, step, whole, error=error, error_step=error_step)
+        return self.tell(ev.Reported(report))
+
+    def dies(self, member_id: str, cause: str = "process died") -> list[act.Action]:
+        return self.tell(ev.MemberFailed(member_id, cause, proof=True))
+
+    # -- whole scenes ------------------------------------------------------------------------------------------------
+
+    def training(self, *member_ids: str, step: int = 0) -> Run:
+        """These members are whole and work in one lease from `step`; the rest is pending."""
+        for member_id in member_ids:
+            self.ready(member_id)
+        if self.lease.members != member_ids:
+            self.wait(self.spec.join_batch_s, beating=self.lease.members[0])
+            self.report(self.lease.members[0], step, LeaseEnd.ENDED_EARLY)
+        elif step:
+            self.report(self.lease.members[0], step)
+        assert (self.lease.members, self.lease.start_step) == (member_ids, step)
+        for member_id in member_ids:
+            self.beat(member_id, step=step)
+        return self.listen()
+
+    # -- what was said -----------------------------------------------------------------------------------------------
+
+    def all(self, kind: type[A]) -> list[A]:
+        return [action for action in self.said if isinstance(action, kind)]
+
+    def one(self, kind: type[A]) -> A:
+        (action,) = self.all(kind)
+        return action
+
+    def events(self, kind: EventKind) -> list[Event]:
+        return [e.event for e in self.all(act.Emit) if e.event.kind is kind]
+
+    @property
+    def members(self) -> dict[str, dict[str, Any]]:
+        return self.control.status()["members"]
+
+    @property
+    def granted(self) -> bool:
+        return bool(self.all(act.Grant))
+
+
+def killed(run: Run) -> list[str]:
+    """Those who were killed, each once, in the order of the first kill."""
+    return list(dict.fromkeys(action.member_id for action in run.all(act.KillMember)))
+
+
+def started(run: Run) -> list[str]:
+    return [action.member_id for action in run.all(act.StartMember)]
+
+
+# -- the start ---------------------------------------------------------------------------------------------------------
+
+
+def test_start_asks_for_every_worker_that_the_run_wants() -> None:
+    run = Run(max_workers=3)
+    assert run.all(act.StartMember) == [act.StartMember("w0"), act.StartMember("w1"), act.StartMember("w2")]
+
+
+def test_first_lease_comes_with_the_last_of_min_workers() -> None:
+    run = Run(min_workers=2)
+    run.ready("w2")
+    assert not run.granted
+    run.ready("w0")
+    assert run.lease.members == ("w0", "w2")
+    assert (run.lease.start_step, run.lease.stop_step, run.lease.restore) == (0, 100, None)
+    assert run.lease.generation == Generation(0, 1)
+
+
+def test_run_that_waits_for_workers_says_so_once() -> None:
+    run = Run(min_workers=2)
+    run.ready("w0")
+    run.wait(5.0, beating="w0", phase=Phase.WAITING)
+    assert [e.fields["have"] for e in run.events(EventKind.NOTE)] == [0]
+
+
+def test_first_lease_restores_the_checkpoint_that_the_run_resumes_from() -> None:
+    run = Run(resume_step=40, owner_epoch=3)
+    run.ready("w0")
+    assert (run.lease.start_step, run.lease.restore, run.lease.source) == (40, 40, None)
+    assert run.lease.generation == Generation(3, 1)
+
+
+def test_run_resumed_at_its_end_is_done_without_a_step() -> None:
+    run = Run(resume_step=100)
+    run.ready("w0")
+    assert (run.lease.start_step, run.lease.stop_step) == (100, 100)
+    run.report("w0", 100)
+    assert run.one(act.Finish).verdict == act.Verdict("done", "trained 100 steps", 100)
+    assert run.all(act.SaveCheckpoint) == []
+
+
+def test_worker_that_is_never_ready_is_given_up_after_the_start_timeout() -> None:
+    run = Run(start_timeout_s=10.0)
+    run.start("w0")
+    run.wait(9.9)
+    assert killed(run) == []
+    run.wait(0.2)
+    assert killed(run) == ["w0"]
+    assert started(run)[-1] == "w3"
+
+
+def test_pending_worker_may_wait_for_ever() -> None:
+    run = Run(start_timeout_s=10.0)
+    run.wait(1_000.0)
+    assert killed(run) == []
+
+
+# -- growing -----------------------------------------------------------------------------------------------------------
+
+
+def test_joiners_close_together_enter_together() -> None:
+    run = Run().training("w0")
+    run.ready("w1")
+    run.wait(0.05, beating="w0")
+    run.ready("w2")
+    assert run.all(act.EndLease) == []
+    run.wait(0.06, beating="w0")
+    assert run.one(act.EndLease) == act.EndLease(run.lease.generation, ("w0",))
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    assert run.lease.members == ("w0", "w1", "w2")
+    assert (run.lease.start_step, run.lease.source, run.lease.receivers) == (5, 0, (1, 2))
+
+
+def test_joiner_moves_the_next_deadline_nearer() -> None:
+    run = Run(join_batch_s=0.03).training("w0")
+    run.wait(SCAN_S, beating="w0")
+    assert run.control.next_deadline(run.now) == pytest.approx(run.now + SCAN_S)
+    run.ready("w1")
+    assert run.control.next_deadline(run.now) == pytest.approx(run.now + 0.03)
+
+
+def test_lease_is_asked_to_end_once_for_several_reasons() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.DrainRequested(member_id="w1"))
+    run.ready("w2")
+    run.wait(0.5, beating="w0 w1")
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert len(run.all(act.EndLease)) == 1
+
+
+def test_joiner_that_enters_with_a_reform_ends_no_lease_of_its_own() -> None:
+    run = Run().training("w0", "w1")
+    run.ready("w2")
+    run.dies("w1")
+    run.report("w0", 3, LeaseEnd.FENCED)
+    assert run.lease.members == ("w0", "w2")
+    run.wait(0.5, beating="w0 w2")
+    assert run.all(act.EndLease) == []
+
+
+def test_reform_for_a_joiner_is_told_when_work_begins() -> None:
+    run = Run().training("w0")
+    run.ready("w1")
+    run.wait(0.2, beating="w0")
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.now += 0.25
+    run.beat("w1", Phase.COPYING)
+    assert run.events(EventKind.REFORMED) == []
+    run.beat("w0", Phase.COMPUTE, 5)
+    (event,) = run.events(EventKind.REFORMED)
+    assert (event.fields["cause"], event.fields["world_size"], event.step) == ("join", 2, 5)
+    assert event.fields["lost_s"] == pytest.approx(0.25)
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_death_fences_the_survivors_and_waits_for_each_of_them() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w1")
+    assert run.one(act.Fence) == act.Fence(("w0", "w2"), run.lease.generation)
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.wait(0.5, beating="w0 w2")
+    assert not run.granted
+    run.report("w2", 7, LeaseEnd.BROKEN)
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w2"), 7)
+    assert (run.lease.source, run.lease.receivers) == (None, ())
+    assert len(run.all(act.Fence)) == 1
+
+
+def test_member_that_lost_a_peer_ends_the_lease_for_all() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.report("w1", 7, LeaseEnd.BROKEN)
+    assert run.one(act.Fence) == act.Fence(("w0", "w2"), run.lease.generation)
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.report("w2", 7, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w1", "w2"), 7)
+    assert killed(run) == []
+
+
+def test_survivors_come_before_the_replacement() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w1")
+    run.wait(0.2, beating="w0 w2")
+    assert started(run) == []
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.report("w2", 7, LeaseEnd.FENCED)
+    run.tick()
+    run.wait(SCAN_S, beating="w0 w2")
+    assert started(run) == ["w3"]
+    order = [type(action) for action in run.said]
+    assert order.index(act.Grant) < order.index(act.StartMember)
+
+
+def test_survivor_one_step_behind_redoes_it_alone_before_all_go_on() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w2")
+    run.report("w0", 8, LeaseEnd.FENCED)
+    run.report("w1", 7, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step, run.lease.stop_step) == (("w1",), 7, 8)
+    assert run.lease.assignments == (tuple(range(8)),)
+    run.beat("w1", step=7)
+    assert run.events(EventKind.REFORMED) == []  # not everybody trains again yet
+    run.report("w1", 8)
+    assert (run.lease.members, run.lease.start_step, run.lease.receivers) == (("w0", "w1"), 8, ())
+    run.beat("w0", step=8)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["failure"]
+
+
+def test_fast_sums_overwrite_the_survivor_that_is_behind() -> None:
+    run = Run(exact=False).training("w0", "w1", "w2")
+    run.dies("w2")
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.report("w1", 8, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w1"), 8)
+    assert (run.lease.source, run.lease.receivers) == (1, (0,))
+
+
+def test_torn_survivor_gets_the_state_of_a_whole_one() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w2")
+    run.report("w0", 7, LeaseEnd.BROKEN, whole=False)
+    run.report("w1", 8, LeaseEnd.FENCED)
+    assert (run.lease.start_step, run.lease.source, run.lease.receivers) == (8, 1, (0,))
+
+
+def test_source_that_dies_in_the_copy_is_replaced_by_another_whole_member() -> None:
+    run = Run().training("w0", "w1", step=4)
+    run.ready("w2")
+    run.wait(0.2, beating="w0 w1")
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)
+    assert (run.lease.source, run.lease.receivers) == (0, (2,))
+    run.dies("w0")
+    run.report("w1", 5, LeaseEnd.BROKEN)
+    run.report("w2", 0, LeaseEnd.BROKEN, whole=False)
+    assert run.lease.members == ("w1", "w2")
+    assert (run.lease.start_step, run.lease.source, run.lease.receivers) == (5, 0, (1,))
+
+
+def test_two_deaths_make_one_reform() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w0")
+    run.now += 0.05
+    run.dies("w2")
+    run.report("w1", 7, LeaseEnd.BROKEN)
+    assert run.one(act.Grant).lease.members == ("w1",)
+    assert len(run.all(act.Fence)) == 1
+
+
+def test_death_of_a_joiner_that_has_not_entered_disturbs_nobody() -> None:
+    run = Run().training("w0")
+    run.ready("w1")
+    run.dies("w1")
+    assert run.all(act.Fence) == []
+    assert killed(run) == ["w1"]
+    assert started(run) == ["w3"]
+
+
+def test_member_that_reported_and_died_is_not_waited_for() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.dies("w0")
+    run.report("w1", 10)
+    assert run.lease.members == ("w1",)
+
+
+def test_run_without_a_living_state_waits_for_min_workers_and_restores_the_checkpoint() -> None:
+    run = Run(min_workers=2, checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.dies("w0")
+    run.dies("w1")
+    run.listen().ready("w2")
+    assert not run.granted
+    run.wait(0.1, beating="w2", phase=Phase.WAITING)
+    run.ready("w3")
+    assert run.lease.members == ("w2", "w3")
+    assert (run.lease.start_step, run.lease.restore, run.lease.source) == (10, 10, None)
+
+
+def test_survivor_trains_on_below_min_workers() -> None:
+    run = Run(min_workers=2).training("w0", "w1")
+    run.dies("w1")
+    run.report("w0", 7, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step) == (("w0",), 7)
+
+
+def test_failure_outranks_a_planned_end_as_the_cause() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.DrainRequested(member_id="w1"))
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.now += 0.5
+    run.dies("w1")
+    run.beat("w0", step=5)
+    (event,) = run.events(EventKind.REFORMED)
+    assert event.fields["cause"] == "failure"
+    assert event.fields["lost_s"] == pytest.approx(0.5)
+
+
+def test_work_of_the_broken_generation_does_not_end_its_interruption() -> None:
+    run = Run().training("w0", "w1", "w2")
+    run.dies("w2")
+    run.beat("w0", Phase.COMPUTE, 6)
+    assert run.events(EventKind.REFORMED) == []
+
+
+def test_one_step_lease_of_everybody_ends_the_interruption_although_a_joiner_waits() -> None:
+    run = Run(lease_steps=1).training("w0")
+    run.report("w0", 1)
+    run.ready("w1")
+    run.now += 0.01
+    run.beat("w0", step=1)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["lease"]
+
+
+# -- leaving -----------------------------------------------------------------------------------------------------------
+
+
+def test_drained_member_leaves_between_leases() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.DrainRequested(member_id="w1"))
+    assert run.one(act.EndLease) == act.EndLease(run.lease.generation, ("w0", "w1"))
+    assert started(run) == ["w3"]  # its replacement is asked for at once
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    assert run.all(act.Retire) == []
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)
+    assert run.one(act.Retire) == act.Retire("w1")
+    assert (run.lease.members, run.lease.start_step) == (("w0",), 5)
+    assert [e.fields for e in run.events(EventKind.MEMBER_LEFT)] == [{"member_id": "w1", "cause": "drain"}]
+    run.beat("w0", step=5)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["drain"]
+
+
+def test_drain_of_one_member_leaves_every_other_demand_alone() -> None:
+    run = Run().training("w0")
+    run.tell(ev.DrainRequested(member_id="w0"))
+    assert killed(run) == []
+    assert set(run.members) == {"w0", "w1", "w2", "w3"}
+
+
+def test_drained_member_that_warms_up_goes_at_once() -> None:
+    run = Run().training("w0")
+    run.start("w1")
+    run.tell(ev.DrainRequested(member_id="w1"))
+    assert killed(run) == ["w1"]
+    assert run.all(act.EndLease) == []
+    assert started(run) == ["w3"]
+
+
+def test_drained_holder_of_the_last_state_stays_until_it_is_copied() -> None:
+    run = Run(max_workers=1).training("w0")
+    run.tell(ev.DrainRequested(member_id="w0"))
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    assert run.lease.members == ("w0",)
+    assert run.all(act.Retire) == []
+    run.ready("w1")
+    run.wait(0.2, beating="w0")
+    run.report("w0", 9, LeaseEnd.ENDED_EARLY)
+    assert (run.lease.members, run.lease.source, run.lease.receivers) == (("w0", "w1"), 0, (1,))
+    assert run.all(act.EndLease)[-1] == act.EndLease(run.lease.generation, ("w0", "w1"))
+    run.report("w0", 10, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 10, LeaseEnd.ENDED_EARLY)
+    assert run.one(act.Retire) == act.Retire("w0")
+    assert run.lease.members == ("w1",)
+
+
+def test_drained_member_stays_while_the_connection_of_the_only_other_state_is_lost() -> None:
+    run = Run(max_workers=2).training("w0", "w1")
+    run.tell(ev.DrainRequested(member_id="w0"))
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.tell(ev.ConnectionLost("w1"))
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)  # said before it died
+    assert run.all(act.Retire) == []
+    run.dies("w1")
+    run.tick()
+    run.wait(SCAN_S)
+    assert (run.lease.members, run.lease.start_step) == (("w0",), 5)
+
+
+def test_draining_node_takes_its_members_and_those_that_land_there() -> None:
+    run = Run(max_workers=4)
+    run.ready("w0", "n0")
+    run.beat("w0")
+    run.start("w1", "n1")
+    run.start("w2", "n2")
+    run.listen().tell(ev.NodeDraining("n1", 0.0))
+    assert killed(run) == ["w1"]
+    run.start("w3", "n1")
+    assert killed(run) == ["w1", "w3"]
+    assert set(run.members) == {"w0", "w2", "w4", "w5"}
+
+
+def test_preempted_members_that_die_early_are_no_crashes() -> None:
+    run = Run(backoff_base_s=10.0)
+    for member_id, node_id in (("w0", "n0"), ("w1", "n1"), ("w2", "n1")):
+        run.ready(member_id, node_id)
+    run.wait(0.2, beating="w0")
+    run.report("w0", 3, LeaseEnd.ENDED_EARLY)
+    run.tell(ev.NodeDraining("n1", 0.0))
+    run.dies("w1")
+    run.dies("w2")
+    run.report("w0", 3, LeaseEnd.FENCED)
+    run.tick()
+    assert [e.fields["cause"] for e in run.events(EventKind.MEMBER_LOST)] == ["preemption", "preemption"]
+    run.start("w3", "n3")
+    run.dies("w3")
+    assert set(run.members) == {"w0", "w4", "w5"}  # it was the first crash, which delays nothing
+
+
+def test_second_crash_of_a_node_delays_the_replacement() -> None:
+    run = Run(backoff_base_s=10.0, max_workers=2).training("w0")
+    run.start("w1", "n1")
+    run.dies("w1", "out of memory")
+    run.start("w2", "n1")
+    run.dies("w2", "out of memory")
+    assert [e.fields["cause"] for e in run.events(EventKind.MEMBER_LOST)] == ["out of memory"] * 2
+    assert started(run) == ["w2"]
+    run.wait(9.9, beating="w0")
+    assert started(run) == ["w2"]
+    run.wait(0.2, beating="w0")
+    assert started(run) == ["w2", "w3"]
+
+
+# -- health ------------------------------------------------------------------------------------------------------------
+
+
+def test_silent_member_is_given_up_as_hung() -> None:
+    run = Run(heartbeat_timeout_s=1.0).training("w0", "w1")
+    run.wait(0.95, beating="w0")
+    assert killed(run) == []
+    run.wait(0.15, beating="w0")
+    assert killed(run) == ["w1"]
+    assert run.one(act.Fence).member_ids == ("w0",)
+    run.report("w0", 2, LeaseEnd.FENCED)
+    run.beat("w0", step=2)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["hang"]
+
+
+def test_beats_that_come_late_lengthen_the_patience() -> None:
+    run = Run(heartbeat_timeout_s=1.0).training("w0", "w1")
+    run.now += 0.8
+    run.beat("w0")
+    run.beat("w1")
+    run.wait(2.0, beating="w0")  # 1 s + 3 * (0.8 s - 0.3 s)
+    assert killed(run) == []
+    run.wait(0.6, beating="w0")
+    assert killed(run) == ["w1"]
+
+
+def test_member_that_computes_without_progress_is_given_up() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1")
+    for _ in range(110):
+        run.beat("w1", Phase.COMPUTE, progress=1)
+        run.wait(SCAN_S, beating="w0", phase=Phase.REDUCE)
+    assert killed(run) == ["w1"]
+    assert "no progress in compute" in run.events(EventKind.MEMBER_LOST)[0].message
+
+
+def test_member_that_waits_for_others_owes_no_progress() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1")
+    for _ in range(200):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w0")
+    assert killed(run) == []
+
+
+def test_patience_follows_the_length_of_a_micro_batch() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1")
+    run.beat("w1", micro_batch_s=1.0)
+    for _ in range(380):
+        run.beat("w1", Phase.COMPUTE, progress=1)
+        run.wait(SCAN_S, beating="w0")
+    assert killed(run) == []
+
+
+def test_member_that_does_not_answer_a_fence_is_given_up() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
+    run.dies("w0")
+    run.report("w2", 3, LeaseEnd.FENCED)
+    for _ in range(98):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
+    assert killed(run) == ["w0"]
+    for _ in range(4):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
+    assert killed(run) == ["w0", "w1"]
+    assert run.lease.members == ("w2",)
+
+
+def test_fence_begins_a_new_patience() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
+    for _ in range(200):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w0 w2")
+    run.dies("w0")
+    run.beat("w1", Phase.REDUCE, progress=1)
+    run.wait(SCAN_S, beating="w2")
+    assert killed(run) == ["w0"]
+
+
+def test_lost_connection_is_a_death_after_the_grace() -> None:
+    run = Run(lost_connection_grace_s=0.1).training("w0", "w1")
+    run.tell(ev.ConnectionLost("w1"))
+    run.wait(0.09, beating="w0")
+    assert killed(run) == []
+    run.wait(0.06, beating="w0")
+    assert killed(run) == ["w1"]
+
+
+def test_lost_connection_moves_the_next_deadline_nearer() -> None:
+    run = Run(lost_connection_grace_s=0.01).training("w0", "w1")
+    run.wait(SCAN_S, beating="w0 w1")
+    run.tell(ev.ConnectionLost("w1"))
+    assert run.control.next_deadline(run.now) == pytest.approx(run.now + 0.01)
+
+
+@pytest.mark.parametrize("by", ["connection", "beat"])
+def test_restored_connection_is_no_death(by: str) -> None:
+    run = Run(lost_connection_grace_s=0.1).training("w0", "w1")
+    run.tell(ev.ConnectionLost("w1"))
+    run.wait(0.05, beating="w0")
+    if by == "connection":
+        run.tell(ev.ConnectionRestored("w1"))
+    else:
+        run.beat("w1")
+    run.wait(0.5, beating="w0")
+    assert killed(run) == []
+
+
+def test_lease_waits_until_a_lost_connection_is_explained() -> None:
+    run = Run().training("w0", "w1")
+    run.ready("w2")
+    run.wait(0.2, beating="w0 w1")
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.tell(ev.ConnectionLost("w2"))
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)
+    assert not run.granted
+    run.tell(ev.ConnectionRestored("w2"))
+    run.wait(SCAN_S, beating="w0 w1 w2", phase=Phase.WAITING)
+    assert run.lease.members == ("w0", "w1", "w2")
+
+
+def test_no_checkpoint_is_restored_while_the_holder_of_the_state_may_reconnect() -> None:
+    run = Run(min_workers=2).training("w0", "w1")
+    run.dies("w1")
+    run.report("w0", 5, LeaseEnd.FENCED)
+    for member_id in ("w2", "w3"):
+        run.wait(SCAN_S, beating="w0")
+        run.ready(member_id)
+    run.wait(0.2, beating="w0 w2 w3")
+    run.listen().tell(ev.ConnectionLost("w0"))
+    run.report("w0", 6, LeaseEnd.ENDED_EARLY)
+    run.beat("w2", Phase.WAITING)
+    assert not run.granted
+    run.tell(ev.ConnectionRestored("w0"))
+    run.wait(SCAN_S, beating="w0 w2 w3", phase=Phase.WAITING)
+    assert (run.lease.members, run.lease.start_step, run.lease.source) == (("w0", "w2", "w3"), 6, 0)
+
+
+def test_last_state_is_not_given_up_on_suspicion() -> None:
+    run = Run().training("w0")
+    run.wait(300.0)
+    run.tell(ev.MemberFailed("w0", "process unreachable", proof=False))
+    assert killed(run) == []
+    run.beat("w0", step=50)
+    run.report("w0", 60)
+    assert run.lease.start_step == 60
+
+
+def test_last_state_is_given_up_on_proof() -> None:
+    run = Run().training("w0")
+    run.dies("w0")
+    assert killed(run) == ["w0"]
+
+
+def test_one_of_two_silent_members_with_a_state_is_kept() -> None:
+    run = Run().training("w0", "w1")
+    run.wait(300.0)
+    assert len(killed(run)) == 1
+
+
+def test_silent_member_is_kept_while_the_connection_of_the_only_other_state_is_lost() -> None:
+    run = Run().training("w0", "w1")
+    run.wait(0.98, beating="w1")
+    run.tell(ev.ConnectionLost("w1"))
+    run.wait(5.0)
+    assert killed(run) == ["w1"]
+
+
+def test_unreachable_member_is_given_up_while_another_has_the_state() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.MemberFailed("w1", "process unreachable", proof=False))
+    assert killed(run) == ["w1"]
+
+
+def test_sleep_of_the_coordinator_is_nobodys_silence() -> None:
+    run = Run(heartbeat_timeout_s=1.0).training("w0", "w1")
+    run.now += 30.0
+    run.tell(ev.CoordinatorSlept(30.0))
+    run.wait(0.9, beating="w0")
+    assert killed(run) == []
+    run.wait(0.2, beating="w0")
+    assert killed(run) == ["w1"]  # the limit is as long as it was
+
+
+def test_sleep_of_the_coordinator_is_nobodys_slow_start() -> None:
+    run = Run(start_timeout_s=10.0).training("w0")
+    run.start("w1")
+    run.now += 30.0
+    run.tell(ev.CoordinatorSlept(30.0))
+    run.wait(9.0, beating="w0")
+    assert killed(run) == []
+    run.wait(1.1, beating="w0")
+    assert killed(run) == ["w1"]
+
+
+def test_sleep_of_the_coordinator_ends_no_connection() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.ConnectionLost("w1"))
+    run.now += 3.0
+    run.tell(ev.CoordinatorSlept(3.0))
+    run.tick()
+    assert killed(run) == []
+    run.wait(0.15, beating="w0")
+    assert killed(run) == ["w1"]
+
+
+def test_sleep_of_the_coordinator_is_no_lack_of_progress() -> None:
+    run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
+    for _ in range(98):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w0 w2")
+    run.dies("w0")
+    run.report("w2", 3, LeaseEnd.FENCED)
+    run.now += 30.0
+    run.tell(ev.CoordinatorSlept(30.0))
+    for _ in range(98):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
+    assert killed(run) == ["w0"]
+    for _ in range(6):
+        run.beat("w1", Phase.REDUCE, progress=1)
+        run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
+    assert killed(run) == ["w0", "w1"]
+
+
+# -- bugs and bad data -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict"), [(LeaseEnd.POISONED, "poisoned"), (LeaseEnd.DATA_ERROR, "data_error")]
+)  # fmt: skip
+def test_step_that_must_not_be_trained_stops_the_run(end: LeaseEnd, verdict: str) -> None:
+    run = Run().training("w0", "w1")
+    run.report("w1", 7, end, error="3 refused elements", error_step=7)
+    assert run.one(act.Finish).verdict == act.Verdict(verdict, "3 refused elements", 7)
+    assert [e.fields["verdict"] for e in run.events(EventKind.RUN_FINISHED)] == [verdict]
+
+
+def test_exception_is_tried_again_once() -> None:
+    run = Run().training("w0", "w1")
+    run.report("w1", 7, LeaseEnd.RAISED, error="ValueError: x", error_step=7)
+    assert run.one(act.Fence).member_ids == ("w0",)
+    run.report("w0", 7, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w1"), 7)
+    run.beat("w0", step=7)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["error"]
+    run.report("w0", 7, LeaseEnd.RAISED, error="ValueError: x", error_step=7)
+    assert run.one(act.Finish).verdict == act.Verdict("failed_bug", "step 7: ValueError: x (twice)", 7)
+
+
+def test_exception_of_all_members_in_one_generation_counts_once() -> None:
+    run = Run().training("w0", "w1")
+    for member_id in ("w0", "w0", "w1"):  # the second is a duplicate
+        run.report(member_id, 7, LeaseEnd.RAISED, error="ValueError: x", error_step=7)
+    assert run.all(act.Finish) == []
+    assert run.granted
+
+
+def test_same_exception_at_another_step_is_not_the_same() -> None:
+    run = Run().training("w0")
+    for step in (7, 8, 9):
+        run.report("w0", step, LeaseEnd.RAISED, error="OSError: flaky disk", error_step=step)
+    assert run.all(act.Finish) == []
+    assert run.lease.start_step == 9
+
+
+def test_same_exception_of_two_starting_workers_stops_the_run() -> None:
+    run = Run()
+    for member_id in ("w0", "w1"):
+        assert run.all(act.Finish) == []
+        run.start(member_id)
+        run.tell(ev.MemberFailed(member_id, "ImportError: no torch", proof=True, raised=True))
+    assert run.one(act.Finish).verdict.kind == "failed_bug"
+    assert "no torch" in run.one(act.Finish).verdict.message
+
+
+# -- admission ---------------------------------------------------------------------------------------------------------
+
+
+def test_member_that_computes_other_bits_is_refused_with_the_difference_named() -> None:
+    run = Run()
+    run.ready("w0", probe="a", torch="2.13", isa="avx512")
+    run.listen().ready("w1", probe="b", torch="2.13", isa="avx2")
+    assert killed(run) == ["w1"]
+    (event,) = run.events(EventKind.MEMBER_REFUSED)
+    assert "isa=avx2 (the run: avx512)" in event.message
+    assert "torch" not in event.message
+    assert event.fields["environment"] == {"torch": "2.13", "isa": "avx2"}
+    assert event.fields["expected"] == {"torch": "2.13", "isa": "avx512"}
+    run.wait(1.0, beating="w0")
+    assert run.all(act.EndLease) == []
+
+
+def test_refusal_without_a_recorded_difference_says_so() -> None:
+    run = Run()
+    run.ready("w0", probe="a", torch="2.13")
+    run.ready("w1", probe="b", torch="2.13")
+    assert "no recorded difference" in run.events(EventKind.MEMBER_REFUSED)[0].message
+
+
+def test_other_environment_with_the_same_bits_is_admitted() -> None:
+    run = Run()
+    run.ready("w0", probe="a", isa="avx512")
+    run.ready("w1", probe="a", isa="avx2")
+    assert run.members["w1"]["state"] == "ready"
+
+
+def test_fast_sums_admit_other_bits() -> None:
+    run = Run(exact=False)
+    run.ready("w0", probe="a")
+    run.ready("w1", probe="b")
+    assert run.members["w1"]["state"] == "ready"
+
+
+# -- quarantine --------------------------------------------------------------------------------------------------------
+
+
+def crash_on(run: Run, node_id: str, times: int) -> None:
+    for _ in range(times):
+        member_id = next(m for m, member in run.members.items() if member["state"] == "pending")
+        run.start(member_id, node_id)
+        run.dies(member_id)
+        run.wait(0.1, beating="w0")
+
+
+def test_flapping_node_is_avoided_until_its_quarantine_ends() -> None:
+    run = Run(max_workers=2, backoff_base_s=0.01, quarantine_failures=3, quarantine_window_s=6.0).training("w0")
+    crash_on(run, "bad", 3)
+    (event,) = run.events(EventKind.NODE_QUARANTINED)
+    assert (event.fields["node_id"], event.fields["failures"]) == ("bad", 3)
+    assert run.all(act.StartMember)[-1].avoid_nodes == ("bad",)
+    run.wait(59.0, beating="w0")
+    assert run.all(act.StartMember)[-1].avoid_nodes == ("bad",)
+    asked = run.all(act.StartMember)[-1].member_id
+    run.wait(1.0, beating="w0")
+    assert killed(run)[-1] == asked  # the demand is made anew, without the node to avoid
+    assert run.all(act.StartMember)[-1].avoid_nodes == ()
+
+
+def test_quarantine_holds_for_demands_that_were_made_before_it() -> None:
+    run = Run(max_workers=4, backoff_base_s=0.01, quarantine_failures=3).training("w0")
+    crash_on(run, "bad", 3)
+    run.wait(0.1, beating="w0")
+    pending = {m for m, member in run.members.items() if member["state"] == "pending"}
+    assert len(pending) == 3
+    assert {a.member_id for a in run.all(act.StartMember) if a.avoid_nodes == ("bad",)} == pending
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def test_slow_member_is_named_and_gets_less() -> None:
+    run = Run(rebalance_every_s=5.0).training("w0", "w1")
+    run.beat("w0", micro_batch_s=0.1)
+    run.beat("w1", micro_batch_s=0.3)
+    run.wait(4.9, beating="w0 w1")
+    assert run.all(act.EndLease) == []
+    run.wait(0.2, beating="w0 w1")
+    (event,) = run.events(EventKind.STRAGGLER)
+    assert event.fields == {"member_id": "w1", "micro_batch_s": 0.3, "median_s": 0.1}
+    assert len(run.all(act.EndLease)) == 1
+    run.report("w0", 9, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 9, LeaseEnd.ENDED_EARLY)
+    assert [len(part) for part in run.lease.assignments] == [6, 2]
+    run.beat("w0", step=9)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["straggler"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (0.1, 0.12),  # noise
+        (0.1, None),  # unknown
+        (0.1, 0.14),  # 5 + 3 would take 0.5 s instead of 0.56 s: not worth an interruption
+    ],
+)
+def test_lease_is_not_ended_for_a_small_gain(first: float, second: float | None) -> None:
+    run = Run(rebalance_every_s=5.0).training("w0", "w1")
+    run.beat("w0", micro_batch_s=first)
+    run.beat("w1", micro_batch_s=second)
+    run.wait(20.0, beating="w0 w1")
+    assert run.all(act.EndLease) == []
+    assert run.events(EventKind.STRAGGLER) == []
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_saved_between_leases_and_training_does_not_wait_for_it() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    assert run.lease.stop_step == 10
+    run.report("w0", 10)
+    assert [type(a) for a in run.said if not isinstance(a, act.Emit)] == [act.SaveCheckpoint, act.Grant]
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 10)
+    assert (run.lease.start_step, run.lease.stop_step) == (10, 20)
+    run.now += 3.0
+    run.tell(ev.Saved("w0", 10, ok=True))
+    (event,) = run.events(EventKind.CHECKPOINT_SAVED)
+    assert (event.step, event.fields["seconds"]) == (10, 3.0)
+
+
+def test_slow_store_delays_the_next_checkpoint() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    for step in (10, 20):
+        run.report("w0", step)
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.report("w0", 30)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 30]
+
+
+def test_failed_checkpoint_is_told_and_training_goes_on() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved("w0", 10, ok=False, error="disk full"))
+    (event,) = run.events(EventKind.CHECKPOINT_FAILED)
+    assert (event.step, event.fields["error"]) == (10, "disk full")
+    run.report("w0", 20)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 20]
+    assert run.all(act.Finish) == []
+
+
+def test_checkpoint_is_given_up_with_the_worker_that_writes_it() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.dies("w0")
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
+    run.report("w1", 10, LeaseEnd.FENCED)
+    assert [a.member_id for a in run.all(act.SaveCheckpoint)] == ["w0", "w1"]
+
+
+def test_checkpoint_is_given_up_with_the_worker_that_leaves() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.tell(ev.DrainRequested(member_id="w0"))
+    run.report("w0", 11, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 11, LeaseEnd.ENDED_EARLY)
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
+    run.report("w1", 20)
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint("w1", 20)
+
+
+def test_checkpoint_is_written_by_a_worker_that_stays() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.tell(ev.DrainRequested(member_id="w0"))
+    run.report("w0", 10)
+    run.report("w1", 10)
+    assert run.one(act.Retire) == act.Retire("w0")
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w1", 10)
+
+
+def test_checkpoint_that_was_complete_when_its_worker_died_counts() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.dies("w0")
+    run.dies("w1")
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.ready("w2")
+    assert (run.lease.start_step, run.lease.restore) == (10, 10)
+
+
+def test_late_checkpoint_does_not_replace_a_newer_one() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    for step in (10, 20):
+        run.report("w0", step)
+        run.report("w1", step)
+        run.tell(ev.Saved("w0", step, ok=True))
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.dies("w0")
+    run.dies("w1")
+    run.ready("w2")
+    assert run.lease.restore == 20
+
+
+def test_stop_below_a_late_checkpoint_saves_once() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.dies("w0")
+    run.ready("w1")
+    run.beat("w1", step=0)
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.report("w1", 3, LeaseEnd.ENDED_EARLY)
+    run.tell(ev.Saved("w1", 3, ok=True))
+    assert run.one(act.Finish).verdict.step == 3
+
+
+def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
+    run = Run(total_steps=15).training("w0", "w1")
+    run.report("w0", 15)
+    assert run.all(act.SaveCheckpoint) == []
+    run.report("w1", 15)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 15)
+    assert run.all(act.Finish) == []
+    run.tell(ev.Saved("w0", 15, ok=True))
+    assert run.one(act.Finish).verdict == act.Verdict("done", "trained 15 steps", 15)
+    assert not run.granted
+
+
+def test_final_checkpoint_is_tried_three_times() -> None:
+    run = Run(total_steps=15, checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved("w0", 10, ok=False, error="disk full"))  # no final one
+    run.listen().report("w0", 15)
+    for _ in range(3):
+        assert run.all(act.Finish) == []
+        run.tell(ev.Saved("w0", 15, ok=False, error="disk full"))
+    assert len(run.all(act.SaveCheckpoint)) == 3
+    verdict = run.one(act.Finish).verdict
+    assert (verdict.kind, verdict.step) == ("failed", 15)
+    assert "3 tries" in verdict.message
+
+
+def test_final_checkpoint_outlives_any_number_of_its_writers() -> None:
+    run = Run(total_steps=15, max_workers=5).training("w0", "w1", "w2", "w3", "w4")
+    for member_id in ("w0", "w1", "w2", "w3", "w4"):
+        run.report(member_id, 15)
+    for member_id in ("w0", "w1", "w2", "w3"):
+        run.dies(member_id)
+        run.wait(SCAN_S)
+    assert [a.member_id for a in run.all(act.SaveCheckpoint)] == ["w0", "w1", "w2", "w3", "w4"]
+    run.tell(ev.Saved("w4", 15, ok=True))
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_final_checkpoint_is_written_by_another_when_its_worker_is_drained() -> None:
+    run = Run(total_steps=15).training("w0", "w1")
+    run.report("w0", 15)
+    run.report("w1", 15)
+    run.tell(ev.DrainRequested(member_id="w0"))
+    run.wait(SCAN_S)
+    assert run.one(act.Retire) == act.Retire("w0")
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint("w1", 15)
+    run.tell(ev.Saved("w1", 15, ok=True))
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_drained_holder_of_the_last_state_writes_the_final_checkpoint() -> None:
+    run = Run(total_steps=15).training("w0")
+    run.report("w0", 15)
+    run.tell(ev.DrainRequested(member_id="w0"))
+    assert run.all(act.Retire) == []
+    run.tell(ev.Saved("w0", 15, ok=True))
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+# -- stop --------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_ends_the_lease_saves_and_finishes() -> None:
+    run = Run().training("w0")
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert run.one(act.EndLease).member_ids == ("w0",)
+    run.report("w0", 7, LeaseEnd.ENDED_EARLY)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 7)
+    run.tell(ev.Saved("w0", 7, ok=True))
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 7)
+
+
+def test_stop_of_a_run_that_waits_is_immediate() -> None:
+    run = Run(resume_step=40)
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 40)
+
+
+def test_stop_on_a_saved_step_saves_nothing_more() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved("w0", 10, ok=True))
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.report("w0", 10, LeaseEnd.FENCED)
+    assert len(run.all(act.SaveCheckpoint)) == 1
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 10)
+
+
+def test_stop_waits_for_the_checkpoint_that_is_being_written() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.report("w0", 11, LeaseEnd.ENDED_EARLY)
+    run.tell(ev.Saved("w0", 10, ok=True))
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 11]
+    run.tell(ev.Saved("w0", 11, ok=True))
+    assert run.one(act.Finish).verdict.step == 11
+
+
+def test_stop_asks_for_no_more_workers() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.dies("w1")
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.wait(1.0)
+    assert started(run) == []
+
+
+def test_stop_at_the_last_step_is_done() -> None:
+    run = Run(total_steps=15).training("w0")
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.report("w0", 15)
+    run.tell(ev.Saved("w0", 15, ok=True))
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_nothing_is_decided_after_the_verdict() -> None:
+    run = Run(total_steps=15).training("w0", "w1")
+    run.report("w0", 15, LeaseEnd.POISONED, error="x")
+    run.listen()
+    run.dies("w1")
+    run.beat("w9")
+    run.wait(10.0)
+    assert run.said == []
+
+
+def test_verdict_is_the_last_action() -> None:
+    run = Run().training("w0")
+    run.start("w1")
+    run.tell(ev.StopRequested("ctrl-c"))
+    run.tell(ev.ConnectionLost("w0"))
+    run.tell(ev.ConnectionLost("w1"))
+    run.wait(0.2)  # both are found dead in one look
+    assert run.one(act.Finish).verdict.kind == "stopped"
+    assert isinstance(run.said[-1], act.Finish)
+
+
+# -- resize ------------------------------------------------------------------------------------------------------------
+
+
+def test_larger_run_asks_for_more_workers() -> None:
+    run = Run(max_workers=2).training("w0", "w1")
+    run.tell(ev.Resized(1, 4))
+    assert started(run) == ["w2", "w3"]
+    assert [e.fields for e in run.events(EventKind.RESIZED)] == [{"min_workers": 1, "max_workers": 4}]
+    assert run.all(act.EndLease) == []
+
+
+def test_smaller_run_gives_up_demands_before_workers_and_the_youngest_first() -> None:
+    run = Run(max_workers=4).training("w0", "w1")
+    run.ready("w2")
+    run.tell(ev.Resized(1, 3))
+    assert killed(run) == ["w3"]
+    run.tell(ev.Resized(1, 2))
+    assert run.one(act.Retire) == act.Retire("w2")
+    assert run.all(act.EndLease) == []
+    run.tell(ev.Resized(1, 1))
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)
+    assert run.lease.members == ("w0",)
+    run.beat("w0", step=5)
+    assert [e.fields["cause"] for e in run.events(EventKind.REFORMED)] == ["resize"]
+
+
+def test_smaller_run_keeps_younger_workers_rather_than_older_demands() -> None:
+    run = Run(max_workers=4).training("w0")
+    run.ready("w3")
+    run.tell(ev.Resized(1, 2))
+    assert killed(run) == ["w1", "w2"]
+    assert set(run.members) == {"w0", "w3"}
+
+
+def test_lower_minimum_starts_a_run_that_waits() -> None:
+    run = Run(min_workers=3)
+    run.ready("w0")
+    run.tell(ev.Resized(1, 3))
+    assert run.lease.members == ("w0",)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 2), (3, 2), (-1, -1)])
+def test_impossible_size_is_ignored_with_a_note(low: int, high: int) -> None:
+    run = Run(max_workers=2).training("w0", "w1")
+    actions = run.tell(ev.Resized(low, high))
+    assert [type(a) for a in actions] == [act.Emit]
+    assert f"{low}..{high}" in run.events(EventKind.NOTE)[0].message
+    assert (run.control.status()["min_workers"], run.control.status()["max_workers"]) == (1, 2)
+
+
+# -- strangers, late and repeated messages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.MemberStarted("zombie", "n0", 7),
+        ev.MemberReady(ReadyReport("zombie", "n0", 7, "p")),
+        ev.Beat(Heartbeat("zombie", None, Phase.COMPUTE, 3, 3)),
+        ev.Reported(LeaseReport("zombie", Generation(0, 1), LeaseEnd.COMPLETED, 9, True)),
+    ],
+)
+def test_sign_of_life_of_a_stranger_is_answered_with_a_kill(event: ev.Input) -> None:
+    run = Run().training("w0")
+    assert run.tell(event) == [act.KillMember("zombie")]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.MemberFailed("zombie", "process died", proof=True),
+        ev.ConnectionLost("zombie"),
+        ev.ConnectionRestored("zombie"),
+        ev.Saved("zombie", 10, ok=False),
+        ev.DrainRequested(member_id="zombie"),
+        ev.DrainRequested(node_id="nowhere"),
+    ],
+)
+def test_other_news_of_a_stranger_changes_nothing(event: ev.Input) -> None:
+    assert Run().training("w0").tell(event) == []
+
+
+def test_member_that_is_gone_stays_gone() -> None:
+    run = Run().training("w0", "w1")
+    run.wait(1.2, beating="w0")
+    run.report("w0", 5, LeaseEnd.FENCED)
+    assert run.beat("w1") == [act.KillMember("w1")]
+    assert "w1" not in run.members
+
+
+def test_report_of_an_earlier_generation_is_ignored() -> None:
+    run = Run().training("w0", "w1")
+    earlier = run.lease.generation
+    run.report("w0", 5)
+    run.report("w1", 5)
+    assert run.report("w0", 99, LeaseEnd.POISONED, generation=earlier) == []
+    assert run.members["w0"]["state"] == "active"
+
+
+def test_repeated_report_does_not_stand_for_another_members() -> None:
+    run = Run().training("w0", "w1")
+    run.report("w0", 5)
+    run.report("w0", 5)
+    assert not run.granted
+
+
+def test_repeated_readiness_is_one_joiner() -> None:
+    run = Run().training("w0")
+    run.ready("w1")
+    run.ready("w1")
+    assert len(run.events(EventKind.MEMBER_READY)) == 1
+
+
+def test_late_start_message_does_not_set_a_ready_member_back() -> None:
+    run = Run()
+    run.tell(ev.MemberReady(ReadyReport("w0", "n0", 7, "p")))
+    run.start("w0", "n0")
+    assert run.members["w0"]["state"] == "active"
+
+
+def test_beat_that_a_report_has_overtaken_sets_nobody_back() -> None:
+    run = Run().training("w0", "w1")
+    run.report("w0", 8, LeaseEnd.BROKEN)
+    run.beat("w0", Phase.REDUCE, 7)  # by the lifeline; the report came as the answer to a call
+    run.report("w1", 8, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w1"), 8)
+
+
+def test_beat_that_a_report_has_overtaken_makes_no_torn_state_whole() -> None:
+    run = Run().training("w0", "w1")
+    run.report("w0", 8, LeaseEnd.BROKEN, whole=False)
+    run.beat("w0", Phase.OPTIMIZER, 7)
+    run.report("w1", 8, LeaseEnd.FENCED)
+    assert (run.lease.source, run.lease.receivers) == (1, (0,))
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_what_there_is() -> None:
+    run = Run(max_workers=3).training("w0")
+    run.start("w1", "n1")
+    run.tell(ev.DrainRequested(member_id="w0"))
+    status = run.control.status()
+    members = status.pop("members")
+    assert status == {
+        "generation": "0.1", "mode": "ending", "world_size": 1, "min_workers": 1, "max_workers": 3,
+    }  # fmt: skip
+    assert members["w0"] == {"state": "active", "node_id": "node-of-w0", "pid": 7, "leaving": "drain"}
+    assert members["w1"] == {"state": "starting", "node_id": "n1", "pid": 7, "leaving": None}
+    assert members["w2"] == {"state": "pending", "node_id": None, "pid": None, "leaving": None}
+
+
+def test_lease_is_told_with_its_split() -> None:
+    run = Run()
+    run.ready("w0")
+    (event,) = run.events(EventKind.LEASE_GRANTED)
+    assert event.generation == "0.1"
+    assert event.fields == {
+        "members": ["w0"], "start_step": 0, "stop_step": 100, "shares": [8], "world_size": 1,
+    }  # fmt: skip
+
+
+def test_replaced_reader_is_told() -> None:
+    run = Run().training("w0")
+    run.tell(ev.ReaderReplaced("r0", "r1", "process died"))
+    (event,) = run.events(EventKind.READER_REPLACED)
+    assert event.fields == {"reader_id": "r0", "replacement": "r1", "cause": "process died"}

@@ -1,0 +1,396 @@
+"""Random faults against the real `Control` in a simulated cluster, whose promises are checked after every action.
+
+Schedules are drawn by hypothesis; one that ever broke something is kept in `REGRESSIONS` with what it broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic_lm.control import events as ev
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.events.types import EventKind
+from elastic_lm.protocol import Phase
+from tests.control.simulation import Cluster, Pace, Process
+
+TOTAL_STEPS = 30
+NODES = {"n0": 2, "n1": 1, "n2": 1}
+LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`kind` happens to the `who`-th of the living, `delay_s` after the head has reached `at_step`."""
+
+    kind: str
+    at_step: int
+    who: int = 0
+    delay_s: float = 0.0
+    for_s: float = 0.5
+
+
+def make_spec(**fields: Any) -> ControlSpec:
+    usual = {
+        "min_workers": 1, "max_workers": 4, "num_micro_batches": 8, "total_steps": TOTAL_STEPS, "checkpoint_every": 7,
+        "progress_timeout_s": 2.0, "start_timeout_s": 5.0, "rebalance_every_s": 0.3,
+        "backoff_limit_s": 4.0, "quarantine_window_s": 10.0,
+    }  # fmt: skip
+    return ControlSpec(**{**usual, **fields})
+
+
+def run(faults: list[Fault], *, seed: int = 0, spec: ControlSpec | None = None, **options: Any) -> Cluster:
+    """Train to the end under these faults. The promises are asserted on the way."""
+    cluster = Cluster(spec or make_spec(), seed=seed, **{"nodes": NODES, **options})
+    for number, fault in enumerate(faults):
+        cluster.when_head_reaches(fault.at_step, _later(cluster, fault, number))
+    cluster.run(limit_s=LIMIT_S)
+    cluster.check_history()
+    return cluster
+
+
+def _later(cluster: Cluster, fault: Fault, number: int) -> Callable[[], None]:
+    return lambda: cluster.at(fault.delay_s, lambda: strike(cluster, fault, number))
+
+
+def strike(cluster: Cluster, fault: Fault, number: int) -> None:
+    living = cluster.living()
+    match fault.kind:
+        case "kill everybody":
+            for process in living:
+                process.die()
+        case "failing saves":
+            cluster.num_failing_saves = 2  # one more would be a verdict of its own
+        case "add a node":
+            cluster.add_node(1)
+        case "resize":
+            low, high = 1 + fault.who % 3, 1 + fault.who % 3 + fault.at_step % 3
+            cluster.tell(ev.Resized(low, high))
+        case "coordinator sleeps":
+            cluster.put_coordinator_to_sleep(fault.for_s)
+        case _ if living:
+            strike_one(cluster, living[fault.who % len(living)], fault, number)
+
+
+def strike_one(cluster: Cluster, process: Process, fault: Fault, number: int) -> None:
+    assert process.node_id is not None
+    match fault.kind:
+        case "kill":
+            process.die()
+        case "freeze":
+            cluster.freeze(process, fault.for_s)
+        case "hang":
+            cluster.hang(process, fault.for_s)
+        case "blip":
+            process.blip()
+        case "slow down":
+            process.micro_batch_s *= 5
+        case "raise":
+            process.raises = f"error {number}"
+        case "drain":
+            cluster.tell(ev.DrainRequested(member_id=process.member_id))
+        case "drain node":
+            cluster.drain_node(process.node_id)
+        case "kill node":
+            cluster.kill_node(process.node_id)
+        case _:
+            raise AssertionError(f"no such fault: {fault}")
+
+
+KINDS = (
+    "kill", "kill node", "kill everybody", "freeze", "hang", "blip", "slow down", "raise", "drain", "drain node",
+    "add a node", "resize", "failing saves", "coordinator sleeps",
+)  # fmt: skip
+
+FAULTS = st.lists(
+    st.builds(
+        Fault,
+        kind=st.sampled_from(KINDS),
+        at_step=st.integers(0, TOTAL_STEPS - 1),
+        who=st.integers(0, 3),
+        delay_s=st.sampled_from((0.0, 0.003, 0.02, 0.1, 0.7)),
+        for_s=st.sampled_from((0.05, 0.9, 1.3, 6.0)),
+    ),
+    max_size=7,
+)
+
+
+def assert_came_to_a_good_end(cluster: Cluster, faults: list[Fault]) -> None:
+    """Done; or failed, when the store may have failed three times, or twice and one answer came twice."""
+    assert cluster.verdict is not None
+    store_may_be_blamed = sum(fault.kind == "failing saves" for fault in faults) > (0 if cluster.unruly else 1)
+    assert cluster.verdict.kind in (("done", "failed") if store_may_be_blamed else ("done",))
+
+
+# -- whatever happens --------------------------------------------------------------------------------------------------
+
+
+@given(faults=FAULTS, seed=st.integers(0, 1_000), exact=st.booleans())
+@settings(max_examples=250)
+def test_any_schedule_of_faults_ends_with_every_step_trained_once(faults: list[Fault], seed: int, exact: bool) -> None:
+    assert_came_to_a_good_end(run(faults, seed=seed, spec=make_spec(exact=exact)), faults)
+
+
+@given(faults=FAULTS, seed=st.integers(0, 1_000))
+@settings(max_examples=150)
+def test_messages_in_any_order_and_twice_break_no_promise(faults: list[Fault], seed: int) -> None:
+    assert_came_to_a_good_end(run(faults, seed=seed, unruly=True), faults)
+
+
+@given(
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    who=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    at_step=st.integers(0, TOTAL_STEPS - 1),
+    apart_s=st.floats(0.0, 0.1),
+    seed=st.integers(0, 1_000),
+)
+@settings(max_examples=150)
+def test_two_faults_within_100_ms_are_survived(
+    kinds: tuple[str, str], who: tuple[int, int], at_step: int, apart_s: float, seed: int
+) -> None:
+    first = Fault(kinds[0], at_step, who[0])
+    second = Fault(kinds[1], at_step, who[1], delay_s=apart_s, for_s=1.3)
+    assert_came_to_a_good_end(run([first, second], seed=seed), [first, second])
+
+
+@given(at_steps=st.lists(st.integers(1, TOTAL_STEPS - 1), min_size=1, max_size=3), seed=st.integers(0, 1_000))
+@settings(max_examples=60)
+def test_run_of_one_worker_survives_its_deaths(at_steps: list[int], seed: int) -> None:
+    spec = make_spec(max_workers=1, checkpoint_every=5)
+    cluster = run([Fault("kill", step) for step in at_steps], seed=seed, spec=spec)
+    assert_came_to_a_good_end(cluster, [])
+    assert len(cluster.restores) >= 2  # the start, and after every death
+
+
+REGRESSIONS = {
+    "a retired member took its unfinished checkpoint along, and the end waited for it for ever": (
+        14, False, [Fault("drain node", 22, 1, 0.02, 1.3)],
+    ),
+    "a beat that arrived after its member's report set the member back by a step": (
+        39, False, [Fault("hang", 12, 0, 0.003, 0.9), Fault("slow down", 23, 0, 0.02, 1.3)],
+    ),
+    "the same with messages in disorder": (14, True, [Fault("drain node", 22, 1, 0.02, 1.3)]),
+    "a lease that did without a lost connection restored a checkpoint while the state lived": (
+        330, True,
+        [
+            Fault("kill node", 4, 0, 0.1), Fault("kill", 17, 0, 0.1), Fault("blip", 19, 2, 0.7),
+            Fault("drain", 27, 0, 0.7), Fault("kill node", 29, 0, 0.1),
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broke", REGRESSIONS)
+def test_schedule_that_once_broke_a_promise_keeps_it(broke: str) -> None:
+    seed, unruly, faults = REGRESSIONS[broke]
+    assert_came_to_a_good_end(run(faults, seed=seed, unruly=unruly), faults)
+
+
+# -- what happens in one scene -----------------------------------------------------------------------------------------
+
+
+def train(cluster: Cluster, until: Callable[[], bool] = lambda: False) -> None:
+    cluster.run(limit_s=LIMIT_S, until=until)
+
+
+def full(cluster: Cluster) -> Callable[[], bool]:
+    """Whether all wanted members train in one lease."""
+    return lambda: bool(cluster.leases) and cluster.leases[-1].world_size == cluster.spec.max_workers
+
+
+def finish(cluster: Cluster) -> None:
+    train(cluster)
+    cluster.check_history()
+    assert cluster.verdict is not None
+    assert cluster.verdict.kind == "done"
+
+
+def interruptions(cluster: Cluster, cause: str) -> list[float]:
+    return [e.fields["lost_s"] for e in cluster.events if e.kind is EventKind.REFORMED and e.fields["cause"] == cause]
+
+
+def test_undisturbed_run_takes_every_worker_and_loses_none() -> None:
+    cluster = run([])
+    assert cluster.leases[-1].world_size == 4
+    assert cluster.commits_of_head == list(range(TOTAL_STEPS))
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 0
+    assert (cluster.restores, cluster.num_catch_ups) == ([0], 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_death_stops_training_for_a_moment(seed: int) -> None:
+    cluster = Cluster(make_spec(total_steps=100, checkpoint_every=None), nodes=NODES, seed=seed)
+    train(cluster, full(cluster))
+    cluster.when_head_reaches(60, lambda: cluster.living()[seed % 4].die())
+    finish(cluster)
+    (lost_s,) = interruptions(cluster, "failure")
+    assert lost_s < 0.2
+    assert cluster.restores == [0]
+
+
+def test_survivors_are_at_times_one_step_apart() -> None:
+    """Otherwise the schedules above say nothing about catching up."""
+    cluster = run(
+        [Fault("kill", step, who=step % 4) for step in range(20, 1_600, 40)], spec=make_spec(total_steps=1_700)
+    )
+    assert cluster.num_catch_ups > 0
+    assert cluster.restores == [0]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.1, 0.12, 0.15])
+def test_joiner_and_failure_at_once_make_a_full_group(delay_s: float) -> None:
+    cluster = Cluster(make_spec(total_steps=200), nodes={"n0": 3})
+    train(cluster, lambda: bool(cluster.leases) and cluster.leases[-1].world_size == 3)
+    joiners = cluster.kinds()[EventKind.MEMBER_READY]
+    cluster.add_node(1)
+    train(cluster, lambda: cluster.kinds()[EventKind.MEMBER_READY] > joiners)
+    cluster.at(delay_s, cluster.living()[1].die)
+    finish(cluster)
+    assert cluster.leases[-1].world_size == 4
+    assert cluster.restores == [0]
+
+
+def someone_copies(cluster: Cluster) -> bool:
+    return any(p.phase is Phase.COPYING and not p.whole and p.session is not None and p.session.lease.source is not None
+               for p in cluster.living())  # fmt: skip
+
+
+@pytest.mark.parametrize("victim", ["source", "receiver", "both", "bystander"])
+def test_death_in_a_copy_costs_no_whole_state(victim: str) -> None:
+    """The members with a state are w0 and w1 when w2 and w3 come."""
+    cluster = Cluster(make_spec(total_steps=200, checkpoint_every=None), nodes={"n0": 2}, pace=Pace(more_nodes_s=1.5))
+    train(cluster, lambda: bool(cluster.leases) and cluster.leases[-1].world_size == 2 and cluster.head == 10)
+    train(cluster, lambda: someone_copies(cluster))
+    lease = cluster.leases[-1]
+    assert lease.source is not None
+    ranks = {
+        "source": {lease.source}, "receiver": {lease.receivers[0]}, "both": {lease.source, lease.receivers[0]},
+        "bystander": set(range(lease.world_size)) - {lease.source, *lease.receivers},
+    }[victim]  # fmt: skip
+    for rank in ranks:
+        cluster.processes[lease.members[rank]].die()
+    finish(cluster)
+    assert cluster.restores == [0]
+    assert cluster.leases[-1].world_size == 4
+
+
+def test_death_of_everybody_costs_the_steps_since_the_checkpoint() -> None:
+    cluster = run([Fault("kill everybody", 18)], pace=Pace(save_s=0.02))
+    assert cluster.restores == [0, 14]
+    assert cluster.commits_of_head[-16:] == list(range(14, TOTAL_STEPS))
+
+
+def test_death_of_everybody_before_a_checkpoint_begins_anew() -> None:
+    cluster = run([Fault("kill everybody", 5)])
+    assert cluster.restores == [0, 0]
+
+
+def test_frozen_member_is_given_up_and_never_comes_back() -> None:
+    cluster = Cluster(make_spec(total_steps=400), nodes=NODES)
+    train(cluster, full(cluster))
+    zombie = cluster.living()[2]
+    cluster.freeze(zombie, 2.5)
+    given_up = len(cluster.leases)
+    finish(cluster)
+    assert zombie.gone
+    assert not zombie.alive
+    assert all(zombie.member_id not in lease.members for lease in cluster.leases[given_up:])
+    (lost_s,) = interruptions(cluster, "hang")
+    assert lost_s < 2.0
+    assert cluster.restores == [0]
+
+
+def test_last_state_is_waited_for_while_it_is_frozen() -> None:
+    cluster = Cluster(make_spec(max_workers=1, checkpoint_every=None), nodes=NODES)
+    cluster.when_head_reaches(12, lambda: cluster.freeze(cluster.living()[0], 45.0))
+    finish(cluster)
+    assert cluster.restores == [0]
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 0
+    assert cluster.now > 1_045.0
+
+
+def test_all_frozen_at_once_keep_one_state() -> None:
+    cluster = Cluster(make_spec(checkpoint_every=None), nodes=NODES)
+    train(cluster, full(cluster))
+    for process in cluster.living():
+        cluster.freeze(process, 20.0)
+    finish(cluster)
+    assert cluster.restores == [0]
+
+
+def test_sleeping_coordinator_loses_nobody() -> None:
+    cluster = run([Fault("coordinator sleeps", 15, for_s=20.0)], spec=make_spec(total_steps=300))
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 0
+    assert cluster.restores == [0]
+
+
+def test_cut_lifelines_lose_nobody() -> None:
+    cluster = run([Fault("blip", step, who=step % 4) for step in range(1, TOTAL_STEPS)])
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 0
+
+
+def test_lost_node_is_noticed_without_closed_connections() -> None:
+    cluster = run([Fault("kill node", 60)], spec=make_spec(total_steps=400))
+    (lost_s,) = interruptions(cluster, "failure") + interruptions(cluster, "hang")
+    assert lost_s < 2.0
+    assert cluster.restores == [0]
+
+
+# -- a thousand members ------------------------------------------------------------------------------------------------
+
+NUM_MANY = 1_000
+
+
+def make_many(**fields: Any) -> Cluster:
+    spec = make_spec(
+        **{"min_workers": NUM_MANY, "max_workers": NUM_MANY, "num_micro_batches": NUM_MANY, "checkpoint_every": None,
+           "total_steps": 12, "lease_steps": 10_000, "rebalance_every_s": 30.0, **fields}
+    )  # fmt: skip
+    return Cluster(spec, nodes={f"n{number}": 10 for number in range(NUM_MANY // 10)}, pace=Pace(micro_batch_s=0.002))
+
+
+def assert_cheap(cluster: Cluster) -> None:
+    """Three messages per member of a lease (grant, vote or fence), and one to start and to end each process."""
+    granted = sum(lease.world_size for lease in cluster.leases)
+    started = len(cluster.processes)
+    told = cluster.num_messages
+    assert told["Grant"] == granted
+    assert told["EndLease"] <= granted
+    assert told["Fence"] <= granted
+    assert told["StartMember"] == started
+    assert told["KillMember"] + told["Retire"] <= 2 * started  # a dead member's last words are answered
+    assert len(cluster.events) < 4 * started + 4 * len(cluster.leases)
+
+
+def test_thousand_members_train_in_one_lease() -> None:
+    cluster = make_many()
+    finish(cluster)
+    assert [lease.world_size for lease in cluster.leases] == [NUM_MANY]
+    assert cluster.num_messages["StartMember"] == NUM_MANY
+    assert cluster.num_messages["EndLease"] + cluster.num_messages["Fence"] == 0
+    assert_cheap(cluster)
+
+
+def test_thousand_members_lose_some_and_get_others() -> None:
+    cluster = make_many()
+    for step in (3, 6):
+        cluster.when_head_reaches(step, lambda: [cluster.living()[who].die() for who in range(0, 500, 100)])  # type: ignore[func-returns-value]
+    cluster.when_head_reaches(8, lambda: cluster.kill_node("n50"))
+    finish(cluster)
+    assert cluster.restores == [0]
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 20
+    assert len(cluster.leases) < 25
+    assert_cheap(cluster)
+
+
+def test_thousand_joiners_enter_in_few_leases() -> None:
+    cluster = make_many(min_workers=1, total_steps=40)
+    finish(cluster)
+    assert cluster.leases[-1].world_size == NUM_MANY
+    assert len(cluster.leases) < 10  # they become ready within 0.2 s, and enter 0.1 s at a time
+    assert_cheap(cluster)
