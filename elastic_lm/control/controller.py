@@ -4,7 +4,8 @@
 these hold:
 
 - A lease is granted only when every living member of the last one has reported or is gone.
-- A whole state is never overwritten under exact sums, and the last one is never given up on suspicion.
+- A whole state is never overwritten under exact sums. The last one is given up on suspicion only when its holder has been
+  still for as long as it would take to compute it again from the newest checkpoint, and for `progress_timeout_s`.
 - A member that is gone stays gone: a sign of life from it is answered with another kill.
 - Every decision is emitted as an event with a sentence that gives its numbers.
 """
@@ -78,6 +79,7 @@ class Control:
         self._waiting: set[str] = set()  # members of the lease that owe a report
         self._catching_up = False  # the lease is only for those behind
         self._fenced_at = 0.0
+        self._restorable_at: float | None = None  # when what could be restored was the run's newest state
         self._limit = SilenceLimit(spec.heartbeat_timeout_s)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
@@ -367,6 +369,7 @@ class Control:
             verdict = self._ailment(member, now)
             if verdict is not None and member.member_id in self._members:
                 self._lose(member, verdict, now)
+        self._end_stall(now)
         self._rebalance(now)
         if self._lease is None:
             self._decide(now)
@@ -379,19 +382,39 @@ class Control:
             return "process died"  # the kernel closed its connection and nobody opened another
         if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
             return f"not ready {spec.start_timeout_s:.0f} s after its process started"
-        if not member.has_joined or self._is_last_whole(member):
+        if not member.has_joined:
             return None
-        silence, limit = now - (member.last_beat or now), self._limit.seconds()
+        silence, limit = now - (member.last_beat or now), max(self._limit.seconds(), self._worth_s(member))
         if silence > limit:
             return f"silent for {silence:.1f} s, limit {limit:.1f} s"
         if member.member_id not in self._waiting:
             return None
-        patience = max(spec.progress_timeout_s, 20 * (member.micro_batch_s or 0))
+        patience = max(self._patience_s(member), self._worth_s(member))
         owing = member.phase in OWING_PROGRESS or self._mode is Mode.FENCING
         since = max(member.progress_at, member.since, self._fenced_at if self._mode is Mode.FENCING else 0.0)
         if owing and now - since > patience:
             return f"no progress in {member.phase} for {now - since:.1f} s, limit {patience:.1f} s"
         return None
+
+    def _patience_s(self, member: Member) -> float:
+        """How long a member may go without progress."""
+        return max(self._spec.progress_timeout_s, 20 * (member.micro_batch_s or 0))
+
+    def _worth_s(self, member: Member) -> float:
+        """How long a member is waited for on account of what it holds: the last state costs what it took to compute."""
+        if not self._is_last_whole(member) or member.last_beat is None or self._restorable_at is None:
+            return 0.0
+        return max(self._spec.progress_timeout_s, member.last_beat - self._restorable_at)
+
+    def _end_stall(self, now: float) -> None:
+        """All live and all wait for each other: nobody's fault that could be told, so they form anew."""
+        members = [self._members[m] for m in self._waiting]
+        if self._mode not in (Mode.LEASED, Mode.ENDING) or any(m.phase is Phase.DATA for m in members):
+            return
+        still_s = now - max(max(m.progress_at, m.since) for m in members)
+        if still_s > max(self._patience_s(m) for m in members):
+            self._interrupt("hang", f"nobody made progress for {still_s:.0f} s", now)
+            self._fence(now)
 
     def _is_last_whole(self, member: Member) -> bool:
         """Whether giving this member up would give up the run's state in memory: of the others none has it for sure."""
@@ -515,6 +538,8 @@ class Control:
             if lease.source is None or lease.rank_of(member_id) not in lease.receivers:
                 continue
             member.whole = False
+        if self._restorable_at is None:
+            self._restorable_at = now
         self._do(act.Grant(lease))
         counts = [len(part) for part in lease.assignments]
         self._emit(EventKind.LEASE_GRANTED,
@@ -590,7 +615,7 @@ class Control:
         self._save = None
         seconds = now - save.began
         if event.ok:
-            self._checkpoint_step = event.step
+            self._checkpoint_step, self._restorable_at = event.step, save.began
             self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {event.step} saved in {seconds:.1f} s.",
                        step=event.step, seconds=seconds)  # fmt: skip
         else:

@@ -74,6 +74,7 @@ class Process:
         self.state_told = False  # control has heard that this member has a state
         self.joined = False
         self.frozen = False
+        self.still_since = 0.0  # when it froze or hung
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
@@ -487,12 +488,12 @@ class Cluster:
         return [p for p in self.processes.values() if p.alive and not p.gone and p.node_id is not None]
 
     def freeze(self, process: Process, for_s: float) -> None:
-        process.frozen = True
+        process.frozen, process.still_since = True, self.now
         self.at(for_s, lambda: self._thaw(process))
 
     def hang(self, process: Process, for_s: float) -> None:
         """It beats and makes no progress."""
-        process.hung = True
+        process.hung, process.still_since = True, self.now
         self.at(for_s, lambda: self._thaw(process))
 
     def _thaw(self, process: Process) -> None:
@@ -594,11 +595,13 @@ class Cluster:
         self.at(self.pace.reap_s if process.frozen else self.latency(), process.die)
 
     def _give_up(self, process: Process) -> None:
-        """A whole state is let go only when its death was told, or when another is not known to be lost."""
+        """A whole state is let go only when its death was told, when another is not known to be lost, or after patience."""
         process.gone = True
         if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
-            assert others, f"{process} holds the last state and was given up"
+            was_still_s = self.now - process.still_since if process.frozen or process.hung else 0.0
+            waited = was_still_s >= self.spec.progress_timeout_s - BEAT_S
+            assert others or waited, f"{process} holds the last state and was given up"
         self.lost(process)
 
     def _grant(self, lease: Lease) -> None:

@@ -653,12 +653,57 @@ def test_no_checkpoint_is_restored_while_the_holder_of_the_state_may_reconnect()
 
 def test_last_state_is_not_given_up_on_suspicion() -> None:
     run = Run().training("w0")
-    run.wait(300.0)
+    run.wait(59.0)
     run.tell(ev.MemberFailed("w0", "process unreachable", proof=False))
     assert killed(run) == []
     run.beat("w0", step=50)
     run.report("w0", 60)
     assert run.lease.start_step == 60
+
+
+def test_holder_of_the_last_state_is_given_up_after_the_progress_timeout() -> None:
+    run = Run().training("w0")
+    run.wait(61.0)
+    assert killed(run) == ["w0"]
+
+
+def test_holder_of_the_last_state_is_waited_for_as_long_as_its_work_took() -> None:
+    run = Run().training("w0")
+    run.wait(100.0, beating="w0")
+    run.wait(98.0)
+    assert killed(run) == []
+    run.wait(4.0)
+    assert killed(run) == ["w0"]
+
+
+def test_after_a_checkpoint_only_the_work_since_then_is_waited_for() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.wait(100.0, beating="w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved("w0", 10, True))
+    run.wait(1.0, beating="w0")
+    run.wait(62.0)
+    assert killed(run) == ["w0"]
+
+
+def test_members_that_all_wait_for_each_other_form_anew() -> None:
+    run = Run().training("w0", "w1")
+    before = run.lease.generation
+    for _ in range(61):
+        for member_id in ("w0", "w1"):
+            run.beat(member_id, Phase.REDUCE, progress=7)
+        run.wait(1.0)
+    assert [fence.generation for fence in run.all(act.Fence)] == [before]
+    assert killed(run) == []
+
+
+def test_members_that_wait_for_data_are_left_alone() -> None:
+    run = Run().training("w0", "w1")
+    for _ in range(200):
+        run.beat("w0", Phase.REDUCE, progress=7)
+        run.beat("w1", Phase.DATA, progress=7)
+        run.wait(0.5)
+    assert run.all(act.Fence) == []
 
 
 def test_last_state_is_given_up_on_proof() -> None:
@@ -669,7 +714,7 @@ def test_last_state_is_given_up_on_proof() -> None:
 
 def test_one_of_two_silent_members_with_a_state_is_kept() -> None:
     run = Run().training("w0", "w1")
-    run.wait(300.0)
+    run.wait(50.0)
     assert len(killed(run)) == 1
 
 

@@ -306,7 +306,8 @@ def test_frozen_member_is_given_up_and_never_comes_back() -> None:
 
 
 def test_last_state_is_waited_for_while_it_is_frozen() -> None:
-    cluster = Cluster(make_spec(max_workers=1, checkpoint_every=None), nodes=NODES)
+    spec = make_spec(max_workers=1, checkpoint_every=None, progress_timeout_s=60.0)
+    cluster = Cluster(spec, nodes=NODES)
     cluster.when_head_reaches(12, lambda: cluster.freeze(cluster.living()[0], 45.0))
     finish(cluster)
     assert cluster.restores == [0]
@@ -314,8 +315,16 @@ def test_last_state_is_waited_for_while_it_is_frozen() -> None:
     assert cluster.now > 1_045.0
 
 
+def test_frozen_holder_of_the_last_state_is_replaced_in_the_end() -> None:
+    cluster = Cluster(make_spec(max_workers=1, checkpoint_every=7), nodes=NODES)
+    cluster.when_head_reaches(12, lambda: cluster.freeze(cluster.living()[0], 10_000.0))
+    finish(cluster)
+    assert cluster.restores == [0, 7]
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 1
+
+
 def test_all_frozen_at_once_keep_one_state() -> None:
-    cluster = Cluster(make_spec(checkpoint_every=None), nodes=NODES)
+    cluster = Cluster(make_spec(checkpoint_every=None, progress_timeout_s=60.0), nodes=NODES)
     train(cluster, full(cluster))
     for process in cluster.living():
         cluster.freeze(process, 20.0)
