@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +25,6 @@ def machine() -> str:
     with open("/proc/cpuinfo") as file:
         name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     return f"{os.cpu_count()} cores, {name}, Python {platform.python_version()}"
-
-
-def run_side(command: Sequence[str], timeout_s: float = 600) -> dict[str, Any]:
-    """Run one side of a comparison in processes of its own; its last line of output is a JSON object."""
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s, cwd=HERE.parent)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""Elastic members as processes without Ray: the engine alone. Prints the step times of rank 0 as JSON.
+"""Elastic members as processes without Ray: the engine alone. Rank 0 prints a JSON line per step, until ended.
 
 python bench/members.py --world-size 2 --reduction exact
 """
@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import time
 from typing import Any
 
@@ -20,7 +19,10 @@ from elastic_lm.engine.lease import Member, run_lease
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.model.spec import ModelSpec
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
+from elastic_lm.protocol import Generation, Lease, Phase, StepRecord
+
+FOR_EVER = 1_000_000
+STOPPED_S = 3600.0  # both ends of an all-reduce may be stopped in the middle of it
 
 
 def make_spec(reduction: str, device: str = "cpu") -> EngineSpec:
@@ -41,12 +43,12 @@ class Tokens:
         return common.synthetic_tokens(step, micro_batch)
 
 
-class Watch:
-    """A lease control that nobody reaches into: collects when steps were committed."""
+class Printer:
+    """A lease control that nobody reaches into."""
 
-    def __init__(self) -> None:
-        self.at = [time.perf_counter()]
-        self.records: list[StepRecord] = []
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._began = time.monotonic()
 
     def cancelled(self) -> bool:
         return False
@@ -58,65 +60,45 @@ class Watch:
         pass
 
     def committed(self, record: StepRecord, micro_batch_s: float | None) -> None:
-        self.at.append(time.perf_counter())
-        self.records.append(record)
+        ended = time.monotonic()
+        if self._rank == 0:
+            parts = {name: getattr(record, name) for name in ("compute_s", "reduce_wait_s", "optimizer_s")}
+            line = {"step": record.step, "began": self._began, "ended": ended, "loss": record.loss, "parts": parts}
+            print(json.dumps(line), flush=True)
+        self._began = ended
 
 
-def member(rank: int, lease: Lease, spec: EngineSpec, answers: Any) -> None:
+def member(rank: int, lease: Lease, spec: EngineSpec) -> None:
     """One process."""
-    replica = Replica(spec)
-    watch = Watch()
-    report = run_lease(
-        Member(lease.members[rank], StepRunner(replica, Tokens()), restore=lambda step: {}), lease, watch
-    )
-    assert report.end is LeaseEnd.COMPLETED, report.error
-    answers.put(
-        {
-            "rank": rank,
-            "step_s": [b - a for a, b in zip(watch.at, watch.at[1:], strict=False)],
-            "parts": {
-                name: [getattr(record, name) for record in watch.records]
-                for name in ("compute_s", "reduce_wait_s", "optimizer_s")
-            },
-            "digest": replica.state.digest(),
-            "parameters": sum(p.numel() for p in replica.model.parameters()),
-            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-    )
+    runner = StepRunner(Replica(spec), Tokens())
+    alone = Member(lease.members[rank], runner, restore=lambda step: {}, form_timeout_s=STOPPED_S)
+    report = run_lease(alone, lease, Printer(rank))
+    raise SystemExit(f"the lease ended: {report.end}, {report.error}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world-size", type=int, default=2)
     parser.add_argument("--reduction", choices=("exact", "fast"), default="exact")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    world_size, total = arguments.world_size, arguments.warm_up + arguments.steps
+    world_size = arguments.world_size
     store = RendezvousStore("127.0.0.1") if world_size > 1 else None
     lease = Lease(
         generation=Generation(1, 1),
         members=tuple(f"w{rank}" for rank in range(world_size)),
         rendezvous=None if store is None else store.rendezvous,
         start_step=0,
-        stop_step=total,
+        stop_step=FOR_EVER,
         assignments=tuple(tuple(range(rank, common.MICRO_BATCHES, world_size)) for rank in range(world_size)),
     )
     context = multiprocessing.get_context("spawn")
-    answers: Any = context.Queue()
     spec = make_spec(arguments.reduction, arguments.device)
-    processes = [context.Process(target=member, args=(rank, lease, spec, answers)) for rank in range(world_size)]
+    processes = [context.Process(target=member, args=(rank, lease, spec)) for rank in range(world_size)]
     for process in processes:
         process.start()
-    told = sorted((answers.get(timeout=600) for _ in processes), key=lambda answer: answer["rank"])
     for process in processes:
-        process.join(60)
-    first = told[0]
-    first["same_digest"] = len({answer["digest"] for answer in told}) == 1
-    first["step_s"] = first["step_s"][arguments.warm_up :]
-    first["parts"] = {name: values[arguments.warm_up :] for name, values in first["parts"].items()}
-    print(json.dumps(first))
+        process.join()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Injector:
 
     def inject(self, what: str) -> None:
         """Wait until everybody works, then some more, then do it."""
-        status = self._steady(3)
+        status = self.steady(3)
         time.sleep(self._draw.uniform(0.0, 1.5))
         member = self._draw.choice([m for m in status["members"].values() if m["state"] == "active"])
         if what == "node":
@@ -73,7 +73,7 @@ class Injector:
         self._await(lambda s: s["world_size"] < WORKERS or s["members"].keys() != status["members"].keys())
 
     def stop(self) -> None:
-        self._steady(3)
+        self.steady(3)
         self._command("stop", reason="the benchmark is over")
 
     def _tell(self, what: str) -> None:
@@ -83,7 +83,7 @@ class Injector:
     def _command(self, kind: str, **arguments: Any) -> None:
         find_mailbox(NAME).post.remote(Command(kind, arguments))
 
-    def _steady(self, steps: int) -> dict[str, Any]:
+    def steady(self, steps: int) -> dict[str, Any]:
         """Everybody has been at work for `steps` steps."""
         begin = self._await(lambda s: s["world_size"] == WORKERS)["step"]
         return self._await(lambda s: s["world_size"] == WORKERS and s["step"] >= begin + steps)

@@ -1,57 +1,138 @@
-"""Tokens per second of a step: the engine against the loop that most people would write, in alternating rounds.
+"""Tokens per second of a step: the engine against the loop that most people would write, side by side in time slices.
 
-Each round runs every side once, in processes of its own, and the ratio is taken within the round; reported are medians
-over the rounds. Needs torch and nothing else; `--device cuda` on a machine with a GPU.
+All sides are alive from the start; in turn each runs for a few seconds while the others are stopped (SIGSTOP), so that a
+machine whose speed drifts is the same machine for all of them. Only steps that lie wholly inside a slice count. Needs torch
+and nothing else; `--device cuda` on a machine with a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
 
 import common
+
+WARM_UP_STEPS = 3
+START_S = 120.0
+
+
+class Side:
+    """One way to do the work: its processes, stopped unless it is their turn."""
+
+    def __init__(self, name: str, command: list[str], output: IO[str]) -> None:
+        self.name = name
+        self._path = Path(output.name)
+        self._process = subprocess.Popen(command, env=common.ENVIRONMENT, stdout=output, cwd=common.HERE.parent)
+        self.slices: list[list[dict[str, Any]]] = []
+        deadline = time.monotonic() + START_S
+        while len(self.steps()) < WARM_UP_STEPS:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{name}: {' '.join(command)} did no step within {START_S:.0f} s")
+            time.sleep(0.1)
+        self._signal(signal.SIGSTOP)
+
+    def steps(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def run(self, seconds: float) -> float:
+        """Let it work for a slice.    Returns: the median of its whole steps there, in seconds."""
+        began = time.monotonic()
+        self._signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self._signal(signal.SIGSTOP)
+        whole = [step for step in self.steps() if step["began"] > began]
+        if not whole:
+            sys.exit(f"{self.name}: no whole step in a slice of {seconds} s; give a longer one")
+        self.slices.append(whole)
+        return statistics.median(step["ended"] - step["began"] for step in whole)
+
+    def end(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children's children too: torchrun puts its workers into sessions of their own."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *_descendants(child)]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--slice", type=float, default=9.0, help="seconds that a side runs at a time")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    options = ["--steps", str(arguments.steps), "--device", arguments.device]
     python = [sys.executable]
     torchrun = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    members = [*python, "bench/members.py", *options]
-    sides = {
-        "torchrun DDP, 2 processes": [*torchrun, "bench/rivals/loop.py", *options],
+    rival = ["bench/rivals/ddp.py", "--device", arguments.device]
+    members = [*python, "bench/members.py", "--device", arguments.device]
+    commands = {
+        "torchrun DDP, 2 processes": [*torchrun, *rival],
         "elastic, exact, 2 members": [*members, "--reduction", "exact"],
         "elastic, fast, 2 members": [*members, "--reduction", "fast"],
-        "plain loop, 1 process": [*python, "bench/rivals/loop.py", *options],
+        "plain loop, 1 process": [*python, *rival],
         "elastic, exact, 1 member": [*members, "--reduction", "exact", "--world-size", "1"],
     }
-    rates: dict[str, list[float]] = {side: [] for side in sides}
-    parts: dict[str, dict[str, list[float]]] = {side: {} for side in sides}
-    digests = set()
-    for number in range(arguments.rounds):
-        for side, command in sides.items():
-            told = common.run_side(command)
-            rates[side].append(common.TOKENS_PER_STEP / statistics.median(told["step_s"]))
-            for name, values in told.get("parts", {}).items():
-                parts[side].setdefault(name, []).append(statistics.median(values))
-            if "exact" in side:
-                digests.add(told["digest"])
-            print(f"round {number + 1}: {side}: {rates[side][-1]:,.0f} tokens/s", file=sys.stderr, flush=True)
-    print(f"{common.machine()}; {common.TOKENS_PER_STEP} tokens per step, {arguments.rounds} rounds\n")
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for name, command in commands.items():
+            output = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".jsonl"))
+            sides.append(Side(name, command, output))
+            stack.callback(sides[-1].end)
+        step_s: dict[str, list[float]] = {side.name: [] for side in sides}
+        for number in range(arguments.rounds):
+            for side in sides:
+                step_s[side.name].append(side.run(arguments.slice))
+            told = ", ".join(f"{name}: {seconds[-1]:.2f} s" for name, seconds in step_s.items())
+            print(f"round {number + 1}: {told}", file=sys.stderr, flush=True)
+        report(sides, step_s)
+
+
+def report(sides: list[Side], step_s: dict[str, list[float]]) -> None:
+    rounds = len(next(iter(step_s.values())))
+    print(f"{common.machine()}; {common.TOKENS_PER_STEP} tokens per step, {rounds} rounds\n")
     rows = []
     for side in sides:
-        rival = "plain loop, 1 process" if "1 " in side else "torchrun DDP, 2 processes"
-        ratios = [mine / other for mine, other in zip(rates[side], rates[rival], strict=True)]
-        split = ", ".join(f"{n[:-2]} {1e3 * statistics.median(v):.0f} ms" for n, v in parts[side].items())
-        rows.append([side, common.spread(rates[side], 0), common.spread(ratios), split])
+        rival = "plain loop, 1 process" if " 1 " in side.name else "torchrun DDP, 2 processes"
+        ratios = [theirs / mine for mine, theirs in zip(step_s[side.name], step_s[rival], strict=True)]
+        rates = [common.TOKENS_PER_STEP / seconds for seconds in step_s[side.name]]
+        rows.append([side.name, common.spread(rates, 0), common.spread(ratios, 3), _parts(side)])
     print("\n".join(common.table(["side", "tokens/s", "ratio in the round", "rank 0's step"], rows)))
-    print(f"\nexact, every world size and round: {len(digests)} distinct final state(s)")
-    if len(digests) != 1:
+    _compare_losses([side for side in sides if "exact" in side.name])
+
+
+def _parts(side: Side) -> str:
+    steps = [step["parts"] for steps in side.slices for step in steps if "parts" in step]
+    names = steps[0] if steps else []
+    return ", ".join(f"{n.removesuffix('_s')} {1e3 * statistics.median(s[n] for s in steps):.0f} ms" for n in names)
+
+
+def _compare_losses(sides: list[Side]) -> None:
+    """Exact sums: the same losses, to the bit, whatever the number of members."""
+    losses = [{step["step"]: step["loss"] for step in side.steps()} for side in sides]
+    common_steps = set.intersection(*map(set, losses))
+    different = [step for step in common_steps if len({of[step] for of in losses}) > 1]
+    print(f"\nexact, 1 and 2 members: {len(common_steps)} losses compared, {len(different)} differ")
+    if different:
         sys.exit("the bits differ")
 
 

@@ -39,7 +39,7 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: a relative path
         raise ConfigError(f"{field}={path!r} cannot be imported ({error}); write package.module:function") from error
     if not callable(function):
         raise ConfigError(f"{field}={path!r} is a {type(function).__name__}, not a function")

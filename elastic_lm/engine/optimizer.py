@@ -10,6 +10,8 @@ from elastic_lm.engine.schedule import learning_rate
 from elastic_lm.engine.spec import OptimizerSpec, ScheduleSpec
 from elastic_lm.engine.state import ReplicaState
 
+NORM_BLOCK = 1 << 16  # elements: one fp32 sum over 124 M elements is off by 1.3 %, over blocks of this size by 2e-7
+
 
 class AdamW:
     """Updates `state` in place. Everything that a step needs is an argument or in `state`; nothing is kept here."""
@@ -22,7 +24,7 @@ class AdamW:
 
     def clip(self, gradient: Tensor) -> float:
         """Scale the flat gradient in place to at most `clip_norm`.    Returns: its global L2 norm before."""
-        norm = float(torch.linalg.vector_norm(gradient))
+        norm = _norm(gradient)
         limit = self._spec.clip_norm
         if limit is not None and norm > limit:
             gradient.mul_(limit / norm)
@@ -56,3 +58,10 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+
+
+def _norm(gradient: Tensor) -> float:
+    """The global L2 norm: of blocks in fp32 (a CPU adds them up one by one; a GPU in a tree), of their norms in fp64."""
+    block = NORM_BLOCK if gradient.device.type == "cpu" else gradient.numel()
+    norms = torch.stack([torch.linalg.vector_norm(part) for part in gradient.split(max(1, block))])
+    return float(torch.linalg.vector_norm(norms.double()))

@@ -69,6 +69,11 @@ class ReplicaState:
                 raise ConfigError(
                     f"parameter {name} is {parameter.dtype}; only floating-point parameters can be trained"
                 )
+            if not parameter.requires_grad:
+                raise ConfigError(
+                    f"parameter {name} is frozen (requires_grad=False), and weight decay would move it; register a "
+                    "constant as a buffer with persistent=False"
+                )
             self.slots.append(Slot(name, number, parameter.shape, start, parameter.numel()))
             start += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         return start
@@ -104,9 +109,10 @@ class ReplicaState:
                 f"the checkpoint and the model differ in {len(wrong)} tensors, the first is {wrong[0]}"
             )
         for name, tensor in tensors.items():
-            if tensor.shape != mine[name].shape:
+            if (tensor.shape, tensor.dtype) != (mine[name].shape, mine[name].dtype):
                 raise CheckpointError(
-                    f"{name} is {tuple(tensor.shape)} in the checkpoint, {tuple(mine[name].shape)} here"
+                    f"{name} is {tuple(tensor.shape)} {tensor.dtype} in the checkpoint, "
+                    f"{tuple(mine[name].shape)} {mine[name].dtype} here"
                 )
         with self.writing(next_step), torch.no_grad():
             for name, tensor in tensors.items():

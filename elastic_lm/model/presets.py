@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """`shape` are fields of ModelSpec; `parameters` excludes the embedding; `needs` is for people."""
+    """`shape` are fields of ModelSpec; `parameters` leaves out embedding, positions and head; `needs` is for people."""
 
     shape: dict[str, Any]
     parameters: int
@@ -32,6 +32,6 @@ PRESETS: dict[str, Preset] = {
         {"num_layers": 24, "num_heads": 16, "width": 1024, **GPT2}, 302_311_424, "one GPU with 24 GiB"
     ),
     "1.3b": Preset(
-        {"num_layers": 24, "num_heads": 16, "width": 2048, "tied": False}, 1_208_000_000, "GPUs with 80 GiB"
+        {"num_layers": 24, "num_heads": 16, "width": 2048, "tied": False}, 1_209_632_768, "GPUs with 80 GiB"
     ),
 }

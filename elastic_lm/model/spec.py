@@ -33,14 +33,15 @@ class ModelSpec:
         if self.width % self.num_heads:
             unit = self.num_heads * (2 if self.position == "rotary" else 1)
             low = self.width - self.width % unit
+            remedy = " or ".join(str(width) for width in (low, low + unit) if width)
             raise ConfigError(
-                f"model.width={self.width} is not a multiple of model.num_heads={self.num_heads}; "
-                f"use width {low or unit} or {low + unit}"
+                f"model.width={self.width} is not a multiple of model.num_heads={self.num_heads}; use width {remedy}"
             )
         if self.position == "rotary" and (self.width // self.num_heads) % 2:
+            remedy = f"use width {self.width + self.num_heads}" if self.num_heads % 2 else "halve num_heads"
             raise ConfigError(
                 f"rotary positions need an even head size, and model.width/model.num_heads={self.width // self.num_heads}; "
-                "halve num_heads or use position: learned"
+                f"{remedy} or use position: learned"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout} is not in [0, 1)")

@@ -6,6 +6,7 @@ A group is faked: it adds what a second member, in this process, had put into it
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -325,3 +326,161 @@ def test_a_fence_while_reducing_leaves_complete() -> None:
     fill(reduction, 0)
     with pytest.raises(Cancelled):
         reduction.complete(Fenced(), False, lambda: True)  # type: ignore[arg-type]
+
+
+# -- buckets that leave while backward still runs --------------------------------------------------------------------
+
+
+class Noted(Recorder):
+    """Keeps where each bucket lies, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        self.places.append(tensor.data_ptr())
+        return super().all_reduce(tensor)
+
+
+@pytest.fixture
+def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several slots in one bucket, several buckets to one slot, and the commit vector with a piece of the first slot."""
+    monkeypatch.setattr(reduce, "BUCKET_ELEMENTS", 24)
+
+
+def run_early(
+    reduction: Reduction, group: Recorder | None, orders: list[list[int]], *, early: bool = True
+) -> tuple[Commit, list[int]]:
+    """Micro-batches with seeds 0, 1, …, whose gradients come in the given orders; the last one sends early.
+
+    Returns: the commit, and how many buckets had left after each gradient of the last micro-batch.
+    """
+    reduction.begin(3)
+    left = []
+    for seed, order in enumerate(orders):
+        last = seed == len(orders) - 1
+        if last and early:
+            reduction.send_early(group)  # type: ignore[arg-type]
+        for index in order:
+            reduction.add_gradient(index, gradients(seed)[index])
+            if last:
+                left.append(len(group.sent) if group else 0)
+        reduction.add_micro_batch(1.5, 16, 5)
+    return complete(reduction, group), left
+
+
+FORWARDS, BACKWARDS = [0, 1, 2, 3], [3, 2, 1, 0]
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+def test_buckets_leave_in_one_order_whatever_the_order_of_gradients_and_the_vector_last(exact: bool) -> None:
+    reduction = make_reduction(exact=exact)
+    orders = []
+    for order in permutations(range(len(SLOTS))):
+        group = Noted()
+        run_early(reduction, group, [list(order)])
+        orders.append(group.places)
+    late, idle = Noted(), Noted()
+    run_early(reduction, late, [FORWARDS], early=False)
+    reduction.begin(3)  # a member without micro-batches
+    complete(reduction, idle)
+    assert all(order == orders[0] for order in [*orders, late.places, idle.places])
+    assert len(set(orders[0])) == len(orders[0]) >= 4
+    vector = idle.sent[-1][: reduce.HEADER]
+    assert vector[reduce.Field.MEMBERS] == 1 and vector[reduce.Field.STEPS] == 4
+    assert all(sent.count_nonzero() == 0 for sent in idle.sent[:-1])
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+def test_buckets_leave_early_but_never_before_their_last_gradient(exact: bool) -> None:
+    reduction, group = make_reduction(exact=exact), Noted()
+    _, left = run_early(reduction, group, [BACKWARDS, BACKWARDS])
+    assert 0 < left[-1] < len(group.sent)  # some left within backward, not the vector
+    assert left == sorted(left)
+    late = Recorder()
+    run_early(make_reduction(exact=exact), late, [BACKWARDS, BACKWARDS], early=False)
+    for early_bucket, late_bucket in zip(group.sent, late.sent, strict=True):
+        assert torch.equal(early_bucket, late_bucket)
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_bucket_leaves_before_the_last_micro_batch(exact: bool) -> None:
+    reduction, group = make_reduction(exact=exact), Recorder()
+    reduction.begin(3)
+    for seed in range(3):
+        for index, gradient in enumerate(gradients(seed)):
+            reduction.add_gradient(index, gradient)
+    assert group.sent == []
+    reduction.send_early(group)  # type: ignore[arg-type]
+    assert group.sent == []
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("missing", range(len(SLOTS)))
+def test_slot_without_a_gradient_in_the_last_micro_batch_is_still_summed(missing: int, exact: bool) -> None:
+    """Its gradient of an earlier micro-batch counts, and so do its peers'."""
+    others = [index for index in BACKWARDS if index != missing]
+    theirs = Recorder()
+    run_early(make_reduction(exact=exact), theirs, [BACKWARDS])
+    reduction = make_reduction(exact=exact)
+    commit, _ = run_early(reduction, WithPeers(theirs), [BACKWARDS, others])
+    mean = mean_gradient(reduction, commit)
+    for index, found in enumerate(mean):
+        terms = [gradients(0)[index].double()] * 2 + [gradients(1)[index].double()] * (index != missing)
+        torch.testing.assert_close(found.double(), sum(terms, torch.zeros(())) / 48, rtol=0, atol=2**-24 * 16 / 48)
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+def test_slot_that_never_had_a_gradient_brings_zeros_not_the_last_steps(exact: bool) -> None:
+    reduction = make_reduction(exact=exact)
+    run_early(reduction, Recorder(), [BACKWARDS])
+    commit, _ = run_early(reduction, Recorder(), [[3, 0]])
+    assert [bool(mean.count_nonzero()) for mean in mean_gradient(reduction, commit)] == [True, False, False, True]
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+def test_second_gradient_of_a_slot_in_the_last_micro_batch_is_noticed(exact: bool) -> None:
+    """Its bucket may have left: the total would be wrong on the others."""
+    reduction = make_reduction(exact=exact)
+    reduction.begin(3)
+    for _ in range(2):  # a sum over micro-batches is what the buffer is for
+        reduction.add_gradient(1, gradients(0)[1])
+    reduction.send_early(Recorder())  # type: ignore[arg-type]
+    reduction.add_gradient(1, gradients(0)[1])
+    with pytest.raises(InconsistentSum, match=rf"^{SLOTS[1].name} got two gradients.*use_reentrant=False"):
+        reduction.add_gradient(1, gradients(0)[1])
+    reduction.begin(4)
+    reduction.add_gradient(1, gradients(0)[1])
+
+
+@pytest.mark.usefixtures("_small_buckets")
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("order", [FORWARDS, BACKWARDS, [2, 0, 3, 1]])
+def test_sending_early_leaves_the_same_bits(order: list[int], exact: bool) -> None:
+    totals, commits = set(), set()
+    for mine_early in (True, False):
+        for theirs_early in (True, False):
+            theirs = Recorder()
+            run_early(make_reduction(exact=exact), theirs, [BACKWARDS], early=theirs_early)
+            reduction = make_reduction(exact=exact)
+            commit, _ = run_early(reduction, WithPeers(theirs), [FORWARDS, order], early=mine_early)
+            totals.add(reduction.raw_total())
+            commits.add(commit)
+    assert len(totals) == len(commits) == 1
+
+
+@pytest.mark.usefixtures("_small_buckets")
+def test_alone_sending_early_is_nothing() -> None:
+    reduction = make_reduction()
+    commit, left = run_early(reduction, None, [FORWARDS, BACKWARDS])
+    expected = make_reduction()
+    assert run_early(expected, None, [FORWARDS, BACKWARDS], early=False)[0] == commit
+    assert reduction.raw_total() == expected.raw_total()
+    assert left == [0] * len(SLOTS)

@@ -1,13 +1,14 @@
-"""The loop most people would write: PyTorch, one process or DDP under torchrun. Prints its step times as JSON.
+"""The loop most people would write: PyTorch, one process or DDP under torchrun. Prints a JSON line per step until ended.
 
-python bench/rivals/loop.py                                     one process
-torchrun --standalone --nproc-per-node 2 bench/rivals/loop.py   two, with DistributedDataParallel
+python bench/rivals/ddp.py                                                                one process
+python -m torch.distributed.run --standalone --nproc-per-node 2 bench/rivals/ddp.py       two, with DistributedDataParallel
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -27,8 +28,6 @@ from elastic_lm.model.transformer import GPT
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -42,9 +41,8 @@ def main() -> None:
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     mine = range(rank, common.MICRO_BATCHES, world_size)
-    step_s = []
-    for step in range(arguments.warm_up + arguments.steps):
-        began = time.perf_counter()
+    for step in itertools.count():
+        began = time.monotonic()
         for micro_batch in mine:
             tokens_BS = torch.from_numpy(common.synthetic_tokens(step, micro_batch).astype("int64")).to(device)
             last = micro_batch == mine[-1]
@@ -58,11 +56,8 @@ def main() -> None:
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        step_s.append(time.perf_counter() - began)
-    if world_size > 1:
-        dist.destroy_process_group()
-    if rank == 0:
-        print(json.dumps({"step_s": step_s[arguments.warm_up :]}))
+        if rank == 0:
+            print(json.dumps({"step": step, "began": began, "ended": time.monotonic()}), flush=True)
 
 
 if __name__ == "__main__":
