@@ -224,6 +224,8 @@ class WorkersConfig(Part):
     """Compute threads per worker on CPU. Part of the environment that equal bits depend on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute. auto: cuda when num_gpus is above 0, else cpu."""
+    collectives: Literal["auto", "gloo", "nccl"] = "auto"
+    """What adds up gradients. auto: nccl when every worker has a GPU of its own, else gloo. The sums are the same."""
 
 
 class CheckpointConfig(Part):
@@ -250,7 +252,7 @@ class ControlConfig(Part):
     """A worker that is placed has this long to import, build and warm up."""
     form_timeout_s: Seconds = 10.0
     """Last resort for forming a group or for a collective; the coordinator's fence comes long before it."""
-    retire_timeout_s: Seconds = ControlSpec.retire_timeout_s
+    retire_timeout_s: Seconds = 5.0
     """A worker that was asked to leave is ended after this long."""
     join_batch_s: Seconds = ControlSpec.join_batch_s
     """Workers that become ready this close together enter together."""
@@ -367,6 +369,12 @@ class RunConfig(Part):
         return "cuda" if self.workers.num_gpus else "cpu"
 
     @property
+    def collectives(self) -> Literal["gloo", "nccl"]:
+        if self.workers.collectives != "auto":
+            return self.workers.collectives
+        return "nccl" if self.device == "cuda" and self.workers.num_gpus >= 1 else "gloo"
+
+    @property
     def schedule_steps(self) -> int:
         """Where the learning rate's schedule ends."""
         return self.schedule.total_steps or self.training.steps
@@ -399,6 +407,7 @@ class RunConfig(Part):
             on_nonfinite=self.training.on_nonfinite,
             device=self.device,
             threads=self.workers.threads,
+            collectives=self.collectives,
         )
 
     def control_spec(self) -> ControlSpec:

@@ -114,6 +114,8 @@ def _check_workers(config: RunConfig) -> None:
         )
     if workers.device == "cuda" and not workers.num_gpus:
         raise ConfigError("workers.device=cuda needs workers.num_gpus above 0; set workers.num_gpus: 1")
+    if workers.collectives == "nccl" and config.device != "cuda":
+        raise ConfigError("workers.collectives=nccl adds up on GPUs and workers compute on cpu; use gloo or auto")
     for name, amount in workers.resources.items():
         if not (math.isfinite(amount) and amount >= 0):
             raise ConfigError(f"workers.resources.{name}={amount} is not a finite amount from 0; write e.g. {name}: 1")

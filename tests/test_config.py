@@ -163,6 +163,7 @@ FIELDS = (
     Row("workers.resources", "gpu", "'gpu'", "is not a section; write its fields indented below it", "{rack: 1}", False),
     number("workers.threads", "1025", "should be less than or equal to 1024", "2"),
     Row("workers.device", "tpu", "'tpu'", "should be auto, cpu or cuda", "cpu", False),
+    Row("workers.collectives", "mpi", "'mpi'", "should be auto, gloo or nccl", "gloo", False),
     number("checkpoint.every_steps", "0", NOT_BELOW_1, "10"),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
     number("control.heartbeat_interval_s", "0", ABOVE_0, "0.1"),
@@ -837,6 +838,7 @@ def test_engine_gets_every_field_it_asks_for() -> None:
         on_nonfinite="stop",
         device="cuda",
         threads=3,
+        collectives="nccl",
     )
     assert spec.targets_per_batch == 8 * 2 * 16
 

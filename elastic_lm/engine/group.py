@@ -20,14 +20,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from elastic_lm.engine import nccl
+from elastic_lm.engine.spec import Collectives
 from elastic_lm.protocol import Generation, Rendezvous
 
 IsCancelled = Callable[[], bool]
 
-OPERATION_TIMEOUT_S = 15.0  # gloo's own last resort; fences come long before
+STORE_TIMEOUT_S = 15.0
+# The backend's own last resort. Fences come long before it, and members may be minutes apart within a step: one that does
+# little waits for one that does much, or that shares its machine with others.
+OPERATION_TIMEOUT_S = 1800.0
+BURIAL_POLL_S = 0.05
 NUM_DEVICES = 2  # buckets go alternately through two connections: a quarter faster than through one
 POLL_MIN_S, POLL_MAX_S = 20e-6, 1e-3
-RESOLVER = "timeout:1 attempts:5"  # five lookups of 1 s in place of two of 5 s
+RESOLVER = "timeout:1 attempts:2"  # two lookups of 1 s in place of two of 5 s
 
 
 class Cancelled(Exception):
@@ -43,7 +49,7 @@ class RendezvousStore:
 
     def __init__(self, host: str) -> None:
         _limit_name_lookups()
-        timeout = datetime.timedelta(seconds=OPERATION_TIMEOUT_S)
+        timeout = datetime.timedelta(seconds=STORE_TIMEOUT_S)
         self._store: dist.TCPStore | None = dist.TCPStore(
             host, 0, is_master=True, timeout=timeout, wait_for_workers=False
         )
@@ -91,11 +97,8 @@ class Transfer:
         """Raises: GroupBroken when a message failed."""
         if not self._outcome:
             return False
-        error = self._outcome[0]
-        if isinstance(error, RuntimeError):
-            raise GroupBroken(_first_line(error)) from error
-        if error is not None:
-            raise error
+        if self._outcome[0] is not None:
+            raise self._outcome[0]
         return True
 
 
@@ -103,10 +106,13 @@ Operation = Pending | Transfer
 
 
 class Group:
-    """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried."""
+    """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried.
 
-    def __init__(self, backend: Any, rank: int, world_size: int) -> None:
-        self._backend = backend
+    `messages` carries states between two members (gloo, over the host), `sums` adds up (gloo or NCCL).
+    """
+
+    def __init__(self, messages: Any, sums: Any, rank: int, world_size: int) -> None:
+        self._messages, self._sums = messages, sums
         self.rank, self.world_size = rank, world_size
         self._pending: list[Operation] = []
 
@@ -115,7 +121,7 @@ class Group:
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
         try:
-            pending = Pending(self._backend.allreduce([tensor], options), tensor)
+            pending = Pending(self._sums.allreduce([tensor], options), tensor)
         except RuntimeError as error:
             raise GroupBroken(_first_line(error)) from error
         self._pending.append(pending)
@@ -125,12 +131,12 @@ class Group:
         self, tensors: list[Tensor], rank: int, before_each: Callable[[int], None] = lambda number: None
     ) -> Transfer:
         """Send `tensors` one after the other, over the host: gloo sends nothing else. They must not change until done."""
-        backend = self._backend
+        messages = self._messages
 
         def run() -> None:
             for number, tensor in enumerate(tensors):
                 before_each(number)
-                backend.send([tensor.cpu()], rank, number).wait()
+                _deliver(messages.send, tensor.cpu(), rank, number)
 
         return self._begin(Transfer(run, f"send-to-{rank}"))
 
@@ -139,10 +145,9 @@ class Group:
 
         A new tensor, because a receive that was given up may still be written when its sender thaws.
         """
-        backend, tensor = self._backend, torch.empty_like(like, device="cpu")
-        return self._begin(
-            Transfer(lambda: backend.recv([tensor], rank, number).wait(), f"receive-from-{rank}")
-        ), tensor
+        messages, tensor = self._messages, torch.empty_like(like, device="cpu")
+        transfer = Transfer(lambda: _deliver(messages.recv, tensor, rank, number), f"receive-from-{rank}")
+        return self._begin(transfer), tensor
 
     def _begin(self, transfer: Transfer) -> Transfer:
         self._pending.append(transfer)
@@ -157,26 +162,34 @@ class Group:
             return not under_way
 
         wait_until(over, cancelled)
-        self._pending = [p for p in self._pending if p not in pending]
+        over_now = set(map(id, pending))
+        self._pending = [p for p in self._pending if id(p) not in over_now]
 
     def drop(self) -> None:
         """Give the group up without waiting. What it may still write to lives until gloo has let go of it."""
-        grave: list[Any] = [self._backend, self._pending]
-        self._backend, self._pending = None, []
+        grave: list[Any] = [self._sums, self._messages, self._pending]
+        self._sums, self._messages, self._pending = None, None, []
         threading.Thread(target=_bury, args=(grave,), name="group-burial", daemon=True).start()
 
 
 def _bury(grave: list[Any]) -> None:
-    backend, pending = grave
+    sums, messages, pending = grave
     grave.clear()
     deadline = time.monotonic() + 2 * OPERATION_TIMEOUT_S
-    abort = getattr(backend, "abort", None)
-    if abort is not None:
-        abort()
-    while pending and time.monotonic() < deadline:
-        pending = [p for p in pending if not _over(p)]
-        time.sleep(0.01)
-    del backend  # the destructor may block; it holds no interpreter lock
+    sums.abort()
+    if messages is not sums:
+        messages.abort()
+    while (pending := [p for p in pending if not _over(p)]) and time.monotonic() < deadline:
+        time.sleep(BURIAL_POLL_S)
+    del sums, messages  # a destructor may block; it holds no interpreter lock
+
+
+def _deliver(send_or_receive: Callable[..., Any], tensor: Tensor, rank: int, number: int) -> None:
+    """Carry one message.    Raises: GroupBroken."""
+    try:
+        send_or_receive([tensor], rank, number).wait()
+    except RuntimeError as error:
+        raise GroupBroken(_first_line(error)) from error
 
 
 def _over(pending: Operation) -> bool:
@@ -204,6 +217,7 @@ def form_group(
     *,
     timeout_s: float,
     cancelled: IsCancelled,
+    collectives: Collectives = "gloo",
 ) -> Group:
     """Meet the other members.    Raises: Cancelled; GroupBroken when a peer is missing or the store is closed."""
     _limit_name_lookups()
@@ -211,7 +225,7 @@ def form_group(
 
     def form() -> None:
         try:
-            formed.append(_gloo(rendezvous, generation, rank, world_size, timeout_s))
+            formed.append(_connect(rendezvous, generation, rank, world_size, timeout_s, collectives))
         except BaseException as error:  # noqa: BLE001 - carried to the waiting thread below
             formed.append(error)
 
@@ -221,17 +235,33 @@ def form_group(
         raise GroupBroken(f"forming generation {generation}: {_first_line(formed[0])}") from formed[0]
     if isinstance(formed[0], BaseException):
         raise formed[0]
-    return Group(formed[0], rank, world_size)
+    messages, sums = formed[0]
+    return Group(messages, sums, rank, world_size)
 
 
-def _gloo(rendezvous: Rendezvous, generation: Generation, rank: int, world_size: int, timeout_s: float) -> Any:
-    timeout = datetime.timedelta(seconds=timeout_s)
+def _connect(
+    rendezvous: Rendezvous,
+    generation: Generation,
+    rank: int,
+    world_size: int,
+    timeout_s: float,
+    collectives: Collectives,
+) -> tuple[Any, Any]:
+    """(messages, sums). The time-out is that of forming; operations have their own."""
+    timeout, last_resort = datetime.timedelta(seconds=timeout_s), datetime.timedelta(seconds=OPERATION_TIMEOUT_S)
     store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=timeout, wait_for_workers=False)
+    messages = _gloo(dist.PrefixStore(f"{generation}/gloo", store), rank, world_size, timeout, _own_address(rendezvous))
+    messages._set_default_timeout(last_resort)
+    if collectives == "gloo":
+        return messages, messages
+    return messages, nccl.form(dist.PrefixStore(f"{generation}/nccl", store), rank, world_size, last_resort)
+
+
+def _gloo(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta, address: str) -> Any:
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
-    address = _own_address(rendezvous)
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address) for _ in range(NUM_DEVICES)]
-    return dist.ProcessGroupGloo(dist.PrefixStore(str(generation), store), rank, world_size, options)
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
 
 
 def _limit_name_lookups() -> None:

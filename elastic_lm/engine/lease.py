@@ -128,6 +128,7 @@ class _Session:
             lease.world_size,
             timeout_s=self._member.form_timeout_s,
             cancelled=self._control.cancelled,
+            collectives=self._member.runner.replica.spec.collectives,
         )
         failpoints.hit("form.end", lease.start_step)
 

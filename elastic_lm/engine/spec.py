@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from elastic_lm.model.spec import ModelSpec
 
+Collectives = Literal["gloo", "nccl"]
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
@@ -65,6 +67,7 @@ class EngineSpec:
     on_nonfinite: Literal["stop"] = "stop"
     device: str = "cpu"
     threads: int = 1
+    collectives: Collectives = "gloo"
 
     @property
     def targets_per_batch(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm import failpoints
-from elastic_lm.engine import fixed_point
+from elastic_lm.engine import fixed_point, nccl
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
 from elastic_lm.engine.objectives import find_objective, load_function
@@ -26,6 +26,7 @@ from elastic_lm.engine.optimizer import AdamW
 from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
+from elastic_lm.errors import ConfigError
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.transformer import GPT
 from elastic_lm.protocol import Generation, Phase, StepRecord
@@ -68,6 +69,8 @@ class Replica:
 
     def __init__(self, spec: EngineSpec) -> None:
         make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)
+        if spec.collectives == "nccl":
+            nccl.prepare()
         self.spec = spec
         self.device = torch.device(spec.device)
         torch.manual_seed(spec.seed)
@@ -80,7 +83,10 @@ class Replica:
     def initialise(self) -> None:
         """Make the state the run's first one: a pure function of the spec."""
         torch.manual_seed(self.spec.seed)
-        fresh = ReplicaState(_build(self.spec), self.device)
+        module = _build(self.spec)
+        if module is self.model:
+            raise ConfigError("model.factory returned the same module twice; it must build a new one at each call")
+        fresh = ReplicaState(module, self.device)
         with self.state.writing(0):
             for mine, initial in zip(self.state.flats(), fresh.flats(), strict=True):
                 mine.copy_(initial)
@@ -249,6 +255,8 @@ class StepRunner:
             raise InconsistentSum(
                 f"step {step}: {commit.micro_batches} of {self.replica.spec.micro_batches} micro-batches"
             )
+        if not commit.num_targets:
+            raise PoisonedStep(f"step {step}: the objective found no target in the whole batch; look at the data")
         if commit.refused:
             raise PoisonedStep(
                 f"step {step}: {commit.refused} gradient or loss values are not finite or out of range; lower "

@@ -42,7 +42,9 @@ def cluster() -> Iterator[Cluster]:
 def test_rescales_leave_nothing_behind(cluster: Cluster) -> None:
     """w2 comes and goes; every second time it is dropped in the middle of a lease, by a fence, and receives the state anew."""
     cluster.start("w0", "w1", "w2")
-    pids = {name: member.process.pid for name, member in cluster.members.items()} | {"coordinator": psutil.Process().pid}
+    pids = {name: member.process.pid for name, member in cluster.members.items()} | {
+        "coordinator": psutil.Process().pid
+    }
     settled: dict[str, Footprint] = {}
     step = 0
     for number in range(RESCALES):
