@@ -78,6 +78,7 @@ def _find(source: str) -> list[tuple[Storage, str]]:
     if name and folder.exists(name):
         if not name.endswith((*TEXT_SUFFIXES, LINES_SUFFIX)):
             raise ConfigError(f"{source}: unknown suffix; known: {LINES_SUFFIX} {' '.join(TEXT_SUFFIXES)}")
+        _check_is_file(folder, name)
         return [(folder, name)]
     root, pattern = _split_pattern(source)
     storage = Storage.open(root)
@@ -89,6 +90,7 @@ def _find(source: str) -> list[tuple[Storage, str]]:
         )
     for path in names:
         _check_inside(storage, path)
+        _check_is_file(storage, path)
     return [(storage, path) for path in names]
 
 
@@ -114,6 +116,14 @@ def _check_inside(storage: Storage, path: str) -> None:
         root = os.path.realpath(storage.url[7:])
         if os.path.commonpath([root, os.path.realpath(os.path.join(root, path))]) != root:
             raise DataError(f"{storage.url}/{path} is a link that leads out of its folder; name its target as a source")
+
+
+def _check_is_file(storage: Storage, path: str) -> None:
+    if storage.url.startswith("file://") and not os.path.isfile(os.path.join(storage.url[7:], path)):
+        raise DataError(
+            f"{storage.url}/{path} is no file that can be read, but a link to nothing, a pipe or the like; remove it, or "
+            "name the files you mean"
+        )
 
 
 def _chunks_of(storage: Storage, path: str) -> list[Chunk]:

@@ -20,6 +20,7 @@ from elastic_lm.storage import Storage
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
 ITEM_SIZES = {"uint16": 2, "uint32": 4}
+SPECIAL_NAMES = ("pad", "cls", "sep", "mask", "end_of_text")
 WINDOW_BYTES = 32 * 2**20  # 1 MiB blocks: windows of 32; 4 MiB blocks: the least number that still mixes well, 16
 FEWEST_WINDOW_BLOCKS = 16
 
@@ -47,7 +48,7 @@ class Shard:
 class Manifest:
     """A prepared corpus. All blocks hold `block_tokens` tokens but the very last one, the tail. So with the held-out part.
 
-    `special_ids` has pad, cls, sep, mask and end_of_text. `counts`: what preparation saw, for people.
+    `special_ids` has the SPECIAL_NAMES. `counts`: what preparation saw, for people.
     """
 
     dtype: str
@@ -62,6 +63,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of a token."""
+        return ITEM_SIZES[self.dtype]
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +86,7 @@ class Manifest:
     @property
     def window_blocks(self) -> int:
         """Blocks per window where nobody chose."""
-        block_bytes = self.block_tokens * ITEM_SIZES[self.dtype]
+        block_bytes = self.block_tokens * self.item_size
         return max(1, min(len(self.blocks), max(FEWEST_WINDOW_BLOCKS, WINDOW_BYTES // block_bytes)))
 
     def held_out_part(self) -> Manifest:
@@ -129,7 +135,7 @@ class Manifest:
             fields["shards"] = _shards(fields["shards"])
             fields["held_out"] = _shards(fields["held_out"])
             return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"the manifest is damaged ({type(error).__name__}: {error}); prepare the corpus again"
             ) from error
@@ -161,25 +167,47 @@ def _check(manifest: Manifest) -> None:
     """Raises: DataError naming the rule that the manifest breaks."""
     if manifest.dtype not in ITEM_SIZES:
         raise DataError(f"dtype={manifest.dtype!r} is not one of {', '.join(ITEM_SIZES)}")
-    size = ITEM_SIZES[manifest.dtype]
-    if not 0 < manifest.vocab_size <= 2 ** (8 * size) or manifest.block_tokens < 2:
-        raise DataError(f"vocab_size={manifest.vocab_size} or block_tokens={manifest.block_tokens} is out of range")
+    vocab_size, block_tokens = manifest.vocab_size, manifest.block_tokens
+    if (
+        not (_are_counts(vocab_size, block_tokens) and 0 < vocab_size <= 2 ** (8 * manifest.item_size))
+        or block_tokens < 2
+    ):
+        raise DataError(f"vocab_size={vocab_size} or block_tokens={block_tokens} is out of range")
+    _check_special_ids(manifest.special_ids, vocab_size)
     for shards in (manifest.shards, manifest.held_out):
-        blocks = [(shard, block) for shard in shards for block in shard.blocks]
-        for number, (shard, block) in enumerate(blocks):
-            is_last = number == len(blocks) - 1
-            if block.num_tokens != manifest.block_tokens and not (
-                is_last and 0 < block.num_tokens < manifest.block_tokens
-            ):
-                raise DataError(
-                    f"block {number} in {shard.path} has {block.num_tokens} tokens, not {manifest.block_tokens}"
-                )
-            if block.length != block.num_tokens * size or block.offset < 0:
-                raise DataError(
-                    f"block {number} in {shard.path}: {block.length} bytes at offset {block.offset} are no block"
-                )
+        _check_blocks(manifest, shards)
         for shard in shards:
-            if shard.path.startswith("/") or ".." in shard.path.split("/"):
+            if not shard.path or shard.path.startswith("/") or ".." in shard.path.split("/") or "\0" in shard.path:
                 raise DataError(f"the path {shard.path!r} leads out of the corpus")
             if shard.num_tokens != sum(block.num_tokens for block in shard.blocks):
                 raise DataError(f"{shard.path}: its blocks do not add up to {shard.num_tokens} tokens")
+
+
+def _check_special_ids(special_ids: dict[str, int], vocab_size: int) -> None:
+    known = isinstance(special_ids, dict) and set(SPECIAL_NAMES) <= special_ids.keys()
+    if not known or not all(_are_counts(number) and number < vocab_size for number in special_ids.values()):
+        raise DataError(
+            f"special_ids={special_ids!r} are not ids below {vocab_size} of {', '.join(SPECIAL_NAMES)}, all of them"
+        )
+
+
+def _check_blocks(manifest: Manifest, shards: tuple[Shard, ...]) -> None:
+    blocks = [(shard, block) for shard in shards for block in shard.blocks]
+    for number, (shard, block) in enumerate(blocks):
+        is_tail = number == len(blocks) - 1 and 0 < block.num_tokens < manifest.block_tokens
+        if block.num_tokens != manifest.block_tokens and not is_tail:
+            raise DataError(
+                f"block {number} in {shard.path} has {block.num_tokens} tokens, not {manifest.block_tokens}"
+            )
+        fits = block.length == block.num_tokens * manifest.item_size
+        if not (fits and _are_counts(block.offset, block.length, block.num_tokens)):
+            raise DataError(
+                f"block {number} in {shard.path}: {block.length!r} bytes at offset {block.offset!r} are no block"
+            )
+        if not isinstance(block.checksum, str):
+            raise DataError(f"block {number} in {shard.path}: its checksum {block.checksum!r} is no text")
+
+
+def _are_counts(*numbers: Any) -> bool:
+    """JSON has one kind of number, and 65.0 would be a place that nothing can be read from."""
+    return all(type(number) is int and number >= 0 for number in numbers)

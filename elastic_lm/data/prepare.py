@@ -96,11 +96,13 @@ def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
     """Neighbouring chunks in parts of about `part_bytes`."""
     parts: list[Part] = []
     group: list[Chunk] = []
+    group_bytes = 0
     for chunk in chunks:
-        if group and sum(c.num_bytes for c in group) + chunk.num_bytes > part_bytes:
+        if group and group_bytes + chunk.num_bytes > part_bytes:
             parts.append(Part(tuple(group)))
-            group = []
+            group, group_bytes = [], 0
         group.append(chunk)
+        group_bytes += chunk.num_bytes
     return [*parts, Part(tuple(group))] if group else parts
 
 
@@ -150,7 +152,7 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
                 continue
             is_held = is_held_out(document.text, held_out)
             counts["held_out_documents" if is_held else "documents"] += 1
-            sides[is_held].append(np.array(encoder.encode(document.text), dtype=encoder.dtype))
+            sides[is_held].append(_encoded(encoder, document.text, chunk))
     for is_held, pieces in sides.items():
         data = np.concatenate(pieces).tobytes() if pieces else b""
         folder.write("held_out.bin" if is_held else "train.bin", data)
@@ -158,6 +160,13 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
     result = PartResult(name, train_tokens, held_out_tokens, dict(counts))
     folder.write("done.json", json.dumps(asdict(result)).encode())
     return result
+
+
+def _encoded(encoder: TextEncoder, text: str, chunk: Chunk) -> Tokens:
+    try:
+        return np.array(encoder.encode(text), dtype=encoder.dtype)
+    except DataError as error:
+        raise DataError(f"{chunk.place()}: {error}") from error
 
 
 def _part_name(part: Part, texts: Sequence[bytes], tokenizer_json: str, held_out: float) -> str:

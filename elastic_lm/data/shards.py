@@ -67,8 +67,7 @@ class ShardWriter:
         self._buffer, self._num_buffered = [], 0
         data, blocks = _arrow_file(tokens, self._block_tokens)
         path = f"shards/{self._kind}-{len(self._shards):05d}-{xxhash.xxh3_64_hexdigest(data)}.arrow"
-        if not (self._out.exists(path) and self._out.size(path) == len(data)):
-            self._out.write(path, data)
+        self._out.write(path, data)  # also where it is there already: preparing again is what repairs a damaged one
         self._shards.append(Shard(path, len(tokens), blocks))
 
 

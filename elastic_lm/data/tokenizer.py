@@ -6,14 +6,16 @@ text can never produce them: a document that spells `<|end_of_text|>` is encoded
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from elastic_lm.data.manifest import SPECIAL_NAMES
 from elastic_lm.errors import ConfigError, DataError
 
-SPECIAL_NAMES = ("pad", "cls", "sep", "mask", "end_of_text")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_NAMES)
 PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library takes about 100 bytes a character
 
@@ -36,6 +38,7 @@ class TextEncoder:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values())
         self.special_ids = {name: vocabulary[_spelled(name)] for name in SPECIAL_NAMES}
+        self._check_special_ids(Counter(vocabulary.values()))
 
     @property
     def dtype(self) -> str:
@@ -45,13 +48,39 @@ class TextEncoder:
         """Ids of the document, end-of-text last."""
         ids: list[int] = []
         for piece in pieces(text):
-            ids.extend(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+            ids.extend(self._ids(piece))
         ids.append(self.special_ids["end_of_text"])
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text again, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(
+                f"the tokenizer cannot encode a text that begins {text[:40]!r} ({error}); use one that knows every byte, "
+                "or has a token for what is unknown"
+            ) from error
+
+    def _check_special_ids(self, num_owners: Counter[int]) -> None:
+        """Raises: DataError when a special id stands for something else, too, so that text could produce it."""
+        for name, number in self.special_ids.items():
+            if num_owners[number] > 1 or self._is_ordinary(name):
+                raise DataError(
+                    f"the tokenizer's {_spelled(name)}, id {number}, is an ordinary token, too, which text could produce; "
+                    "rename it there, or use another tokenizer"
+                )
+
+    def _is_ordinary(self, name: str) -> bool:
+        """Whether the model behind the tokenizer gives the special id for a text: its spelling, or what it does not know."""
+        found = set()
+        for text in map(_spelled, SPECIAL_NAMES):
+            with contextlib.suppress(DataError):
+                found.update(self._ids(text))
+        return self.special_ids[name] in found
 
 
 def train(texts: Iterable[str], vocab_size: int) -> TextEncoder:

@@ -97,15 +97,15 @@ class Figures:
             self._add("step_phase_seconds_total", seconds, phase)
 
     def _ask_goodput(self) -> None:
+        """Replaced whole: what goodput does not know any more must not stay."""
         self._set("members_held", self._goodput.members_held)
         for name, value in (
             ("tokens_per_second", self._goodput.tokens_per_s()),
             ("goodput_ratio", self._goodput.ratio()),
         ):
-            if value is not None:
-                self._set(name, value)
-        for cause, seconds in self._goodput.lost_worker_s().items():
-            self._set("lost_worker_seconds", seconds, cause)
+            self._values[name] = {} if value is None else {(): value}
+        lost = self._goodput.lost_worker_s()
+        self._values["lost_worker_seconds"] = {(cause,): seconds for cause, seconds in lost.items()}
 
     def _begin_counters(self) -> None:
         """Counters exist from the start: a series that appears with its first count hides it from `rate`."""

@@ -86,10 +86,11 @@ class Goodput:
 
     def tokens_per_s(self) -> float | None:
         """Committed tokens per second of wall time, over the last half minute; None before the second step."""
-        if len(self._recent) < 2:
+        recent = list(self._recent)  # in one piece: a scraper's thread may ask while another one observes
+        if len(recent) < 2:
             return None
-        (first_s, _), (last_s, _) = self._recent[0], self._recent[-1]
-        tokens = sum(count for _, count in self._recent) - self._recent[0][1]
+        (first_s, _), (last_s, _) = recent[0], recent[-1]
+        tokens = sum(count for _, count in recent[1:])
         return tokens / (last_s - first_s) if last_s > first_s else None
 
     def _advance(self, event: Event) -> None:

@@ -1,0 +1,331 @@
+"""The Prometheus endpoint: what it serves parses, and nothing that happens to it reaches the run."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor import exporter as exporter_module
+from elastic_lm.monitor.exporter import MAX_CONNECTIONS, Exporter
+from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.metrics import CATALOGUE, PREFIX
+from tests.monitor.story import at, committed, lost, ready, reformed, started
+
+HISTORY = [
+    started(0, "w0"),
+    started(0, "w1"),
+    ready(2, "w0"),
+    ready(2, "w1"),
+    Event(EventKind.LEASE_GRANTED, "", 0, "1.1", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
+    reformed(3, "start", lost_s=3),
+    *(committed(4 + step, step) for step in range(5)),
+    at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
+    lost(9.5, "w1"),
+    reformed(10, "failure", lost_s=0.5),
+    *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),
+]
+
+
+class Endpoint(Exporter):
+    """An exporter and the goodput that it asks."""
+
+    def __init__(self, run: str, *, port: int | None, host: str) -> None:
+        self._seen = Goodput(4)
+        super().__init__(run, self._seen, port=port, host=host)
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self._seen.observe(event)
+            self.observe(event)
+
+
+Start = Callable[..., Endpoint]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts exporters; afterwards all are closed."""
+    with ExitStack() as stack:
+
+        def begin(*events: Event, port: int | None = 0, host: str = "127.0.0.1", run: str = "a-run") -> Endpoint:
+            exporter = Endpoint(run, port=port, host=host)
+            stack.callback(exporter.close)
+            exporter.tell(*events)
+            return exporter
+
+        yield begin
+
+
+def get(exporter: Exporter, path: str = "/metrics", method: str = "GET") -> tuple[int, str, str]:
+    """Status, content type and body."""
+    assert exporter.address is not None
+    connection = http.client.HTTPConnection(*exporter.address, timeout=30)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, answer.headers["Content-Type"], body
+
+
+def samples(text: str) -> Samples:
+    families = text_string_to_metric_families(text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def occupied() -> socket.socket:
+    """A port that is taken, until it is closed."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+# -- what it serves --------------------------------------------------------------------------------------------------
+
+
+def test_scrape_parses_and_says_what_the_figures_say(start: Start) -> None:
+    exporter = start(*HISTORY)
+    status, content_type, body = get(exporter)
+    assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    found = samples(body)
+    expected = {}
+    labels_of = {metric.name: metric.labels for metric in CATALOGUE}
+    for name, labels, value in exporter.figures.values():
+        expected[PREFIX + name, tuple(sorted(zip(labels_of[name], labels, strict=True)))] = value
+    assert found == expected
+
+
+def test_families_have_the_catalogues_kind_and_help(start: Start) -> None:
+    text = start(*HISTORY, port=None).text()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for metric in CATALOGUE:
+        # The parser takes the ending off a counter's name.
+        family = families[PREFIX + (metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name)]
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+        assert {sample.name for sample in family.samples} == {PREFIX + metric.name}  # neither _created nor the like
+
+
+def test_label_values_with_odd_characters_come_through(start: Start) -> None:
+    name = 'odd "run" \\ with\nlines é'
+    found = samples(get(start(run=name))[2])
+    assert any(dict(labels).get("run") == name for _, labels in found)
+
+
+def test_counters_of_a_replayed_log_never_go_back(start: Start) -> None:
+    """Scrapes of one life, and of a second one that begins with the log of the first."""
+    first, totals = start(port=None), []
+    for event in HISTORY:
+        first.tell(event)
+        totals.append(samples(first.text()))
+    restarted = start(*(Event.from_json(event.to_json()) for event in HISTORY), port=None)
+    totals.append(samples(restarted.text()))
+    for step in range(6, 10):  # the last two steps once more, and two new ones
+        restarted.tell(committed(step, step, attempt=1))
+        totals.append(samples(restarted.text()))
+    for before, after in zip(totals, totals[1:], strict=False):
+        counters = {key: value for key, value in before.items() if key[0].endswith("_total")}
+        assert all(after[key] >= value for key, value in counters.items())
+    assert totals[-1][PREFIX + "steps_total", ()] == 10
+
+
+def test_event_that_is_not_understood_is_left_out(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    exporter = start(*HISTORY, port=None)
+    before = samples(exporter.text())
+    exporter.observe(at(20, EventKind.REFORMED))  # of another release: no cause, no time
+    exporter.observe(at(20, EventKind.LEASE_GRANTED, members=3))
+    assert samples(exporter.text()) == before
+    assert "leave out an event of kind reformed" in caplog.text
+
+
+@pytest.mark.parametrize(("path", "status"), [("/metrics?x=1", 200), ("/", 404), ("/metrics/x", 404)])
+def test_only_the_path_of_metrics_is_served(start: Start, path: str, status: int) -> None:
+    assert get(start(), path)[0] == status
+
+
+def test_other_methods_are_refused(start: Start) -> None:
+    assert get(start(), method="POST")[0] == 501
+
+
+# -- where it listens ------------------------------------------------------------------------------------------------
+
+
+def test_sentence_tells_the_address(start: Start) -> None:
+    exporter = start()
+    assert exporter.address is not None
+    assert exporter.sentence == f"Metrics at http://127.0.0.1:{exporter.address[1]}/metrics."
+
+
+def test_taken_port_means_the_next_free_one_and_is_said(start: Start) -> None:
+    with occupied() as taken:
+        port = taken.getsockname()[1]
+        first, second = start(port=port), start(port=port)
+        assert first.address is not None and second.address is not None
+        assert port < first.address[1] < second.address[1] < port + 100
+        assert f"(port {port} is taken)" in first.sentence
+        assert get(first)[0] == get(second)[0] == 200
+
+
+def test_no_free_port_means_no_endpoint_and_is_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exporter_module, "PORTS_TRIED", 1)
+    with occupied() as taken:
+        port = taken.getsockname()[1]
+        exporter = start(*HISTORY, port=port)
+    assert exporter.address is None
+    assert f"port {port} cannot be had on '127.0.0.1'" in exporter.sentence
+    assert "Training goes on without it" in exporter.sentence
+    assert exporter.sentence in caplog.text
+    assert "elastic_lm_steps_total 8.0" in exporter.text()
+
+
+def test_last_port_of_all_is_the_last_one_tried(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = refuse_every_port(monkeypatch)
+    assert "ports 65530 to 65535 cannot be had" in start(port=65_530).sentence
+    assert tried == list(range(65_530, 65_536))
+
+
+def test_endpoint_that_is_not_wanted_is_not_opened(start: Start) -> None:
+    exporter = start(*HISTORY, port=None)
+    assert exporter.address is None
+    assert exporter.sentence == "No metrics endpoint, as configured."
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "999.999.999.999",
+        "192.0.2.1",  # an address of nobody's
+        "a\0b",
+        "ä" * 100,  # cannot be encoded as a host name
+        "x" * 300,
+        " ",
+    ],
+    ids=repr,
+)
+def test_host_that_cannot_be_had_means_no_endpoint_and_is_said(start: Start, host: str) -> None:
+    exporter = start(host=host, port=9464)
+    assert exporter.address is None
+    assert f"port 9464 cannot be had on {host!r}" in exporter.sentence
+    assert "Set metrics.host or metrics.port" in exporter.sentence
+
+
+def test_host_that_cannot_be_had_is_asked_for_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Looking a name up may take seconds; a hundred times that would hold up the run.
+    tried = refuse_every_port(monkeypatch, socket.gaierror(-3, "Temporary failure in name resolution"))
+    start(host="slow.invalid", port=9464)
+    assert tried == [9464]
+
+
+def refuse_every_port(monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> list[int]:
+    """Sockets that can be bound nowhere. Returns the ports that are tried."""
+    tried = []
+
+    class _Refused(socket.socket):
+        def bind(self, address: tuple[str, int]) -> None:  # type: ignore[override]
+            tried.append(address[1])
+            raise error or OSError(98, "Address already in use")
+
+    monkeypatch.setattr(exporter_module.socket, "socket", _Refused)
+    return tried
+
+
+# -- clients that misbehave ------------------------------------------------------------------------------------------
+
+
+def test_300_half_open_connections_do_not_keep_a_scrape_waiting(start: Start) -> None:
+    exporter = start(*HISTORY)
+    assert exporter.address is not None
+    with ExitStack() as stack:
+        for number in range(300):
+            client = stack.enter_context(socket.create_connection(exporter.address, timeout=30))
+            if number % 3:  # some say nothing at all, some stop in the middle
+                client.sendall(b"GET /metrics HTTP/1.1\r\nHost: "[: 10 * (number % 3)])
+        assert "elastic_lm_steps_total 8.0" in get(exporter)[2]
+        wait_until(lambda: len(handlers()) <= MAX_CONNECTIONS, "threads of half-open connections to end")
+
+
+def test_client_that_goes_away_in_the_middle_harms_nobody(start: Start) -> None:
+    exporter = start(*HISTORY)
+    assert exporter.address is not None
+    for _ in range(20):
+        client = socket.create_connection(exporter.address, timeout=30)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing resets
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        client.close()
+    assert get(exporter)[0] == 200
+
+
+@pytest.mark.parametrize("request_line", [b"\0\1\2\3\r\n\r\n", b"G" * 70_000 + b"\r\n\r\n", b"GET\r\n\r\n"])
+def test_client_that_speaks_no_http_harms_nobody(start: Start, request_line: bytes) -> None:
+    exporter = start()
+    assert exporter.address is not None
+    with socket.create_connection(exporter.address, timeout=30) as client:
+        client.sendall(request_line)
+        client.recv(1)  # an answer, or the end
+    assert get(exporter)[0] == 200
+
+
+def test_scrapes_at_one_time_all_get_an_answer(start: Start) -> None:
+    exporter = start(*HISTORY)
+    answers: list[str] = []
+    clients = [threading.Thread(target=lambda: answers.append(get(exporter)[2])) for _ in range(MAX_CONNECTIONS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert len(answers) == MAX_CONNECTIONS
+    assert len(set(answers)) == 1
+
+
+# -- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_close_leaves_neither_thread_nor_socket(start: Start) -> None:
+    before = set(threading.enumerate())
+    exporter = start(*HISTORY)
+    assert exporter.address is not None
+    port = exporter.address[1]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(3)]
+        wait_until(lambda: len(handlers()) == 3, "three connections to be accepted")
+        exporter.close()
+        assert all(client.recv(1) == b"" for client in clients)
+    wait_until(lambda: set(threading.enumerate()) <= before, "the endpoint's threads to end")
+    with socket.socket() as again:
+        assert again.connect_ex(("127.0.0.1", port)) != 0
+    assert exporter.address is None
+
+
+def test_close_may_come_twice_and_without_an_endpoint(start: Start) -> None:
+    exporter = start()
+    exporter.close()
+    exporter.close()
+    start(port=None).close()
+
+
+def test_port_can_be_had_again_after_close(start: Start) -> None:
+    exporter = start()
+    assert exporter.address is not None
+    port = exporter.address[1]
+    get(exporter)
+    exporter.close()
+    assert start(port=port).address == ("127.0.0.1", port)
+
+
+def handlers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    pause = threading.Event()
+    for _ in range(3_000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError(f"waited in vain for {what}")

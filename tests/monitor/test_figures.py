@@ -1,0 +1,278 @@
+"""The values of metrics, from hand-written histories: each fact counted once, counters never back, gauges never stale."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic_lm.control import events as ev
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.figures import COUNTED, Figures
+from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, by_name
+from tests.control.simulation import Cluster
+from tests.monitor.story import at, committed, left, lost, ready, reformed, started
+
+COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
+START = [
+    started(0, "w0"),
+    started(0, "w1"),
+    ready(2, "w0"),
+    ready(2, "w1"),
+    Event(EventKind.LEASE_GRANTED, "", 0, "1.4", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
+    reformed(3, "start", lost_s=3),
+]
+
+
+def told(figures: Figures, goodput: Goodput, events: Iterable[Event]) -> Figures:
+    for event in events:
+        goodput.observe(event)
+        figures.observe(event)
+    return figures
+
+
+def after(events: Iterable[Event], num_micro_batches: int = 4) -> Figures:
+    goodput = Goodput(num_micro_batches)
+    return told(Figures("a-run", "1.2.3", goodput), goodput, events)
+
+
+def test_every_counter_is_there_from_the_start_and_0() -> None:
+    values = list(after([]).values())
+    assert {name for name, _, _ in values if name in COUNTERS} == COUNTERS
+    assert {value for name, _, value in values if name in COUNTERS} == {0}
+    assert {labels for name, labels, _ in values if name == "rescales_total"} == {(cause,) for cause in CAUSES}
+
+
+def test_run_is_named() -> None:
+    assert after([]).value("run_info", "a-run", "1.2.3") == 1
+
+
+def test_gauges_are_unknown_before_the_first_step() -> None:
+    figures = after(START)
+    assert figures.value("loss_nats") is None
+    assert figures.value("tokens_per_second") is None
+    assert figures.value("goodput_ratio") is None
+
+
+def test_step_sets_the_gauges_and_adds_to_the_counters() -> None:
+    figures = after([*START, committed(4, 0, step_s=2.0, data_wait_s=0.4, tokens=500, loss=3.25, world_size=2)])
+    expected = {
+        "step": 1,
+        "loss_nats": 3.25,
+        "gradient_norm": 0.75,
+        "learning_rate": 3e-4,
+        "step_seconds": 2.0,
+        "world_size": 2,
+        "steps_total": 1,
+        "tokens_total": 500,
+        "data_wait_seconds_total": 0.4,
+    }
+    assert {name: figures.value(name) for name in expected} == expected
+    phases = [figures.value("step_phase_seconds_total", phase) for phase in PHASES]
+    assert phases == pytest.approx([0.4, 0.8, 0.6, 0.2])
+
+
+def test_step_that_is_told_or_trained_again_counts_once() -> None:
+    steps = [committed(4 + number, number) for number in range(5)]
+    figures = after([*START, *steps, steps[-1], committed(1, 3, attempt=1), committed(2, 4, attempt=1)])
+    assert figures.value("steps_total") == 5
+    assert figures.value("tokens_total") == 5 * 400
+    assert figures.value("step") == 5
+
+
+def test_gauge_of_the_step_follows_a_restart_back_and_counters_do_not() -> None:
+    steps = [committed(4 + number, number) for number in range(5)]
+    figures = after([*START, *steps, committed(1, 2, attempt=1, loss=9.0)])
+    assert (figures.value("step"), figures.value("loss_nats")) == (3, 9.0)
+    assert figures.value("steps_total") == 5
+
+
+def test_lease_sets_generation_and_world_size() -> None:
+    figures = after(START)
+    assert (figures.value("generation"), figures.value("world_size")) == (4, 2)
+    figures = after([at(0, EventKind.LEASE_GRANTED, members=["w0"])])  # as an earlier release wrote it
+    assert (figures.value("generation"), figures.value("world_size")) == (1, 1)
+
+
+def test_rescales_and_lost_time_are_counted_by_cause() -> None:
+    figures = after([*START, reformed(9, "failure", lost_s=0.5), reformed(12, "failure", lost_s=0.25)])
+    assert figures.value("rescales_total", "failure") == 2
+    assert figures.value("lost_seconds_total", "failure") == 0.75
+    assert figures.value("rescales_total", "start") == 1
+    assert figures.value("rescales_total", "hang") == 0
+
+
+def test_cause_that_the_catalogue_does_not_know_is_other() -> None:
+    figures = after([*START, reformed(9, "a new cause", lost_s=0.5)])
+    assert figures.value("rescales_total", "other") == 1
+    assert figures.value("rescales_total", "a new cause") is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "label"),
+    [
+        ("process died", "crash"),
+        ("computes other bits", "crash"),
+        ("silent for 1.4 s, limit 1.0 s", "hang"),
+        ("no progress in compute for 61.0 s, limit 60.0 s", "hang"),
+        ("preemption", "preemption"),
+    ],
+)
+def test_lost_member_is_counted_once_under_one_of_few_causes(cause: str, label: str) -> None:
+    figures = after([*START, lost(9, "w1", cause)])
+    counts = {other: figures.value("members_lost_total", other) for other in ("crash", "hang", "preemption")}
+    assert counts == {"crash": 0, "hang": 0, "preemption": 0} | {label: 1}
+
+
+@pytest.mark.parametrize(("kind", "name"), COUNTED.items(), ids=lambda value: str(value))
+def test_event_is_counted(kind: EventKind, name: str) -> None:
+    event = at(5, kind, step=7, member_id="w1", seconds=2.5)
+    figures = after([event, event, event] if kind is EventKind.STRAGGLER else [event])
+    assert figures.value(name) == (3 if kind is EventKind.STRAGGLER else 1)
+
+
+def test_checkpoint_tells_step_and_time() -> None:
+    figures = after([at(5, EventKind.CHECKPOINT_SAVED, step=100, seconds=2.5)])
+    assert (figures.value("checkpoint_step"), figures.value("checkpoint_seconds")) == (100, 2.5)
+    figures = after([at(5, EventKind.CHECKPOINT_FAILED, step=200, error="disk full")])
+    assert figures.value("checkpoint_step") is None
+
+
+def test_held_members_are_those_that_live() -> None:
+    assert after(START).value("members_held") == 2
+    assert after([*START, left(9, "w0"), lost(9, "w1")]).value("members_held") == 0
+
+
+def test_values_come_in_the_order_of_the_catalogue_with_its_labels() -> None:
+    values = list(after([*START, committed(4, 0), lost(5, "w1")]).values())
+    names = [name for name, _ in itertools.groupby(name for name, _, _ in values)]
+    order = [metric.name for metric in CATALOGUE]
+    assert names == sorted(names, key=order.index)
+    assert all(len(labels) == len(by_name()[name].labels) for name, labels, _ in values)
+
+
+def test_every_gauge_has_a_value_in_some_history() -> None:
+    saved = at(9, EventKind.CHECKPOINT_SAVED, step=2, seconds=1.0)
+    figures = after([*START, committed(4, 0), committed(5, 1), saved])
+    assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
+
+
+# -- gauges that are no longer true ----------------------------------------------------------------------------------
+
+
+def test_cause_that_lost_nothing_after_all_is_not_told_any_more() -> None:
+    goodput = Goodput(4)
+    figures = told(Figures("r", "1", goodput), goodput, [*START, committed(4, 0), committed(5, 1), committed(10, 2)])
+    assert figures.value("lost_worker_seconds", "unnamed") == 8.0  # four of the last five seconds of two workers
+    # A long history at half the pace shows that this is the workers' true speed.
+    told(figures, goodput, [committed(15 + 5 * n, 3 + n, step_s=5.0) for n in range(40)])
+    assert "unnamed" not in goodput.lost_worker_s()
+    assert figures.value("lost_worker_seconds", "unnamed") is None
+
+
+def test_rate_of_an_earlier_attempt_is_not_told_as_todays() -> None:
+    goodput = Goodput(4)
+    figures = told(Figures("r", "1", goodput), goodput, [*START, committed(4, 0), committed(5, 1)])
+    assert figures.value("tokens_per_second") == 400
+    told(figures, goodput, [started(1, "w0", attempt=1)])
+    assert figures.value("tokens_per_second") is None
+
+
+# -- replay ----------------------------------------------------------------------------------------------------------
+
+EVENTS = st.one_of(
+    st.builds(committed, st.floats(0, 100), st.integers(0, 20), attempt=st.integers(0, 3)),
+    st.builds(reformed, st.floats(0, 100), st.sampled_from([*CAUSES, "new"]), st.floats(0, 9)),
+    st.builds(lost, st.floats(0, 100), st.sampled_from(["w0", "w1"]), st.sampled_from(["process died", "silent"])),
+    st.builds(started, st.floats(0, 100), st.sampled_from(["w0", "w1"])),
+    st.sampled_from([at(7, EventKind.CHECKPOINT_SAVED, step=5, seconds=1.0), *START]),
+)
+
+
+def counters(figures: Figures) -> dict[tuple[str, tuple[str, ...]], float]:
+    return {(name, labels): value for name, labels, value in figures.values() if name in COUNTERS}
+
+
+@given(st.lists(EVENTS, max_size=30))
+@settings(max_examples=60)
+def test_counters_never_go_back_whatever_comes(events: list[Event]) -> None:
+    goodput = Goodput(4)
+    figures = Figures("r", "1", goodput)
+    before = counters(figures)
+    for event in events:
+        now = counters(told(figures, goodput, [event]))
+        assert now.keys() >= before.keys()
+        assert all(now[key] >= value for key, value in before.items())
+        before = now
+
+
+@given(st.lists(EVENTS, max_size=30))
+@settings(max_examples=40)
+def test_replayed_log_gives_the_same_values(events: list[Event]) -> None:
+    replayed = after(Event.from_json(event.to_json()) for event in events)
+    assert list(replayed.values()) == list(after(events).values())
+
+
+def test_attempt_that_replays_its_log_goes_on_where_the_last_one_ended() -> None:
+    first = [*START, *(committed(4 + number, number) for number in range(5)), lost(9, "w1")]
+    second = [started(1, "w0", attempt=1), committed(3, 3, attempt=1), committed(4, 4, attempt=1)]
+    third = [committed(5, 5, attempt=1), reformed(6, "failure", lost_s=1, attempt=1)]
+    in_one_life = counters(after([*first, *second, *third]))
+    goodput = Goodput(4)
+    figures = told(Figures("r", "1", goodput), goodput, first)
+    before = counters(figures)
+    restarted = after([Event.from_json(event.to_json()) for event in first])
+    assert counters(restarted) == before
+    assert counters(told(figures, goodput, [*second, *third])) == in_one_life
+
+
+# -- with control, and with a scraper --------------------------------------------------------------------------------
+
+
+def test_every_cause_that_control_gives_is_in_the_catalogue() -> None:
+    spec = ControlSpec(min_workers=1, max_workers=3, num_micro_batches=6, total_steps=400, checkpoint_every=100)
+    cluster = Cluster(spec, nodes={"n0": 2, "n1": 2})
+    cluster.when_head_reaches(20, lambda: cluster.living()[0].die())
+    cluster.when_head_reaches(120, lambda: cluster.freeze(cluster.living()[0], for_s=10.0))
+    cluster.when_head_reaches(220, lambda: cluster.drain_node("n1"))
+    cluster.when_head_reaches(300, lambda: cluster.tell(ev.Resized(1, 1)))
+    cluster.run(limit_s=300)
+    figures = after(cluster.events, num_micro_batches=6)
+    kinds = Counter(event.kind for event in cluster.events)
+    rescales = {cause: figures.value("rescales_total", cause) for cause in CAUSES}
+    assert sum(count or 0 for count in rescales.values()) == kinds[EventKind.REFORMED]
+    assert {cause for cause, count in rescales.items() if count} >= {"wait", "failure", "hang", "drain"}
+    assert rescales["other"] == 0
+    losses = {cause: figures.value("members_lost_total", cause) for cause in LOSSES}
+    assert losses["crash"] == losses["hang"] == 1
+    assert sum(count or 0 for count in losses.values()) == kinds[EventKind.MEMBER_LOST]
+
+
+def test_scrapes_while_events_come_in_never_fail() -> None:
+    goodput = Goodput(4)
+    figures = told(Figures("r", "1", goodput), goodput, START)
+    interval_s = sys.getswitchinterval()
+    done = threading.Event()
+
+    def observe() -> None:
+        told(figures, goodput, (committed(4 + number / 100, number) for number in range(6_000)))
+        done.set()
+
+    writer = threading.Thread(target=observe)
+    sys.setswitchinterval(1e-6)  # the interpreter changes threads nearly everywhere
+    try:
+        writer.start()
+        while not done.is_set():
+            assert len(list(figures.values())) > 10
+    finally:
+        sys.setswitchinterval(interval_s)
+        writer.join()
+    assert figures.value("steps_total") == 6_000
