@@ -32,7 +32,7 @@ SCAN_S = 0.05  # between two looks at everybody's deadlines: bounds the cost wit
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
 FINAL_SAVE_TRIES = 3
-WAIT = "wait"  # the cause of an interruption for lack of workers
+START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
 
@@ -350,8 +350,9 @@ class Control:
         lost_s = now - interruption.since
         why = f"{interruption.cause}: {interruption.detail}" if interruption.detail else interruption.cause
         self._interruption = None
+        again = "" if interruption.cause == START else " again"
         self._emit(EventKind.REFORMED,
-                   f"Training again after {lost_s:.2f} s with {_workers(self._world_size())} ({why}).",
+                   f"Training{again} after {lost_s:.2f} s with {_workers(self._world_size())} ({why}).",
                    step=step, cause=interruption.cause, lost_s=lost_s, world_size=self._world_size())  # fmt: skip
 
     def _on_tick(self, now: float) -> None:
@@ -518,7 +519,7 @@ class Control:
             return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
         if not members or (current.head is None and len(members) < self._spec.min_workers):
-            if self._interruption is None or self._interruption.cause != WAIT:
+            if self._interruption is None or self._interruption.cause not in (START, WAIT):
                 self._interrupt_for_wait(len(members), now)
             return
         self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
@@ -563,8 +564,9 @@ class Control:
     def _interrupt_for_wait(self, have: int, now: float) -> None:
         since = now if self._interruption is None else self._interruption.since
         wanted = self._spec.min_workers
-        self._interruption = Interruption(WAIT, since, f"waited for {wanted} workers", self._generation)
-        self._emit(EventKind.NOTE, f"Waiting for {wanted} workers; {have} ready.", have=have, wanted=wanted)
+        cause = START if self._generation.number == 0 else WAIT
+        self._interruption = Interruption(cause, since, f"waited for {_workers(wanted)}", self._generation)
+        self._emit(EventKind.NOTE, f"Waiting for {_workers(wanted)}; {have} ready.", have=have, wanted=wanted)
 
     # -- speed -------------------------------------------------------------------------------------------------------
 

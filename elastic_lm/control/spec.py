@@ -21,7 +21,6 @@ class ControlSpec:
     lost_connection_grace_s: float = 0.1  # a living member reconnects within 20 ms
     progress_timeout_s: float = 60.0
     start_timeout_s: float = 120.0  # importing torch and warming up take 3-4 s on two cores
-    retire_timeout_s: float = 5.0
     join_batch_s: float = 0.1  # joiners that become ready this close together enter together
 
     backoff_base_s: float = 1.0

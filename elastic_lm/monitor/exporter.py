@@ -38,17 +38,20 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Promethe
 
 
 class Exporter:
-    """Serves the figures of one run at http://host:port/metrics until `close`. Never raises.
+    """Serves the figures of one run at http://host:port/metrics from `open` to `close`. Never raises.
 
-    Args: `port` None for no endpoint, 0 for any free port. `goodput` is fed by the caller, before each `observe`.
+    Args: `goodput` is fed by the caller, before each `observe`.
     """
 
-    def __init__(self, run: str, goodput: Goodput, *, port: int | None = 9464, host: str = "127.0.0.1") -> None:
+    def __init__(self, run: str, goodput: Goodput) -> None:
         self.figures = Figures(run, __version__, goodput)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(self.figures))
         self._server: _Server | None = None
         self.sentence = "No metrics endpoint, as configured."
+
+    def open(self, host: str, port: int | None) -> None:
+        """Listen. `port` None for no endpoint, 0 for any free port."""
         if port is not None:
             self._open(host, port)
 

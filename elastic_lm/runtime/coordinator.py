@@ -7,6 +7,7 @@ this process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -25,6 +26,7 @@ from elastic_lm.control.controller import Control
 from elastic_lm.data.order import Order
 from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
 from elastic_lm.runtime.drain import DrainWatcher
@@ -57,9 +59,8 @@ class Plan:
 class Coordinator:
     """Runs one attempt of a run, from the first member's start to the verdict."""
 
-    def __init__(self, plan: Plan, mailbox: Any, *, attempt: int) -> None:
+    def __init__(self, plan: Plan, mailbox: Any) -> None:
         self._plan = plan
-        self._attempt = attempt
         self._mailbox = mailbox
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
         self._control = Control(plan.config.control_spec(), resume_step=plan.resume_step)
@@ -82,10 +83,9 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        self._recorder = Recorder(
-            config, plan.run_storage, self._mailbox, resume_step=plan.resume_step, attempt=self._attempt
-        )
+        self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
         stack.callback(self._recorder.close)
+        self._recorder.emit(_run_started(plan))
         secret = secrets.token_hex(16)
         lifelines = LifelineServer(
             self._host,
@@ -103,9 +103,14 @@ class Coordinator:
         )
         stack.callback(self._readers.close)
         self._readers.warm_up(plan.order, plan.resume_step or 0)
-        self._members = Members(self._boot(lifelines.address, secret), self._worker_options(), self._inbox.put)
+        self._members = Members(
+            self._boot(lifelines.address, secret),
+            self._worker_options(),
+            self._inbox.put,
+            retire_timeout_s=config.control.retire_timeout_s,
+        )
         stack.callback(self._close_store)
-        stack.callback(self._members.kill_all)
+        stack.callback(self._members.end_all)
         drains = DrainWatcher(lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)))
         stack.callback(drains.close)
         self._await_command()
@@ -150,14 +155,11 @@ class Coordinator:
     def _turn(self) -> None:
         """Wait for something to happen, tell control everything that did, then let it look at the clock."""
         now = time.monotonic()
-        deadline = self._control.next_deadline(now)
-        timeout = IDLE_S if deadline is None else min(IDLE_S, max(0.0, deadline - now))
-        try:
+        timeout = min(IDLE_S, max(0.0, self._control.next_deadline(now) - now))
+        event: ev.Input | None = None
+        with contextlib.suppress(queue.Empty):
             event = self._inbox.get(timeout=timeout)
-            overslept = 0.0
-        except queue.Empty:
-            event = None
-            overslept = time.monotonic() - now - timeout
+        overslept = time.monotonic() - now - timeout
         if overslept > SLEPT_S:
             self._tell(ev.CoordinatorSlept(overslept))
         while event is not None:
@@ -226,6 +228,13 @@ class Coordinator:
             checkpoint=newest.get("url"),
             digest={name: newest[name] for name in ("state", "weights") if name in newest},
         )
+
+
+def _run_started(plan: Plan) -> Event:
+    name, step = plan.config.name, plan.resume_step
+    how = "starts at step 0" if step is None else f"goes on from the checkpoint of step {step}"
+    fields = {"resume_step": step, "config": plan.config.model_dump(mode="json")}
+    return Event(EventKind.RUN_STARTED, f"Run {name} {how}.", step=step, fields=fields)
 
 
 def _input_of(command: Command) -> ev.Input:

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ from elastic_lm.runtime.worker import WorkerBoot, start_worker
 
 logger = logging.getLogger(__name__)
 
+POLL_S = 0.01
 REAP_AFTER_S = 1.0  # a reaper is a process of its own: it comes when the survivors are at work again
 
 Deliver = Callable[[Input], None]
@@ -39,12 +39,13 @@ class _Member:
 class Members:
     """Every member that was started and is not known to be dead."""
 
-    def __init__(self, boot: WorkerBoot, options: dict[str, Any], deliver: Deliver) -> None:
+    def __init__(self, boot: WorkerBoot, options: dict[str, Any], deliver: Deliver, *, retire_timeout_s: float) -> None:
         self._boot = boot
         self._options = options
         self._deliver = deliver
+        self._retire_timeout_s = retire_timeout_s
         self._members: dict[str, _Member] = {}
-        self._to_reap: deque[tuple[float, str, int]] = deque()  # (when, node, process)
+        self._to_reap: list[tuple[float, _Member]] = []  # (when, whom)
 
     def __contains__(self, member_id: str) -> bool:
         return member_id in self._members
@@ -112,10 +113,17 @@ class Members:
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def retire(self, member_id: str) -> None:
-        """Ask a member to end itself, and forget it."""
+        """Ask a member to end itself, and forget it. Its process is ended for certain after `retire_timeout_s`."""
         member = self._members.pop(member_id, None)
         if member is not None:
-            member.handle.leave.remote()
+            self._ask_to_leave(member)
+            self._to_reap.append((time.monotonic() + self._retire_timeout_s, member))
+
+    def _ask_to_leave(self, member: _Member) -> None:
+        def failed(error: BaseException) -> None:
+            member.is_dead = isinstance(error, ActorDiedError)
+
+        _when_done(member.handle.leave.remote(), lambda _: None, failed)
 
     def kill(self, member_id: str) -> None:
         """End a member for certain, also one that is frozen and hears nothing."""
@@ -123,19 +131,29 @@ class Members:
         if member is None:
             return
         ray.kill(member.handle, no_restart=True)
-        if member.node_id is not None and member.pid is not None and not member.is_dead:
-            self._to_reap.append((time.monotonic() + REAP_AFTER_S, member.node_id, member.pid))
+        if not member.is_dead:  # from now on Ray calls it dead whether or not its process is
+            self._to_reap.append((time.monotonic() + REAP_AFTER_S, replace(member)))
 
-    def kill_all(self) -> None:
+    def end_all(self) -> None:
+        """The run is over: ask everybody to leave, end those who have not after a moment."""
+        asked = list(self._members.values())
+        for member in asked:
+            self._ask_to_leave(member)
+        deadline = time.monotonic() + REAP_AFTER_S
+        while not all(member.is_dead for member in asked) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
         for member_id in list(self._members):
             self.kill(member_id)
         self.reap(at_once=True)
 
     def reap(self, *, at_once: bool = False) -> None:
-        """SIGKILL those that were told to end a while ago and may not have heard. Called now and then."""
-        while self._to_reap and (at_once or self._to_reap[0][0] <= time.monotonic()):
-            _, node_id, pid = self._to_reap.popleft()
-            reap(node_id, pid)
+        """SIGKILL those that were told to end a while ago and have not been seen to. Called now and then."""
+        now = time.monotonic()
+        due = [member for when, member in self._to_reap if at_once or when <= now]
+        self._to_reap = [(when, member) for when, member in self._to_reap if member not in due]
+        for member in due:
+            if not member.is_dead and member.node_id is not None and member.pid is not None:
+                reap(member.node_id, member.pid)
 
     # -- plumbing ----------------------------------------------------------------------------------------------------
 
@@ -145,8 +163,9 @@ class Members:
     def _call(self, member_id: str, ref: ray.ObjectRef, on_result: Callable[[Any], None]) -> None:
         def failed(error: BaseException) -> None:
             raised, died = isinstance(error, RayTaskError), isinstance(error, ActorDiedError)
-            if died and member_id in self._members:
-                self._members[member_id].is_dead = True
+            member = self._members.get(member_id)
+            if died and member is not None:
+                member.is_dead = True
             self._deliver(MemberFailed(member_id, _cause(error), raised or died, raised))
 
         _when_done(ref, on_result, failed)

@@ -28,13 +28,11 @@ CLOSE_S = 30.0
 
 
 class Recorder:
-    """One attempt's record, continued from what the log holds of earlier attempts."""
+    """One attempt's record, continued from what the log holds of earlier attempts, whoever made them."""
 
-    def __init__(
-        self, config: RunConfig, run_storage: Storage, mailbox: Any, *, resume_step: int | None, attempt: int
-    ) -> None:
+    def __init__(self, config: RunConfig, run_storage: Storage, mailbox: Any, *, resume_step: int | None) -> None:
         self._mailbox = mailbox
-        self._attempt = attempt
+        self._attempt = 1
         self._began = time.monotonic()
         self._ledger = Ledger()
         self._lines: list[str] = []
@@ -43,8 +41,9 @@ class Recorder:
         self.logged_step = 0
         self._goodput = Goodput(config.batch.micro_batches)
         self._progress = Progress(config.training.steps, config.metrics.interval_s, self._goodput)
-        self._exporter = Exporter(config.name, self._goodput, port=config.metrics.port, host=config.metrics.host)
+        self._exporter = Exporter(config.name, self._goodput)
         self._recall(run_storage.child("events"), resume_step or 0)
+        self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
         self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
         self._lines.append(self._exporter.sentence)
 
@@ -52,6 +51,7 @@ class Recorder:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
         for event in read(storage):
             self._watch(event)
+            self._attempt = max(self._attempt, event.attempt + 1)
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record_of(event))
         self._ledger.skip_to(resume_step)
@@ -76,7 +76,10 @@ class Recorder:
             self.emit(_mismatch(mismatch))
 
     def _watch(self, event: Event) -> None:
-        self._goodput.observe(event)
+        try:
+            self._goodput.observe(event)
+        except (KeyError, TypeError, ValueError) as error:  # an event of another version, out of the log
+            logger.warning("Goodput leaves out an event of kind %s: %r", event.kind, error)
         self._exporter.observe(event)
 
     def _on_stored(self, events: list[Event]) -> None:

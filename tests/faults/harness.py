@@ -87,7 +87,7 @@ class Run:
 
     def _run(self) -> None:
         try:
-            self._outcome = Coordinator(make_plan(self.config), self.mailbox, attempt=1).run()
+            self._outcome = Coordinator(make_plan(self.config), self.mailbox).run()
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._outcome = error
 

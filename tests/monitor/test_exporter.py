@@ -38,7 +38,8 @@ class Endpoint(Exporter):
 
     def __init__(self, run: str, *, port: int | None, host: str) -> None:
         self._seen = Goodput(4)
-        super().__init__(run, self._seen, port=port, host=host)
+        super().__init__(run, self._seen)
+        self.open(host, port)
 
     def tell(self, *events: Event) -> None:
         for event in events:

@@ -249,7 +249,7 @@ def test_every_cause_that_control_gives_is_in_the_catalogue() -> None:
     kinds = Counter(event.kind for event in cluster.events)
     rescales = {cause: figures.value("rescales_total", cause) for cause in CAUSES}
     assert sum(count or 0 for count in rescales.values()) == kinds[EventKind.REFORMED]
-    assert {cause for cause, count in rescales.items() if count} >= {"wait", "failure", "hang", "drain"}
+    assert {cause for cause, count in rescales.items() if count} >= {"start", "failure", "hang", "drain"}
     assert rescales["other"] == 0
     losses = {cause: figures.value("members_lost_total", cause) for cause in LOSSES}
     assert losses["crash"] == losses["hang"] == 1
