@@ -8,18 +8,20 @@ that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from elastic_lm import __version__
-from elastic_lm.errors import ClusterError, DataError, ElasticLMError, StorageError
+from elastic_lm.errors import ClusterError, ConfigError, DataError, ElasticLMError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from elastic_lm.result import RunResult
+    from elastic_lm.storage import Storage
 
 
 class Exit(IntEnum):
@@ -27,7 +29,7 @@ class Exit(IntEnum):
 
     DONE = 0
     FAILED = 1  # a bug: the same exception twice, a poisoned step, a coordinator that failed again and again
-    USAGE = 2  # a config, an argument or a checkpoint that does not fit
+    USAGE = 2  # a config, an argument or a checkpoint that does not fit, or is not there
     DATA = 3  # a corpus that must not be trained on
     UNAVAILABLE = 4  # storage or the cluster gave no access or no answer
     STOPPED = 5  # stopped on request, with a checkpoint: the same command goes on
@@ -61,11 +63,12 @@ def prepare(
     with _told_errors():
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
-        from elastic_lm.storage import Storage
 
         chosen = {} if block_tokens is None else {"block_tokens": block_tokens}
         options = PrepareOptions(vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, **chosen)
-        storage = Storage.open(out)
+        for address in sources:
+            _folder(address)
+        storage = _folder(out)
         if local:
             manifest = prepare_here(sources, storage, options)
         else:
@@ -108,7 +111,9 @@ def version() -> None:
 def describe(result: RunResult) -> str:
     """The end of a run, for people."""
     figures = result.metrics
-    rows = [("verdict", f"{result.verdict}: {result.message}"), ("steps", f"{result.last_step}")]
+    rows = [("verdict", f"{result.verdict}: {result.message}")]
+    if result.last_step is not None:
+        rows.append(("steps", f"{result.last_step}"))
     if figures.get("loss") is not None:
         rows.append(("loss", f"{figures['loss']:.6f}"))
     if figures.get("tokens_per_s"):
@@ -124,10 +129,20 @@ def describe(result: RunResult) -> str:
     return "\n".join(f"{name:>10}  {value}" for name, value in rows)
 
 
-def _say(text: str) -> None:
-    """Print. Nobody listening any more is no reason to stop training."""
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        print(text, flush=True)
+def _folder(address: str) -> Storage:
+    """Storage at an address that somebody typed.    Raises: ConfigError when it cannot be one."""
+    from elastic_lm.storage import Storage
+
+    try:
+        return Storage.open(address)
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print. A terminal that is gone or a full disk behind it is no reason to stop training."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=file, flush=True)
 
 
 @contextlib.contextmanager
@@ -136,21 +151,35 @@ def _told_errors() -> Iterator[None]:
     try:
         yield
     except ElasticLMError as error:
-        print(f"elastic-lm: {error}", file=sys.stderr)
+        _say(f"elastic-lm: {error}", sys.stderr)
         raise typer.Exit(_code_of(error)) from None
 
 
 def _code_of(error: ElasticLMError) -> Exit:
     if isinstance(error, DataError):
         return Exit.DATA
-    if isinstance(error, (StorageError, ClusterError)):
+    if isinstance(error, (StorageError, ClusterError)) and not isinstance(error, NotFoundError):
         return Exit.UNAVAILABLE
     return Exit.USAGE
 
 
 def main() -> None:
     """Entry point of the `elastic-lm` command."""
-    app()
+    try:
+        app()
+    finally:
+        _give_up_unsaid()
+
+
+def _give_up_unsaid() -> None:
+    """What no one took would be written again as the interpreter ends, and failing there would change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):
+            pass  # None or closed: there is nothing to write to
 
 
 if __name__ == "__main__":

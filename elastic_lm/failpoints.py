@@ -70,9 +70,7 @@ def parse(text: str) -> tuple[str, _Armed]:
     if entry.step is not None and entry.step < 0:
         raise ConfigError(f"failpoint {text!r}: step {entry.step} never comes; steps count from 0")
     if kind in TIMED and (not seconds or not 0 <= entry.seconds <= LONGEST_S):
-        raise ConfigError(
-            f"failpoint {text!r}: {kind} needs seconds from 0 to {LONGEST_S:.0f}, e.g. {kind}:0.5"
-        )
+        raise ConfigError(f"failpoint {text!r}: {kind} needs seconds from 0 to {LONGEST_S:.0f}, e.g. {kind}:0.5")
     if kind not in ACTIONS:
         raise ConfigError(f"failpoint {text!r}: unknown action {kind!r}; known: {', '.join(ACTIONS)}")
     return member, entry

@@ -72,7 +72,8 @@ def folder_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[LocalCluster]:
+def shared_cluster(s3_server: str) -> Iterator[LocalCluster]:
+    """Started after the S3 server: Ray's workers inherit the AWS_* environment of the process that starts the nodes."""
     from elastic_lm.runtime.cluster import LocalCluster
 
     with LocalCluster(3, num_cpus=2) as cluster:

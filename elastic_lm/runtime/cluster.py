@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from elastic_lm.errors import ClusterError
 
 NAMESPACE = "elastic_lm"
 ON_HEAD = {"node:__internal_head__": 0.001}  # resources that only the head node has
+
+KNOCK_S = 5.0
 
 # A new head looks after its nodes this often. With Ray's defaults a dead node is known after 13 s, with these after 0.8-1.7 s:
 # its port refuses at once. A node that is merely busy has 20 s to answer. A run waits for neither (its lifelines are
@@ -60,12 +63,20 @@ def connected(min_cpus: float = 1.0) -> Iterator[str]:
 
 def _join(address: str) -> None:
     try:
+        _knock(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"RAY_ADDRESS={address}: cannot join ({error}); start a cluster there with `ray start --head`, "
             "or unset RAY_ADDRESS to train on a local cluster"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Connect and hang up: where nobody listens, Ray would go on trying for minutes.    Raises: OSError or OverflowError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # not "auto" and the like
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def _start_local(min_cpus: float) -> None:
@@ -73,6 +84,7 @@ def _start_local(min_cpus: float) -> None:
     # Token authentication is Ray's default for a new cluster; it asks for a token file that a first-time user lacks.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
+        "local",  # without it Ray looks for a cluster on this machine and joins somebody else's
         num_cpus=max(os.cpu_count() or 1, math.ceil(min_cpus)),
         namespace=NAMESPACE,
         include_dashboard=False,

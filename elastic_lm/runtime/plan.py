@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from elastic_lm.checkpoint import store
 from elastic_lm.checkpoint.store import CheckpointInfo
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, ConfigError
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -55,10 +56,16 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
     """A run goes on only as what it began."""
     if newest.meta.get("fingerprint") == config.identity_fingerprint():
         return
-    began = newest.meta.get("config")
-    changes = config.identity_changes(RunConfig(**began)) if isinstance(began, dict) else []
-    told = "; ".join(changes) or "its fingerprint differs"
+    told = "; ".join(_changes(config, newest.meta.get("config"))) or "its fingerprint differs"
     raise CheckpointError(
         f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "
         f"settings: {told}. Set them back to resume it, or choose another name for a new run"
     )
+
+
+def _changes(config: RunConfig, began: Any) -> list[str]:
+    """What differs from the config in a checkpoint; nothing when another version wrote one that is not understood."""
+    try:
+        return config.identity_changes(RunConfig(**began)) if isinstance(began, dict) else []
+    except ConfigError:
+        return []

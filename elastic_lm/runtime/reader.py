@@ -7,7 +7,7 @@ the object store once; every worker of every node maps the same copy. No torch i
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,27 +24,30 @@ CONCURRENCY = 64  # calls that may wait for windows at a time: workers, not thre
 
 
 class Reader:
-    """Serves windows of one corpus in one order. At most `prefetch_windows` + 2 are held or under way."""
+    """Serves windows of one corpus in one order. Holds, or has under way, `prefetch_windows` + 2 and those being waited for."""
 
     def __init__(self, storage: Storage, manifest: Manifest, order: Order, prefetch_windows: int) -> None:
         self._storage, self._manifest, self._order = storage, manifest, order
         self._prefetch_windows = prefetch_windows
         self._lock = threading.Lock()
         self._windows: OrderedDict[Window, Future[Any]] = OrderedDict()
+        self._num_waiting: Counter[Window] = Counter()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="window")
         self._num_read = 0
 
-    def window(self, epoch: int, window: int) -> list[Any]:
+    def window(self, epoch: int, window: int, stride: int = 1) -> list[Any]:
         """[reference to the window's tokens]: in a list, so that Ray hands on the reference and not the tokens.
 
+        Args: `stride`: this reader is asked for each `stride`-th window, so it reads those ahead and leaves the others.
         Raises: DataError when the data must not be trained on; StorageError when storage gave no answer in time.
         """
         wanted = (epoch, window)
+        with self._lock:
+            self._num_waiting[wanted] += 1
         future = self._begin(wanted)
-        following = wanted
-        for _ in range(self._prefetch_windows):
-            following = self._order.window_after(following)
-            self._begin(following)
+        ordinal = epoch * self._order.num_windows + window
+        for ahead in range(1, self._prefetch_windows + 1):
+            self._begin(divmod(ordinal + ahead * stride, self._order.num_windows))
         try:
             return [future.result()]
         except BaseException:
@@ -52,6 +55,10 @@ class Reader:
                 if self._windows.get(wanted) is future:
                     del self._windows[wanted]
             raise
+        finally:
+            with self._lock:
+                self._num_waiting -= Counter([wanted])  # drops what is zero
+                self._make_room()
 
     @ray.method(concurrency_group="control")
     def ping(self) -> None:
@@ -63,15 +70,21 @@ class Reader:
         return {"windows_read": self._num_read, "windows_held": len(self._windows)}
 
     def _begin(self, window: Window) -> Future[Any]:
-        """The window, being read if it is not there. The one asked for longest ago makes room."""
+        """The window, being read if it is not there."""
         with self._lock:
             future = self._windows.get(window)
             if future is None:
                 future = self._windows[window] = self._pool.submit(self._read, window)
             self._windows.move_to_end(window)
-            while len(self._windows) > self._prefetch_windows + 2:
-                self._windows.popitem(last=False)[1].cancel()
+            self._make_room()
             return future
+
+    def _make_room(self) -> None:
+        """Let go of the windows asked for longest ago, but of none that somebody waits for."""
+        excess = len(self._windows) - self._prefetch_windows - 2
+        idle = [window for window in self._windows if not self._num_waiting[window]]
+        for window in idle[: max(0, excess)]:
+            self._windows.pop(window).cancel()
 
     def _read(self, window: Window) -> Any:
         tokens = read_window(self._storage, self._manifest, self._order, *window)

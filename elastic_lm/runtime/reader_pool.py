@@ -69,7 +69,7 @@ class ReaderPool:
     def warm_up(self, order: Order, step: int) -> None:
         """Have the windows of `step` read while nobody waits for them yet."""
         for window in order.windows_of(step):
-            reader_for(window, order, self.readers).window.remote(*window)
+            reader_for(window, order, self.readers).window.remote(*window, stride=len(self._readers))
 
     def close(self) -> None:
         """End every reader."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -55,31 +54,34 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResu
         on_line(sentence)
         mailbox = create_mailbox(config.name)
         try:
-            with _stop_on_signal(mailbox):
-                hosted = _Hosted(plan.config, mailbox)
-                hosted.start()
-                _follow(mailbox, hosted, on_line)
-            return hosted.result()
+            with _temporary_folder() as folder:
+                hosted = _Hosted(plan.config, mailbox, folder)
+                with _stop_on_signal(mailbox):
+                    hosted.start()
+                    _follow(mailbox, hosted, on_line)
+                return hosted.result()
         finally:
             ray.kill(mailbox)
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where Ray Train writes. It belongs to the caller's thread, which outlives an interrupt that the other does not."""
+    return tempfile.TemporaryDirectory(prefix="elastic-lm-train-", ignore_cleanup_errors=True)
 
 
 class _Hosted(threading.Thread):
     """The coordinator under Ray Train, in a thread of its own."""
 
-    def __init__(self, config: RunConfig, mailbox: Any) -> None:
+    def __init__(self, config: RunConfig, mailbox: Any, folder: str) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self._config, self._mailbox = config, mailbox
+        self._config, self._mailbox, self._folder = config, mailbox, folder
         self._outcome: RunResult | BaseException | None = None
 
     def run(self) -> None:
-        folder = tempfile.mkdtemp(prefix="elastic-lm-train-")
         try:
-            self._outcome = _train(self._config, self._mailbox, folder)
+            self._outcome = _train(self._config, self._mailbox, self._folder)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread by `result`
             self._outcome = error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def result(self) -> RunResult:
         self.join()
@@ -116,7 +118,7 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     if attempt > MAX_ATTEMPTS:
         return RunResult("failed", f"the coordinator died {MAX_ATTEMPTS} times, at last because {cause}")
     try:
-        return Coordinator(make_plan(config), mailbox, attempt=attempt).run()
+        return Coordinator(make_plan(config), mailbox).run()
     except ElasticLMError as error:
         return RunResult("failed", str(error))
     except Exception:

@@ -89,7 +89,7 @@ class WindowClient:
 
     def _ask(self, window: Window, attempt: int) -> None:
         reader = reader_for(window, self._order, self._readers, attempt)
-        self._asked[window] = (reader, reader.window.remote(*window))
+        self._asked[window] = (reader, reader.window.remote(*window, stride=len(self._readers)))
 
     def _await(self, reference: ray.ObjectRef, cancelled: Callable[[], bool]) -> Any:
         """The value, polled.    Raises: Cancelled; TimeoutError after the reader's time-out; what the reader raised."""

@@ -1,0 +1,334 @@
+"""The command: every end has its exit code and one message, and nobody sees a traceback for what they mistyped.
+
+`fit` is replaced where only its verdict matters; tests/runtime/test_fit.py trains through the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from elastic_lm import RunConfig, __version__
+from elastic_lm import cli as command
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.errors import (
+    AccessDeniedError,
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    ElasticLMError,
+    NotFoundError,
+    StorageError,
+)
+from elastic_lm.result import RunResult
+from elastic_lm.storage import Storage
+from tests.data.corpora import texts, write_lines
+
+SECRET = "wJalrXUtnFEMI"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command.app, list(arguments))
+
+
+def write_config(folder: Path, **changes: object) -> str:
+    values = {
+        "name": "first",
+        "storage": f"{folder}",
+        "data": {"tokens": f"{folder}/tokens"},
+        "model": {"preset": "tiny"},
+        "batch": {"micro_batches": 8, "micro_batch_size": 2, "sequence_length": 16},
+        "training": {"steps": 100},
+    }
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump({**values, **changes}))
+    return str(file)
+
+
+Fake = Callable[[RunResult | Exception], list[RunConfig]]
+
+
+@pytest.fixture
+def fake_fit(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Makes `fit` end as told; returns the configs it is given."""
+
+    def fake(outcome: RunResult | Exception) -> list[RunConfig]:
+        configs: list[RunConfig] = []
+
+        def fit(config: RunConfig, *, on_line: Callable[[str], None]) -> RunResult:
+            configs.append(config)
+            on_line("Step 1.")
+            if isinstance(outcome, RunResult):
+                return outcome
+            raise outcome
+
+        monkeypatch.setattr("elastic_lm.runtime.trainer.fit", fit)
+        return configs
+
+    return fake
+
+
+# -- ends and their codes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [
+        ("done", 0),
+        ("failed", 1),
+        ("failed_bug", 1),
+        ("poisoned", 1),
+        ("a verdict of a later version", 1),
+        ("refused", 2),
+        ("data_error", 3),
+        ("stopped", 5),
+    ],
+)
+def test_verdict_becomes_its_exit_code(verdict: str, code: int, fake_fit: Fake, tmp_path: Path) -> None:
+    fake_fit(RunResult(verdict, "it is so", 7))
+    result = run("train", write_config(tmp_path))
+    assert result.exit_code == code
+    assert f"verdict  {verdict}: it is so" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError, 2),
+        (CheckpointError, 2),
+        (ElasticLMError, 2),
+        (DataError, 3),
+        (NotFoundError, 2),  # what was named is not there
+        (StorageError, 4),
+        (AccessDeniedError, 4),
+        (ClusterError, 4),
+    ],
+)
+def test_error_becomes_one_message_and_its_exit_code(
+    error: type[Exception], code: int, fake_fit: Fake, tmp_path: Path
+) -> None:
+    fake_fit(error("this is wrong; do that"))
+    result = run("train", write_config(tmp_path))
+    assert (result.exit_code, result.stderr) == (code, "elastic-lm: this is wrong; do that\n")
+
+
+def test_bug_keeps_its_traceback(fake_fit: Fake, tmp_path: Path) -> None:
+    fake_fit(ZeroDivisionError("ours"))
+    result = run("train", write_config(tmp_path))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_help_names_every_exit_code() -> None:
+    told = " ".join(run("--help").stdout.split())
+    for code in command.Exit:
+        assert f"{code.value} " in told.partition("Exit codes:")[2]
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["trian", "run.yaml"], ["prepare", "x"], ["version", "--loud"]])
+def test_misuse_of_the_command_is_a_usage_error(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == command.Exit.USAGE
+
+
+def test_version_is_the_packages() -> None:
+    assert run("version").stdout == f"{__version__}\n"
+
+
+# -- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_told_before_the_run_and_its_lines_as_they_come(fake_fit: Fake, tmp_path: Path) -> None:
+    fake_fit(RunResult("done", "all steps"))
+    lines = run("train", write_config(tmp_path)).stdout.splitlines()
+    assert lines[0].startswith("Run first: 100 steps of 8 x 2 samples x 16 tokens = 256 tokens per step")
+    assert lines[1] == "Step 1."
+
+
+def test_overrides_reach_the_run_in_order(fake_fit: Fake, tmp_path: Path) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    file = write_config(tmp_path)
+    changes = ["--set", "optimizer.learning_rate=3e-4", "--set", "training.steps=5", "--set", "training.steps=6"]
+    assert run("train", file, *changes).exit_code == 0
+    assert configs == [RunConfig.load(file, ["optimizer.learning_rate=3e-4", "training.steps=6"])]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.steps=none", ["training.steps='none'", "is not a whole number", "For example steps: 1000"]),
+        ("optimizer.learning_rate=0", ["optimizer.learning_rate=0", "greater than 0", "For example"]),
+        ("optimiser.betas=1", ["optimiser is not a field of the config", "did you mean optimizer?"]),
+        ("workers.min=3", ["workers.min=3 is more than workers.max=1", "raise max to 3 or lower min"]),
+        ("steps", ["override 'steps' is not a.b=value", "write e.g."]),
+    ],
+)
+def test_mistaken_config_is_refused_with_field_value_rule_and_remedy(
+    override: str, words: list[str], fake_fit: Fake, tmp_path: Path
+) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    result = run("train", write_config(tmp_path), "--set", override)
+    assert result.exit_code == command.Exit.USAGE
+    assert result.stderr.startswith("elastic-lm: ")
+    assert all(word in result.stderr for word in words), result.stderr
+    assert result.stdout == "" and configs == []
+
+
+def test_missing_config_file_is_named(tmp_path: Path) -> None:
+    result = run("train", str(tmp_path / "absent.yaml"))
+    assert (result.exit_code, result.stdout) == (command.Exit.USAGE, "")
+    assert "absent.yaml: No such file" in result.stderr
+
+
+def test_missing_corpus_is_bad_data_and_names_the_remedy(tmp_path: Path) -> None:
+    result = run("train", write_config(tmp_path))
+    assert result.exit_code == command.Exit.DATA
+    assert "elastic-lm prepare" in result.stderr
+
+
+def test_storage_that_gives_no_access_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "manifest.json").symlink_to("manifest.json")  # reading it fails, whoever asks
+    result = run("train", write_config(tmp_path))
+    assert result.exit_code == command.Exit.UNAVAILABLE
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("field", ["storage", "data"])
+def test_secret_in_an_address_is_not_repeated(field: str, tmp_path: Path) -> None:
+    address = f"s3://AKIA:{SECRET}@bucket/prefix"
+    file = write_config(tmp_path, **{field: address if field == "storage" else {"tokens": address}})
+    result = run("train", file)
+    assert result.exit_code == command.Exit.USAGE
+    assert SECRET not in result.output and "AWS_SECRET_ACCESS_KEY" in result.stderr
+
+
+def test_secret_in_the_environment_is_not_told(fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    fake_fit(StorageError("read s3://bucket/x: gave up"))
+    assert SECRET not in run("train", write_config(tmp_path)).output
+
+
+# -- the end in words ------------------------------------------------------------------------------------------------
+
+
+def test_described_end_has_a_row_for_everything_that_is_known() -> None:
+    metrics = {
+        "loss": 2.5, "tokens_per_s": 12_345.6, "goodput": 0.987,
+        "lost_worker_s": {"starting": 3.21, "failure": 0.04},
+    }  # fmt: skip
+    result = RunResult("done", "all steps", 100, metrics, "s3://b/step-100", {"weights": "w" * 4, "state": "s" * 4})
+    assert command.describe(result).splitlines() == [
+        "   verdict  done: all steps",
+        "     steps  100",
+        "      loss  2.500000",
+        "  tokens/s  12,346",
+        "   goodput  98.7%",
+        "      lost  starting 3.2 worker-s",  # what is less than a twentieth of a second is left out
+        "checkpoint  s3://b/step-100",
+        "     state  sha256 ssss",
+        "   weights  sha256 wwww",
+    ]
+
+
+def test_described_end_leaves_out_what_is_not_known() -> None:
+    lost = RunResult("failed", "no cluster", metrics={"loss": None, "tokens_per_s": None, "goodput": None})
+    assert command.describe(lost).splitlines() == ["   verdict  failed: no cluster"]
+    stopped = RunResult("stopped", "SIGINT", 0, {"loss": 0.0, "goodput": 0.0})  # zero is a figure
+    assert "steps  0" in command.describe(stopped)
+    assert "loss  0.000000" in command.describe(stopped) and "goodput  0.0%" in command.describe(stopped)
+
+
+# -- prepare ---------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_makes_a_corpus_and_again_the_same(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "text.jsonl", texts(200))
+    out = str(tmp_path / "tokens")
+    arguments = ["prepare", source, "--out", out, "--vocab-size", "300", "--block-tokens", "65", "--local"]
+    first = run(*arguments)
+    assert first.exit_code == 0, first.stderr
+    manifest = Manifest.load(Storage.open(out))
+    assert (manifest.vocab_size, manifest.block_tokens) == (300, 65)
+    assert f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks" in first.stdout
+    assert f"(manifest {manifest.hash[:12]})" in first.stdout
+    assert run(*arguments).stdout == first.stdout
+
+
+def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "text.jsonl", texts(50))
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert run("prepare", source, "--out", one, "--vocab-size", "290", "--local").exit_code == 0
+    assert run("prepare", source, "--out", two, "--tokenizer", f"{one}/tokenizer.json", "--local").exit_code == 0
+    assert Manifest.load(Storage.open(two)).hash == Manifest.load(Storage.open(one)).hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"source": "absent"}, 2, "no such file"),
+        ({"source": "s3://key:hunter2@bucket"}, 2, "credentials belong into AWS_* variables"),
+        ({"out": "gs://bucket/tokens"}, 2, "gs:// is not supported; use s3://bucket/prefix"),
+        ({"out": "s3://"}, 2, "names no bucket"),
+        ({"out": "/dev/null/tokens"}, 4, "Not a directory"),  # nobody can write there
+        ({"--held-out": "1"}, 2, "held_out=1.0 is not a share"),
+        ({"--vocab-size": "10"}, 2, "vocab_size=10 cannot hold"),
+        ({"--block-tokens": "1"}, 2, "block_tokens=1 holds no sample"),
+        ({"--tokenizer": "absent.json"}, 2, "absent.json: there is no such object"),
+    ],
+    ids=str,
+)
+def test_mistaken_preparation_is_refused(changes: dict[str, str], code: int, words: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "text.jsonl", texts(20))
+    chosen = {"source": f"{tmp_path}/text.jsonl", "out": f"{tmp_path}/tokens", **changes}
+    options = [word for name, value in chosen.items() if name.startswith("--") for word in (name, value)]
+    result = run("prepare", chosen["source"], "--out", chosen["out"], "--local", *options)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr and "hunter2" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_line_that_is_no_document_is_bad_data_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "well"}\nnot json\n')
+    result = run("prepare", str(tmp_path), "--out", str(tmp_path / "tokens"), "--local")
+    assert result.exit_code == command.Exit.DATA
+    assert "text.jsonl, byte 0 plus 1 lines: not JSON" in result.stderr
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+def process(*arguments: str, **streams: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "elastic_lm", *arguments], text=True, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
+
+
+def test_process_ends_with_the_code_and_no_traceback(tmp_path: Path) -> None:
+    done = process("train", str(tmp_path / "absent.yaml"), capture_output=True)
+    assert done.returncode == command.Exit.USAGE
+    assert done.stderr.startswith("elastic-lm: cannot read the config") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["closed pipe", "full device"])
+def test_stream_that_takes_nothing_changes_no_exit_code(stream: str, kind: str, tmp_path: Path) -> None:
+    if kind == "closed pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open("/dev/full", os.O_WRONLY)
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    arguments = ["version"] if stream == "stdout" else ["train", str(tmp_path / "absent.yaml")]
+    try:
+        done = process(*arguments, **{stream: write, other: subprocess.PIPE})
+    finally:
+        os.close(write)
+    assert done.returncode == (command.Exit.DONE if stream == "stdout" else command.Exit.USAGE)
+    assert not getattr(done, other)

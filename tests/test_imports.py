@@ -1,0 +1,179 @@
+"""A folder is an import permission: what each part may import, read from the source of every module.
+
+`ALLOWED` is the table of DESIGN.md's layout. A module that no row covers fails: a new part states what it stands on. All
+imports count, those inside functions and those for the type checker too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Besides the standard library and its own folder. A name covers what is below it.
+ALLOWED = {
+    "elastic_lm.errors": set(),
+    "elastic_lm.protocol": set(),
+    "elastic_lm.result": set(),
+    "elastic_lm.failpoints": {"elastic_lm.errors"},
+    "elastic_lm.storage": {"elastic_lm.errors", "s3fs", "fsspec", "botocore"},
+    "elastic_lm.model": {"torch", "elastic_lm.errors"},
+    "elastic_lm.engine": {
+        "torch", "elastic_lm.model", "elastic_lm.errors", "elastic_lm.protocol", "elastic_lm.failpoints",
+    },
+    "elastic_lm.data": {"numpy", "pyarrow", "tokenizers", "xxhash", "elastic_lm.errors", "elastic_lm.storage"},
+    "elastic_lm.events": {"elastic_lm.errors", "elastic_lm.storage"},
+    "elastic_lm.control": {"elastic_lm.protocol", "elastic_lm.events.types"},
+    "elastic_lm.checkpoint": {
+        "torch", "safetensors", "elastic_lm.errors", "elastic_lm.storage", "elastic_lm.failpoints",
+    },
+    "elastic_lm.monitor": {
+        "prometheus_client", "grafana_foundation_sdk", "elastic_lm.__version__", "elastic_lm.errors", "elastic_lm.events",
+        "elastic_lm.storage",
+    },
+    "elastic_lm.config": {
+        "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",
+        "elastic_lm.engine.spec", "elastic_lm.model.presets", "elastic_lm.model.spec",
+    },
+    "elastic_lm.config_rules": {
+        "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.failpoints",
+        "elastic_lm.model.presets", "elastic_lm.model.spec",
+    },
+    "elastic_lm.config_text": {"pydantic", "pydantic_core", "yaml", "elastic_lm.errors"},
+    "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
+    "elastic_lm.evaluate": {
+        "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
+        "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model", "elastic_lm.protocol",
+        "elastic_lm.storage",
+    },
+    "elastic_lm.experiment": {
+        "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors", "elastic_lm.events",
+        "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.storage",
+    },
+    "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
+    "elastic_lm.__main__": {"elastic_lm.cli"},
+    "elastic_lm": {"elastic_lm.config", "elastic_lm.result", "elastic_lm.runtime.trainer"},
+}  # fmt: skip
+
+# `(state, event, now) -> (state, actions)`: no clock, no chance, no input or output.
+FORBIDDEN_IN_CONTROL = {
+    "asyncio", "datetime", "io", "logging", "os", "pathlib", "queue", "random", "secrets", "select", "signal", "socket",
+    "subprocess", "tempfile", "threading", "time", "uuid",
+}  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "elastic_lm").rglob("*.py"))}
+
+
+def imports(source: str) -> Iterator[str]:
+    """Full names of what is imported; `from elastic_lm import storage` is elastic_lm.storage."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which part they lead to"
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield below if node.module == "elastic_lm" or below in MODULES else str(node.module)
+
+
+def part_of(module: str) -> str:
+    """The row of the table that covers a module."""
+    return module if module in ALLOWED else ".".join(module.split(".")[:2])
+
+
+def covers(name: str, imported: str) -> bool:
+    return imported == name or imported.startswith(f"{name}.")
+
+
+def may_import(module: str, imported: str) -> bool:
+    if imported.partition(".")[0] in sys.stdlib_module_names:
+        return module.partition(".control")[1] == "" or imported.partition(".")[0] not in FORBIDDEN_IN_CONTROL
+    part = part_of(module)
+    in_own_folder = part != "elastic_lm" and covers(part, imported)
+    return in_own_folder or any(covers(name, imported) for name in ALLOWED[part])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_what_its_part_may(module: str) -> None:
+    assert part_of(module) in ALLOWED, "say in ALLOWED what this part stands on"
+    refused = [name for name in imports(MODULES[module].read_text()) if not may_import(module, name)]
+    assert not refused
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("elastic_lm.engine.step", "ray"),
+        ("elastic_lm.engine.step", "pydantic"),
+        ("elastic_lm.engine.step", "elastic_lm.config"),
+        ("elastic_lm.data.order", "torch"),
+        ("elastic_lm.control.leases", "time"),
+        ("elastic_lm.control.leases", "elastic_lm.events.log"),  # the types only: the log does I/O
+        ("elastic_lm.monitor.goodput", "elastic_lm.runtime.ledger"),
+        ("elastic_lm.checkpoint.store", "ray.util"),
+        ("elastic_lm.config", "torch"),
+        ("elastic_lm", "elastic_lm.storage"),
+    ],
+)
+def test_table_refuses_what_the_design_refuses(module: str, imported: str) -> None:
+    assert not may_import(module, imported)
+
+
+def test_ray_is_imported_by_the_runtime_alone() -> None:
+    found = {part_of(m) for m, path in MODULES.items() for name in imports(path.read_text()) if covers("ray", name)}
+    assert found == {"elastic_lm.runtime"}
+
+
+def loaded_after(statement: str, *names: str) -> list[str]:
+    """Which of `names` a new interpreter has imported once it has run `statement`."""
+    script = f"import sys\n{statement}\nprint([name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(ast.literal_eval(done.stdout.splitlines()[-1]))
+
+
+HELP = """
+from elastic_lm.cli import app
+try:
+    app(['--help'])
+except SystemExit as end:
+    assert not end.code
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("import elastic_lm", ("ray", "torch", "pydantic", "numpy", "typer")),
+        (HELP, ("ray", "torch", "pydantic", "numpy")),
+        ("from elastic_lm import RunConfig", ("ray", "torch", "numpy")),
+        ("import elastic_lm.control.controller, elastic_lm.monitor.exporter", ("ray", "torch", "pydantic", "s3fs")),
+        ("import elastic_lm.data.prepare, elastic_lm.events.log", ("ray", "torch", "pydantic", "s3fs")),
+        # A worker shows a sign of life before it imports torch, and a reader never does.
+        ("import elastic_lm.runtime.reader, elastic_lm.runtime.worker", ("torch",)),
+    ],
+    ids=["the package", "--help", "a config", "control and monitor", "data and events", "a worker's start"],
+)
+def test_import_is_as_light_as_it_says(statement: str, names: tuple[str, ...]) -> None:
+    assert loaded_after(statement, *names) == []
+
+
+def test_names_of_the_package_arrive_on_first_use() -> None:
+    statement = "import elastic_lm\nassert dir(elastic_lm) == sorted(elastic_lm.__all__) and elastic_lm.RunResult"
+    assert loaded_after(statement, "elastic_lm.result", "ray") == ["elastic_lm.result"]
+    import elastic_lm
+
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = elastic_lm.fitt
