@@ -112,7 +112,8 @@ class Worker:
     def __init__(self, boot: WorkerBoot) -> None:
         self._boot = boot
         self._pulse = _Pulse()
-        self._tokens: Any = None
+        self._readers = boot.readers
+        self._tokens: Any = None  # once it has warmed up
         self._control: LeaseControl | None = None
         self._lowest_generation: Generation | None = None
         self._ending_generation: Generation | None = None
@@ -164,9 +165,10 @@ class Worker:
         boot = self._boot
         replica = Replica(boot.spec)
         digest = probe(replica)
-        self._tokens = WindowClient(boot.order, list(boot.readers), reader_timeout_s=boot.reader_timeout_s)
-        self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
         failpoints.hit("warm_up")
+        self._tokens = WindowClient(boot.order, list(self._readers), reader_timeout_s=boot.reader_timeout_s)
+        self._tokens.set_readers(list(self._readers))  # others may have been told since the line above looked
+        self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
         node_id, pid = self.locate()
         found = environment(boot.spec.threads, boot.spec.device)
         return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
@@ -230,7 +232,8 @@ class Worker:
 
     @ray.method(concurrency_group="control")
     def set_readers(self, readers: tuple[Any, ...]) -> None:
-        """The readers to ask from now on."""
+        """The readers to ask from now on. They may be replaced while this worker warms up."""
+        self._readers = readers
         if self._tokens is not None:
             self._tokens.set_readers(list(readers))
 
