@@ -8,7 +8,7 @@ when its hash is wrong, and then refused with shard and offset.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from elastic_lm.data.manifest import Block, Manifest
-from elastic_lm.data.order import Order, SampleAt
+from elastic_lm.data.order import Order
 from elastic_lm.errors import AccessDeniedError, DataError, NotFoundError, StorageError
 from elastic_lm.storage import Storage
 
@@ -85,13 +85,13 @@ def _is_short(storage: Storage, path: str, block: Block) -> bool:
         return False
 
 
-def rows(order: Order, samples: Sequence[SampleAt], window_of: Callable[[int, int], Tokens]) -> Tokens:
-    """The samples as an array [number of samples, sequence_length + 1]. `window_of(epoch, window)` gives whole windows."""
+def rows(order: Order, step: int, micro_batch: int, window_of: Callable[[int, int], Tokens]) -> Tokens:
+    """A micro-batch as an array [micro_batch_size, sequence_length + 1]. `window_of(epoch, window)` gives whole windows."""
     length = order.sequence_length + 1
     pieces = []
-    for sample in samples:
-        start = order.offset_in_window(sample)
-        pieces.append(window_of(sample.epoch, sample.window)[start : start + length])
+    for span in order.spans(step, micro_batch):
+        tokens = window_of(span.epoch, span.window)
+        pieces += [tokens[start : start + length] for start in span.offsets.tolist()]
     return np.stack(pieces)
 
 
@@ -104,7 +104,7 @@ class LocalTokens:
 
     def tokens(self, step: int, micro_batch: int, cancelled: Callable[[], bool] | None = None) -> Tokens:
         """Rows of the micro-batch, [micro_batch_size, sequence_length + 1].    Raises: DataError, StorageError."""
-        return rows(self._order, self._order.micro_batch(step, micro_batch), self._window)
+        return rows(self._order, step, micro_batch, self._window)
 
     def _window(self, epoch: int, window: int) -> Tokens:
         key = (epoch, window)

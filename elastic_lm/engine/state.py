@@ -101,6 +101,15 @@ class ReplicaState:
             named.update({f"{kind}/{slot.name}": slot.of(flat).view(slot.shape) for slot in self.slots})
         return named
 
+    def begin(self, module: nn.Module) -> None:
+        """Overwrite with the parameters of another module of the same shape, moments of zero, and step 0."""
+        initial = dict(module.named_parameters())
+        with self.writing(0), torch.no_grad():
+            for slot in self.slots:
+                slot.of(self.weights).copy_(initial[slot.name].flatten())
+            self.exp_avg.zero_()
+            self.exp_avg_sq.zero_()
+
     def load(self, tensors: dict[str, Tensor], next_step: int) -> None:
         """Overwrite with tensors named as in `tensors()`.    Raises: CheckpointError, before a byte is written."""
         mine = self.tensors()

@@ -86,10 +86,7 @@ class Replica:
         module = _build(self.spec)
         if module is self.model:
             raise ConfigError("model.factory returned the same module twice; it must build a new one at each call")
-        fresh = ReplicaState(module, self.device)
-        with self.state.writing(0):
-            for mine, initial in zip(self.state.flats(), fresh.flats(), strict=True):
-                mine.copy_(initial)
+        self.state.begin(module)
 
     def new_reduction(self) -> Reduction:
         spec = self.spec

@@ -48,8 +48,7 @@ class WindowClient:
 
         Raises: Cancelled; DataError when a reader found data that must not be trained on.
         """
-        samples = self._order.micro_batch(step, micro_batch)
-        found = rows(self._order, samples, lambda epoch, window: self._window((epoch, window), cancelled))
+        found = rows(self._order, step, micro_batch, lambda *window: self._window(window, cancelled))
         self._ask_ahead(step)
         return found
 

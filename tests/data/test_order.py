@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_lm.data.order import Order, SampleAt, permute
+from elastic_lm.data.order import Order, SampleAt, permutation, permute
 from elastic_lm.errors import ConfigError
 
 
@@ -45,6 +45,20 @@ def orders(draw: st.DrawFn) -> Order:
 
 def samples_of_epochs(order: Order, num_epochs: int) -> list[SampleAt]:
     return [order.locate(position) for position in range(num_epochs * order.num_samples)]
+
+
+@given(st.integers(0, 300), st.integers(0, 2**64 - 1))
+def test_permutation_is_permute_of_every_index(size: int, key: int) -> None:
+    assert permutation(size, key).tolist() == [permute(index, size, key) for index in range(size)]
+
+
+@given(orders(), st.integers(0, 10**6))
+def test_spans_are_the_places_of_the_micro_batch(order: Order, step: int) -> None:
+    for micro_batch in range(order.micro_batches):
+        samples = order.micro_batch(step, micro_batch)
+        expected = [(sample.epoch, sample.window, order.offset_in_window(sample)) for sample in samples]
+        spans = order.spans(step, micro_batch)
+        assert [(span.epoch, span.window, int(at)) for span in spans for at in span.offsets] == expected
 
 
 @given(size=st.integers(1, 300), key=st.integers(0, 2**64 - 1))
