@@ -65,7 +65,8 @@ def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: 
         "checkpoint": {"every_steps": 50},
         "workers": {"min": 2, "max": 3},
         "metrics": {"port": 0},
-        "control": {"backoff_base_s": 0.2},
+        # A frozen holder of the last state is waited for this long: less than the harness waits for anything.
+        "control": {"backoff_base_s": 0.2, "progress_timeout_s": 20.0},
     }
     for part, defaults in (
         ("data", {"tokens": tokens, "window_blocks": 4, "reader_timeout_s": 3.0}),
