@@ -32,7 +32,9 @@ class Side:
     def __init__(self, name: str, command: list[str], output: IO[str]) -> None:
         self.name = name
         self._path = Path(output.name)
-        self._process = subprocess.Popen(command, env=common.ENVIRONMENT, stdout=output, cwd=common.HERE.parent)
+        folder = str(self._path.parent)  # torchrun, ended by SIGKILL, leaves its own temporary files behind
+        environment = {**common.ENVIRONMENT, "TMPDIR": folder}
+        self._process = subprocess.Popen(command, env=environment, stdout=output, cwd=common.HERE.parent)
         self.slices: list[list[dict[str, Any]]] = []
         deadline = time.monotonic() + START_S
         while len(self.steps()) < WARM_UP_STEPS:
@@ -93,9 +95,10 @@ def main() -> None:
         "elastic, exact, 1 member": [*members, "--reduction", "exact", "--world-size", "1"],
     }
     with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         sides = []
         for name, command in commands.items():
-            output = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".jsonl"))
+            output = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".jsonl", dir=folder))
             sides.append(Side(name, command, output))
             stack.callback(sides[-1].end)
         step_s: dict[str, list[float]] = {side.name: [] for side in sides}

@@ -251,7 +251,7 @@ class ControlConfig(Part):
     start_timeout_s: Seconds = ControlSpec.start_timeout_s
     """A worker that is placed has this long to import, build and warm up."""
     form_timeout_s: Seconds = 10.0
-    """Last resort for forming a group or for a collective; the coordinator's fence comes long before it."""
+    """Last resort for forming a group; the coordinator's fence comes long before it."""
     retire_timeout_s: Seconds = 5.0
     """A worker that was asked to leave is ended after this long."""
     join_batch_s: Seconds = ControlSpec.join_batch_s

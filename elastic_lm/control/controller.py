@@ -83,6 +83,7 @@ class Control:
         self._limit = SilenceLimit(spec.heartbeat_timeout_s)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
+        self._ending_cause = "lease"  # why the lease ends early
         self._errors: dict[tuple[int, str], set[str]] = {}
         self._interruption: Interruption | None = None
         self._join_at: float | None = None
@@ -477,8 +478,6 @@ class Control:
         self._mode = Mode.ENDING
         self._ending_cause = cause
         self._do(act.EndLease(self._lease.generation, tuple(sorted(self._waiting))))
-
-    _ending_cause = "lease"
 
     def _close_lease(self, now: float) -> None:
         assert not self._waiting
