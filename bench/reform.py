@@ -61,6 +61,9 @@ class Injector:
             self._tell(what)
             node.kill()
             self._cluster.nodes.remove(node)
+            # A node that starts takes both cores for a second; the one that replaces a dead node has its own.
+            self._await(lambda s: s["world_size"] == WORKERS - 1)
+            time.sleep(1.0)
             self._cluster.add_node()
             self._tell("node added")
         elif what == "drain":
@@ -171,6 +174,7 @@ def report(injections: list[Injection], events: list[Event]) -> None:
     rows.append(["node added", "until its worker contributes", *_figures(added)])
     for cause in ("join", "drain"):
         rows.append([cause, "others' stall beyond a normal step", *_figures(list(_stalls(cause, events)))])
+    rows.append(["nothing", "beyond a normal step", *_figures(list(_ordinary_lateness(events)))])
     print("\n".join(common.table(["what", "seconds", "n", "p50", "p95", "longest"], rows)))
     print("\nWhere the time goes after a worker's SIGKILL, medians in seconds from the kill:")
     for kind in (EventKind.MEMBER_LOST, EventKind.LEASE_GRANTED, EventKind.REFORMED):
@@ -194,14 +198,34 @@ def _until_reformed(injection: Injection, events: list[Event], world_size: int |
 
 def _stalls(cause: str, events: list[Event]) -> Iterator[float]:
     """The gap between two leases, and what the first step after it took longer than usual at that world size."""
-    steps = {event.step: event for event in events if event.kind is EventKind.STEP_COMMITTED}
-    usual: dict[int, list[float]] = {}
-    for event in steps.values():
-        usual.setdefault(event.fields["world_size"], []).append(event.fields["step_s"])
+    steps = {event.step: event.fields for event in events if event.kind is EventKind.STEP_COMMITTED}
+    usual = _usual(events)
+    for event in _reformed(cause, events):
+        if event.step in steps:
+            first = steps[event.step]
+            yield event.fields["lost_s"] + max(0.0, first["step_s"] - usual[first["world_size"]])
+
+
+def _ordinary_lateness(events: list[Event]) -> Iterator[float]:
+    """What steps that follow no interruption take longer than usual: the spread that is in every other figure too."""
+    first = {event.step for event in events if event.kind is EventKind.REFORMED}
+    usual = _usual(events)
     for event in events:
-        if event.kind is EventKind.REFORMED and event.fields["cause"] == cause and event.step in steps:
-            first = steps[event.step].fields
-            yield event.fields["lost_s"] + max(0.0, first["step_s"] - statistics.median(usual[first["world_size"]]))
+        if event.kind is EventKind.STEP_COMMITTED and event.step not in first:
+            yield max(0.0, event.fields["step_s"] - usual[event.fields["world_size"]])
+
+
+def _reformed(cause: str, events: list[Event]) -> Iterator[Event]:
+    return (event for event in events if event.kind is EventKind.REFORMED and event.fields["cause"] == cause)
+
+
+def _usual(events: list[Event]) -> dict[int, float]:
+    """The median step by world size, in seconds."""
+    step_s: dict[int, list[float]] = {}
+    for event in events:
+        if event.kind is EventKind.STEP_COMMITTED:
+            step_s.setdefault(event.fields["world_size"], []).append(event.fields["step_s"])
+    return {world_size: statistics.median(seconds) for world_size, seconds in step_s.items()}
 
 
 def _figures(seconds: list[float]) -> list[str]:

@@ -90,6 +90,7 @@ def main() -> None:
     commands = {
         "torchrun DDP, 2 processes": [*torchrun, *rival],
         "elastic, exact, 2 members": [*members, "--reduction", "exact"],
+        "elastic, exact, 2 members, gloo": [*members, "--reduction", "exact", "--collectives", "gloo"],
         "elastic, fast, 2 members": [*members, "--reduction", "fast"],
         "plain loop, 1 process": [*python, *rival],
         "elastic, exact, 1 member": [*members, "--reduction", "exact", "--world-size", "1"],

@@ -225,7 +225,8 @@ class WorkersConfig(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute. auto: cuda when num_gpus is above 0, else cpu."""
     collectives: Literal["auto", "gloo", "nccl"] = "auto"
-    """What adds up gradients. auto: nccl when every worker has a GPU of its own, else gloo. The sums are the same."""
+    """What adds up gradients. auto: nccl when every worker has a GPU of its own; on CPUs shared memory while all workers are
+    on one machine; else gloo. Exact sums are the same."""
 
 
 class CheckpointConfig(Part):
@@ -369,10 +370,10 @@ class RunConfig(Part):
         return "cuda" if self.workers.num_gpus else "cpu"
 
     @property
-    def collectives(self) -> Literal["gloo", "nccl"]:
-        if self.workers.collectives != "auto":
+    def collectives(self) -> Literal["auto", "gloo", "nccl"]:
+        if self.workers.collectives != "auto" or self.device == "cpu":
             return self.workers.collectives
-        return "nccl" if self.device == "cuda" and self.workers.num_gpus >= 1 else "gloo"
+        return "nccl" if self.workers.num_gpus >= 1 else "gloo"
 
     @property
     def schedule_steps(self) -> int:

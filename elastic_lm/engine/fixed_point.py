@@ -53,7 +53,7 @@ def fold(total: Tensor, values: Tensor, unit: Unit, *, first: bool) -> int | Ten
 
     Both are flat, contiguous and of one size. Returns: how many elements were refused.
     """
-    if kernel.available(total):
+    if kernel.available(total.device):
         return kernel.fold(total, values, unit.scale, unit.bound, first)
     return fold_with_torch(total, values, unit, first=first)
 
@@ -75,7 +75,7 @@ def fold_with_torch(total: Tensor, values: Tensor, unit: Unit, *, first: bool) -
 def to_float(total: Tensor, unit: Unit, divisor: int, out: Tensor) -> Tensor:
     """out[i] (fp32) = total[i] / (units · divisor), through fp64."""
     scale = 1.0 / (unit.scale * divisor)
-    if kernel.available(total):
+    if kernel.available(total.device):
         kernel.to_float(total, scale, out)
         return out
     block = BLOCK if total.device.type == "cpu" else total.numel()

@@ -14,13 +14,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elastic_lm.engine import nccl
+from elastic_lm.engine import nccl, shared
+from elastic_lm.engine.operations import GroupBroken, Operation, first_line
+from elastic_lm.engine.process_group import Gloo
 from elastic_lm.engine.spec import Collectives
 from elastic_lm.protocol import Generation, Rendezvous
 
@@ -31,17 +33,12 @@ STORE_TIMEOUT_S = 15.0
 # little waits for one that does much, or that shares its machine with others.
 OPERATION_TIMEOUT_S = 1800.0
 BURIAL_POLL_S = 0.05
-NUM_DEVICES = 2  # buckets go alternately through two connections: a quarter faster than through one
 POLL_MIN_S, POLL_MAX_S = 20e-6, 1e-3
 RESOLVER = "timeout:1 attempts:2"  # two lookups of 1 s in place of two of 5 s
 
 
 class Cancelled(Exception):
     """The coordinator fenced this generation."""
-
-
-class GroupBroken(Exception):
-    """A peer is gone, or the group could not be formed."""
 
 
 class RendezvousStore:
@@ -60,98 +57,65 @@ class RendezvousStore:
         self._store = None
 
 
-class Pending:
-    """A collective under way, and the tensor it reads or writes."""
+class Sums(Protocol):
+    """What adds up over the members."""
 
-    def __init__(self, work: Any, tensor: Tensor) -> None:
-        self._work, self._tensor = work, tensor
+    def zeros(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
-    def done(self) -> bool:
-        """Raises: GroupBroken when the operation failed."""
-        if not self._work.is_completed():
-            return False
-        try:
-            self._work.wait()  # completed: does not block, raises what went wrong
-        except RuntimeError as error:
-            raise GroupBroken(_first_line(error)) from error
-        return True
+    def all_reduce(self, tensor: Tensor) -> Operation: ...
+
+    def abort(self) -> None: ...
 
 
-class Transfer:
-    """Point-to-point messages under way on a thread of their own: gloo's send and receive complete only inside `wait()`."""
+class Messages(Protocol):
+    """What carries tensors from one member to others, through the host's memory."""
 
-    def __init__(self, run: Callable[[], None], name: str) -> None:
-        self._run_messages = run
-        self._outcome: list[BaseException | None] = []
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+    def send(
+        self, tensors: list[Tensor], ranks: tuple[int, ...], before_each: Callable[[int], None]
+    ) -> Sequence[Operation]: ...
 
-    def _run(self) -> None:
-        try:
-            self._run_messages()
-        except BaseException as error:  # noqa: BLE001 - raised by `done` in the thread that waits
-            self._outcome.append(error)
-        else:
-            self._outcome.append(None)
+    def receive(self, like: Tensor, rank: int, number: int) -> tuple[Operation, Tensor]: ...
 
-    def done(self) -> bool:
-        """Raises: GroupBroken when a message failed."""
-        if not self._outcome:
-            return False
-        if self._outcome[0] is not None:
-            raise self._outcome[0]
-        return True
-
-
-Operation = Pending | Transfer
+    def abort(self) -> None: ...
 
 
 class Group:
-    """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried.
+    """A formed group of `world_size` members. Tensors must stay untouched until their operation is done or buried."""
 
-    `messages` carries states between two members (gloo, over the host), `sums` adds up (gloo or NCCL).
-    """
-
-    def __init__(self, messages: Any, sums: Any, rank: int, world_size: int) -> None:
+    def __init__(self, messages: Messages, sums: Sums, rank: int, world_size: int) -> None:
         self._messages, self._sums = messages, sums
         self.rank, self.world_size = rank, world_size
         self._pending: list[Operation] = []
 
-    def all_reduce(self, tensor: Tensor) -> Pending:
-        """Sum over the members, in place."""
-        options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
-        try:
-            pending = Pending(self._sums.allreduce([tensor], options), tensor)
-        except RuntimeError as error:
-            raise GroupBroken(_first_line(error)) from error
-        self._pending.append(pending)
-        return pending
+    def zeros(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A flat tensor that can be added up. Every member must ask for the same ones, in one order."""
+        return self._sums.zeros(size, dtype, device)
+
+    def all_reduce(self, tensor: Tensor) -> Operation:
+        """Sum over the members, in place. `tensor`: a contiguous piece of what `zeros` returned.    Raises: GroupBroken."""
+        operation = self._sums.all_reduce(tensor)
+        self._pending.append(operation)
+        return operation
 
     def send(
-        self, tensors: list[Tensor], rank: int, before_each: Callable[[int], None] = lambda number: None
-    ) -> Transfer:
-        """Send `tensors` one after the other, over the host: gloo sends nothing else. They must not change until done."""
-        messages = self._messages
+        self, tensors: list[Tensor], ranks: tuple[int, ...], before_each: Callable[[int], None] = lambda number: None
+    ) -> Sequence[Operation]:
+        """Send `tensors` one after the other to each of `ranks`. Once in a generation, by one member.
 
-        def run() -> None:
-            for number, tensor in enumerate(tensors):
-                before_each(number)
-                _deliver(messages.send, tensor.cpu(), rank, number)
-
-        return self._begin(Transfer(run, f"send-to-{rank}"))
-
-    def receive(self, like: Tensor, rank: int, number: int) -> tuple[Transfer, Tensor]:
-        """Receive the message `number` from `rank` into a new tensor on the host, complete when the transfer is done.
-
-        A new tensor, because a receive that was given up may still be written when its sender thaws.
+        They must not change until all operations are done. `before_each` gets the message's number, on another thread.
         """
-        messages, tensor = self._messages, torch.empty_like(like, device="cpu")
-        transfer = Transfer(lambda: _deliver(messages.recv, tensor, rank, number), f"receive-from-{rank}")
-        return self._begin(transfer), tensor
+        operations = self._messages.send(tensors, ranks, before_each)
+        self._pending += operations
+        return operations
 
-    def _begin(self, transfer: Transfer) -> Transfer:
-        self._pending.append(transfer)
-        return transfer
+    def receive(self, like: Tensor, rank: int, number: int) -> tuple[Operation, Tensor]:
+        """Receive the message `number`, counted from 0, and the tensor that holds it when the operation is done.
+
+        It is on the host, has the shape and type of `like`, and is valid until the next message is asked for.
+        """
+        operation, tensor = self._messages.receive(like, rank, number)
+        self._pending.append(operation)
+        return operation, tensor
 
     def wait(self, pending: Sequence[Operation], cancelled: IsCancelled) -> None:
         """Until all are done.    Raises: Cancelled, GroupBroken."""
@@ -168,7 +132,8 @@ class Group:
     def drop(self) -> None:
         """Give the group up without waiting. What it may still write to lives until gloo has let go of it."""
         grave: list[Any] = [self._sums, self._messages, self._pending]
-        self._sums, self._messages, self._pending = None, None, []
+        del self._sums, self._messages
+        self._pending = []
         threading.Thread(target=_bury, args=(grave,), name="group-burial", daemon=True).start()
 
 
@@ -182,14 +147,6 @@ def _bury(grave: list[Any]) -> None:
     while (pending := [p for p in pending if not _over(p)]) and time.monotonic() < deadline:
         time.sleep(BURIAL_POLL_S)
     del sums, messages  # a destructor may block; it holds no interpreter lock
-
-
-def _deliver(send_or_receive: Callable[..., Any], tensor: Tensor, rank: int, number: int) -> None:
-    """Carry one message.    Raises: GroupBroken."""
-    try:
-        send_or_receive([tensor], rank, number).wait()
-    except RuntimeError as error:
-        raise GroupBroken(_first_line(error)) from error
 
 
 def _over(pending: Operation) -> bool:
@@ -218,21 +175,25 @@ def form_group(
     timeout_s: float,
     cancelled: IsCancelled,
     collectives: Collectives = "gloo",
+    sum_bytes: int = 0,
 ) -> Group:
-    """Meet the other members.    Raises: Cancelled; GroupBroken when a peer is missing or the store is closed."""
+    """Meet the other members. `sum_bytes`: of all that is going to be added up, for `collectives="auto"`.
+
+    Raises: Cancelled; GroupBroken when a peer is missing or the store is closed.
+    """
     _limit_name_lookups()
     formed: list[Any] = []
 
     def form() -> None:
         try:
-            formed.append(_connect(rendezvous, generation, rank, world_size, timeout_s, collectives))
+            formed.append(_connect(rendezvous, generation, rank, world_size, timeout_s, collectives, sum_bytes))
         except BaseException as error:  # noqa: BLE001 - carried to the waiting thread below
             formed.append(error)
 
     threading.Thread(target=form, name=f"form-{generation}", daemon=True).start()
     wait_until(lambda: bool(formed), cancelled)
     if isinstance(formed[0], RuntimeError):
-        raise GroupBroken(f"forming generation {generation}: {_first_line(formed[0])}") from formed[0]
+        raise GroupBroken(f"forming generation {generation}: {first_line(formed[0])}") from formed[0]
     if isinstance(formed[0], BaseException):
         raise formed[0]
     messages, sums = formed[0]
@@ -246,22 +207,24 @@ def _connect(
     world_size: int,
     timeout_s: float,
     collectives: Collectives,
-) -> tuple[Any, Any]:
+    sum_bytes: int,
+) -> tuple[Messages, Sums]:
     """(messages, sums). The time-out is that of forming; operations have their own."""
     timeout, last_resort = datetime.timedelta(seconds=timeout_s), datetime.timedelta(seconds=OPERATION_TIMEOUT_S)
     store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=timeout, wait_for_workers=False)
-    messages = _gloo(dist.PrefixStore(f"{generation}/gloo", store), rank, world_size, timeout, _own_address(rendezvous))
-    messages._set_default_timeout(last_resort)
-    if collectives == "gloo":
-        return messages, messages
-    return messages, nccl.form(dist.PrefixStore(f"{generation}/nccl", store), rank, world_size, last_resort)
 
+    def part(name: str) -> dist.Store:
+        return dist.PrefixStore(f"{generation}/{name}", store)
 
-def _gloo(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta, address: str) -> Any:
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timeout
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address) for _ in range(NUM_DEVICES)]
-    return dist.ProcessGroupGloo(store, rank, world_size, options)
+    if collectives == "auto":
+        memory = shared.meet(part("shared"), rank, world_size, sum_bytes)
+        if memory is not None:
+            return memory, memory
+    address = _own_address(rendezvous)
+    gloo = Gloo.form(part("gloo"), rank, world_size, address, timeout=timeout, operation_timeout=last_resort)
+    if collectives == "nccl":
+        return gloo, nccl.form(part("nccl"), rank, world_size, last_resort)
+    return gloo, gloo
 
 
 def _limit_name_lookups() -> None:
@@ -278,10 +241,6 @@ def _own_address(rendezvous: Rendezvous) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((rendezvous.host, rendezvous.port))
         return str(probe.getsockname()[0])
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""The C kernel of fixed point: compiled once per machine, loaded in a millisecond.
+"""The C kernel: passes over gradients and the cells of shared memory. Compiled once per machine, loaded in a millisecond.
 
-`torch.compile` reaches the same speed for this pass, but a process that uses it pays seconds of import and compilation
-before its first micro-batch, and a joiner has six seconds in all. Without a compiler the torch operations in
-`fixed_point` give the same bits.
+`torch.compile` reaches the same speed for the passes of fixed point, but a process that uses it pays seconds of import and
+compilation before its first micro-batch, and a joiner has six seconds in all. Without a compiler the torch operations in
+`fixed_point` give the same bits, and members add up over sockets.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -81,15 +83,37 @@ void elastic_to_float(const int64_t *restrict total, int64_t size, double scale,
     for (int64_t i = 0; i < size; i++)
         out[i] = (float)((double)total[i] * scale);
 }
+
+/* What is written before a cell is stored is seen by whoever has loaded that value from it. */
+int64_t elastic_load(const int64_t *cell) { return __atomic_load_n(cell, __ATOMIC_ACQUIRE); }
+void elastic_store(int64_t *cell, int64_t value) { __atomic_store_n(cell, value, __ATOMIC_RELEASE); }
+
+/* Replace elements [start, stop) of every part by their sum, added in the order of the parts. */
+#define ADD_UP(NAME, TYPE)                                                                              \
+    void NAME(TYPE *const *parts, int64_t num_parts, int64_t start, int64_t stop)                       \
+    {                                                                                                   \
+        TYPE sum[BLOCK / 2];                                                                            \
+        for (int64_t at = start; at < stop; at += BLOCK / 2) {                                          \
+            int64_t length = stop - at < BLOCK / 2 ? stop - at : BLOCK / 2;                             \
+            memcpy(sum, parts[0] + at, length * sizeof(TYPE));                                          \
+            for (int64_t part = 1; part < num_parts; part++)                                            \
+                for (int64_t i = 0; i < length; i++)                                                    \
+                    sum[i] += parts[part][at + i];                                                      \
+            for (int64_t part = 0; part < num_parts; part++)                                            \
+                memcpy(parts[part] + at, sum, length * sizeof(TYPE));                                   \
+        }                                                                                               \
+    }
+ADD_UP(elastic_add_up_int64, uint64_t) /* unsigned: wraps, as every other way of adding int64 does */
+ADD_UP(elastic_add_up_float32, float)
 """
 # No -ffast-math: NaN must compare as NaN. Neither errno nor traps are looked at, which lets the loops become vectors.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
 COMPILE_TIMEOUT_S = 60
 
 
-def available(tensor: Tensor) -> bool:
-    """Whether the kernel can work on this tensor."""
-    return tensor.device.type == "cpu" and _library() is not None
+def available(device: torch.device) -> bool:
+    """Whether the kernel can work on tensors of this device."""
+    return device.type == "cpu" and _library() is not None
 
 
 def fold(total: Tensor, values: Tensor, scale: float, bound: float, first: bool) -> int:
@@ -106,6 +130,27 @@ def to_float(total: Tensor, scale: float, out: Tensor) -> None:
     library.elastic_to_float(total.data_ptr(), total.numel(), scale, out.data_ptr())
 
 
+def load(cell: int) -> int:
+    """The int64 at this address, in shared memory."""
+    library = _library()
+    assert library is not None
+    return library.elastic_load(cell)
+
+
+def store(cell: int, value: int) -> None:
+    library = _library()
+    assert library is not None
+    library.elastic_store(cell, value)
+
+
+def add_up(parts: Sequence[int], dtype: torch.dtype, start: int, stop: int) -> None:
+    """Replace elements [start, stop) of the arrays at these addresses by their sum."""
+    library = _library()
+    assert library is not None
+    add = {torch.int64: library.elastic_add_up_int64, torch.float32: library.elastic_add_up_float32}[dtype]
+    add((ctypes.c_void_p * len(parts))(*parts), len(parts), start, stop)
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     if os.environ.get("ELASTIC_LM_KERNEL") == "torch":  # same bits, slower: for comparing the two
@@ -120,6 +165,13 @@ def _library() -> ctypes.CDLL | None:
     library.elastic_fold.restype = ctypes.c_int64
     library.elastic_to_float.argtypes = [pointer, size, real, pointer]
     library.elastic_to_float.restype = None
+    library.elastic_load.argtypes = [pointer]
+    library.elastic_load.restype = size
+    library.elastic_store.argtypes = [pointer, size]
+    library.elastic_store.restype = None
+    for add in (library.elastic_add_up_int64, library.elastic_add_up_float32):
+        add.argtypes = [pointer, size, size, size]
+        add.restype = None
     return library
 
 
@@ -129,14 +181,14 @@ def _compiled() -> Path:
     Raises: OSError or SubprocessError when there is no compiler or it fails.
     """
     folder = _cache_folder()
-    target = folder / f"fixed_point-{_key()}.so"
+    target = folder / f"kernel-{_key()}.so"
     if target.exists():
         return target
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("neither cc, gcc nor clang is installed")
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        source, built = Path(work, "fixed_point.c"), Path(work, "fixed_point.so")
+        source, built = Path(work, "kernel.c"), Path(work, "kernel.so")
         source.write_text(SOURCE)
         command = [compiler, *FLAGS, str(source), "-o", str(built), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.engine.group import Cancelled, Group, GroupBroken, Transfer, form_group
+from elastic_lm.engine.group import Cancelled, Group, form_group
+from elastic_lm.engine.operations import GroupBroken, Operation
 from elastic_lm.engine.reduce import Reduction
+from elastic_lm.engine.shared import SLOT_BYTES
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
 from elastic_lm.errors import DataError
@@ -26,7 +28,7 @@ from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, StepRecord
 
 logger = logging.getLogger(__name__)
 
-CHUNK_ELEMENTS = 1 << 22  # 16 MiB of fp32 per message of a state's copy
+CHUNK_ELEMENTS = SLOT_BYTES // 4  # of fp32, per message of a state's copy
 RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these: rank 0 may die before it tells its last steps
 HELD_RECORDS = 1 << 16
 
@@ -86,7 +88,7 @@ class _Session:
         self._rank = lease.rank_of(member.member_id)
         self._micro_batches = lease.assignments[self._rank]
         self._group: Group | None = None
-        self._sends: list[Transfer] = []
+        self._sends: Sequence[Operation] = ()
         self._micro_batch_s: list[float] = []
         while member.records and member.records[0].step < lease.logged_step:
             member.records.popleft()
@@ -103,7 +105,7 @@ class _Session:
             self._begin_sends()
         if state.next_step != lease.start_step:
             raise RuntimeError(f"told to train from step {lease.start_step}, but this state is at {state.next_step}")
-        return self._train(self._member.runner.replica.new_reduction())
+        return self._train(self._member.runner.replica.new_reduction(self._group))
 
     def _restore(self) -> None:
         """From the checkpoint that the lease names, or from the seed."""
@@ -129,6 +131,7 @@ class _Session:
             timeout_s=self._member.form_timeout_s,
             cancelled=self._control.cancelled,
             collectives=self._member.runner.replica.spec.collectives,
+            sum_bytes=self._member.runner.replica.sum_bytes,
         )
         failpoints.hit("form.end", lease.start_step)
 
@@ -143,13 +146,13 @@ class _Session:
             if number == len(chunks) // 2:
                 failpoints.hit("copy.send", self._lease.start_step)
 
-        self._sends = [self._group.send(chunks, receiver, before_each) for receiver in self._lease.receivers]
+        self._sends = self._group.send(chunks, self._lease.receivers, before_each)
 
     def _finish_sends(self) -> None:
         if self._sends:
             assert self._group is not None
             self._group.wait(self._sends, self._control.cancelled)
-            self._sends = []
+            self._sends = ()
 
     def _receive(self) -> None:
         assert self._group is not None and self._lease.source is not None

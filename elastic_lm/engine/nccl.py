@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from elastic_lm.engine.process_group import ProcessGroup
 from elastic_lm.errors import ConfigError
 
 # Must be in the environment before the first communicator. What the user has set stays.
@@ -41,10 +41,10 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
-def form(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta) -> Any:
+def form(store: dist.Store, rank: int, world_size: int, timeout: datetime.timedelta) -> ProcessGroup:
     """A backend with a communicator of these members. Blocks until all have come: call it on a thread."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout
     backend = dist.ProcessGroupNCCL(store, rank, world_size, options)
     backend.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
-    return backend
+    return ProcessGroup(backend)

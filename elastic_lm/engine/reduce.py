@@ -20,7 +20,8 @@ from torch import Tensor
 
 from elastic_lm.engine import fixed_point
 from elastic_lm.engine.fixed_point import Unit
-from elastic_lm.engine.group import Group, IsCancelled, Pending
+from elastic_lm.engine.group import Group, IsCancelled
+from elastic_lm.engine.operations import Operation
 from elastic_lm.engine.state import Slot
 
 HEADER = 16  # integers before the gradients: two cache lines
@@ -62,6 +63,15 @@ class _Bucket:
     earliest: int
 
 
+def size_bytes(size: int, *, exact: bool) -> int:
+    """Memory of a reduction of `size` gradients, the commit vector included."""
+    return HEADER * 8 + size * (8 if exact else 4)
+
+
+def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
 class InconsistentSum(RuntimeError):
     """A completed sum that breaks a rule that only our own bug can break."""
 
@@ -70,17 +80,26 @@ class Reduction:
     """One generation's buffer."""
 
     def __init__(
-        self, slots: list[Slot], size: int, *, exact: bool, gradient_unit: Unit, loss_unit: Unit, device: torch.device
+        self,
+        slots: list[Slot],
+        size: int,
+        *,
+        exact: bool,
+        gradient_unit: Unit,
+        loss_unit: Unit,
+        device: torch.device,
+        group: Group | None = None,
     ) -> None:
+        zeros = _zeros if group is None else group.zeros
         self.exact = exact
         self._slots = slots
         self._gradient_unit, self._loss_unit = gradient_unit, loss_unit
         if exact:
-            self._buffer = torch.zeros(HEADER + size, dtype=torch.int64, device=device)
+            self._buffer = zeros(HEADER + size, torch.int64, device)
             self._header, self._total = self._buffer[:HEADER], self._buffer[HEADER:]
         else:
-            self._header = torch.zeros(HEADER, dtype=torch.int64, device=device)
-            self._total = torch.zeros(size, dtype=torch.float32, device=device)
+            self._header = zeros(HEADER, torch.int64, device)
+            self._total = zeros(size, torch.float32, device)
             self._buffer = self._total
         self._mine = [0] * HEADER
         self._refused: int | Tensor = 0
@@ -88,7 +107,7 @@ class Reduction:
         self._buckets = self._cut()
         self._early: Group | None = None  # the group, in the last micro-batch
         self._over: set[int] = set()  # slots that have had their last gradient of the step
-        self._pending: list[Pending] = []  # of the first buckets
+        self._pending: list[Operation] = []  # of the first buckets
 
     def _cut(self) -> list[_Bucket]:
         """The buckets in the order of sending: about the order in which backward is done with them."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from elastic_lm.model.spec import ModelSpec
 
-Collectives = Literal["gloo", "nccl"]
+Collectives = Literal["auto", "gloo", "nccl"]  # auto: shared memory where all members are on one machine, else gloo
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class EngineSpec:
     on_nonfinite: Literal["stop"] = "stop"
     device: str = "cpu"
     threads: int = 1
-    collectives: Collectives = "gloo"
+    collectives: Collectives = "auto"
 
     @property
     def targets_per_batch(self) -> int:

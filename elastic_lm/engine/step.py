@@ -23,7 +23,7 @@ from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
 from elastic_lm.engine.objectives import find_objective, load_function
 from elastic_lm.engine.optimizer import AdamW
-from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction
+from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_bytes
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import ConfigError
@@ -88,7 +88,13 @@ class Replica:
             raise ConfigError("model.factory returned the same module twice; it must build a new one at each call")
         self.state.begin(module)
 
-    def new_reduction(self) -> Reduction:
+    @property
+    def sum_bytes(self) -> int:
+        """What `new_reduction` takes."""
+        return size_bytes(self.state.size, exact=self.spec.reduction == "exact")
+
+    def new_reduction(self, group: Group | None = None) -> Reduction:
+        """The buffer of one generation, out of the group's memory."""
         spec = self.spec
         return Reduction(
             self.state.slots,
@@ -97,6 +103,7 @@ class Replica:
             gradient_unit=fixed_point.gradient_unit(spec.targets_per_batch, spec.micro_batches),
             loss_unit=fixed_point.loss_unit(spec.micro_batches),
             device=self.device,
+            group=group,
         )
 
     def add_micro_batch(

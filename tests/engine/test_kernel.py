@@ -37,7 +37,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def is_available() -> bool:
     kernel._library.cache_clear()
-    return kernel.available(torch.zeros(1))
+    return kernel.available(torch.device("cpu"))
 
 
 def fails(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def test_an_environment_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch
 
 def test_a_damaged_library_in_the_cache_is_not_used(cache: Path) -> None:
     cache.mkdir()
-    (cache / f"fixed_point-{kernel._key()}.so").write_bytes(b"not a library")
+    (cache / f"kernel-{kernel._key()}.so").write_bytes(b"not a library")
     assert not is_available()
 
 

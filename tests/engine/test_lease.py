@@ -10,9 +10,10 @@ from tests.engine.members import Cluster, tiny_spec
 STEPS = 8
 
 
-@pytest.fixture
-def cluster():
-    cluster = Cluster(tiny_spec())
+@pytest.fixture(params=["auto", "gloo"])
+def cluster(request):
+    """Members that share memory, as they are all on this machine, and members that talk over sockets."""
+    cluster = Cluster(tiny_spec(collectives=request.param))
     yield cluster
     cluster.close()
 
