@@ -28,7 +28,7 @@ from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
 
-SCAN_S = 0.05  # between two looks at everybody's deadlines: bounds the cost with a thousand members
+SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
 FINAL_SAVE_TRIES = 3

@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -72,8 +73,8 @@ class SharedMemory:
         self._rank, self._segments = rank, segments
         self._mine = segments[rank]
         self._used = SUMS_BEGIN
-        self._sums: list[tuple[int, Tensor]] = []  # (offset in the segment, tensor) of every sum that was begun
-        self._num_added = 0
+        self._to_add: deque[tuple[int, Tensor]] = deque()  # (offset in the segment, tensor) of sums that are begun
+        self._num_brought = self._num_added = 0
         self._aborted = False
 
     # -- sums --------------------------------------------------------------------------------------------------------
@@ -93,16 +94,17 @@ class SharedMemory:
         offset = tensor.data_ptr() - self._mine.address
         if not (SUMS_BEGIN <= offset < self._used and tensor.is_contiguous()):
             raise ValueError("only contiguous pieces of what `zeros` returned can be added up")
-        self._sums.append((offset, tensor))
-        self._mine.store(_Cell.BROUGHT, len(self._sums))
+        self._to_add.append((offset, tensor))
+        self._num_brought += 1
+        self._mine.store(_Cell.BROUGHT, self._num_brought)
         self._add_up()
-        return _Counted(self, _Cell.ADDED, range(len(self._segments)), len(self._sums))
+        return _Counted(self, _Cell.ADDED, range(len(self._segments)), self._num_brought)
 
     def _add_up(self) -> None:
         """Add up this member's slice of every sum for which all parts are there."""
         ready = min(segment.load(_Cell.BROUGHT) for segment in self._segments)
         while self._num_added < ready:
-            offset, tensor = self._sums[self._num_added]
+            offset, tensor = self._to_add.popleft()
             start, stop = (tensor.numel() * rank // len(self._segments) for rank in (self._rank, self._rank + 1))
             kernel.add_up([segment.address + offset for segment in self._segments], tensor.dtype, start, stop)
             self._num_added += 1

@@ -76,7 +76,7 @@ class Coordinator:
             while self._verdict is None:
                 self._turn()
             result = self._result(self._verdict)
-            self._recorder.publish({**self._control.status(), "verdict": result.verdict}, at_once=True)
+            self._recorder.publish(lambda: {**self._control.status(), "verdict": result.verdict}, at_once=True)
         return result
 
     # -- services ----------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Coordinator:
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
         self._tell(ev.Tick())
         self._members.reap()
-        self._recorder.publish(self._control.status())
+        self._recorder.publish(self._control.status)
 
     def _tell(self, event: ev.Input) -> None:
         if isinstance(event, ev.Beat):

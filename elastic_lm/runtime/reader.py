@@ -66,8 +66,10 @@ class Reader:
 
     @ray.method(concurrency_group="control")
     def stats(self) -> dict[str, int]:
-        """Windows read from storage since the start, and those held now."""
-        return {"windows_read": self._num_read, "windows_held": len(self._windows)}
+        """Windows read from storage since the start, those held now, and those of them that are still being read."""
+        with self._lock:
+            under_way = sum(not future.done() for future in self._windows.values())
+            return {"windows_read": self._num_read, "windows_held": len(self._windows), "windows_under_way": under_way}
 
     def _begin(self, window: Window) -> Future[Any]:
         """The window, being read if it is not there."""

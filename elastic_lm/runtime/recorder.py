@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -37,7 +38,7 @@ class Recorder:
         self._ledger = Ledger()
         self._lines: list[str] = []
         self._last_status: dict[str, Any] = {}
-        self._last_publication = 0.0
+        self._next_publication = 0.0
         self.logged_step = 0
         self._goodput = Goodput(config.batch.micro_batches)
         self._progress = Progress(config.training.steps, config.metrics.interval_s, self._goodput)
@@ -93,15 +94,20 @@ class Recorder:
     def next_step(self) -> int:
         return self._ledger.next_step
 
-    def publish(self, status: dict[str, Any], *, at_once: bool = False) -> None:
+    def publish(self, status_of_control: Callable[[], dict[str, Any]], *, at_once: bool = False) -> None:
         """Tell the mailbox what is new, a few times a second at most."""
-        status = {**status, "step": self._ledger.next_step, "metrics_address": self._exporter.address}
         now = time.monotonic()
-        due = now - self._last_publication >= PUBLISH_S
-        if not at_once and (not due or (status == self._last_status and not self._lines)):
+        if now < self._next_publication and not at_once:
             return
-        self._mailbox.publish.remote(self._lines, status)
-        self._lines, self._last_status, self._last_publication = [], status, now
+        self._next_publication = now + PUBLISH_S
+        status = {
+            **status_of_control(),
+            "step": self._ledger.next_step,
+            "metrics_address": self._exporter.address,
+        }
+        if at_once or status != self._last_status or self._lines:
+            self._mailbox.publish.remote(self._lines, status)
+            self._lines, self._last_status = [], status
 
     def figures(self) -> dict[str, Any]:
         """The run so far, in numbers."""

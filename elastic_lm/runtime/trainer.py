@@ -28,7 +28,7 @@ from elastic_lm.runtime.mailbox import Command, create_mailbox
 
 logger = logging.getLogger(__name__)
 
-FOLLOW_S = 1.0
+FOLLOW_S = 3.0  # without news; the longest that the end of a coordinator that crashed goes unseen
 MAX_ATTEMPTS = 5  # coordinators per fit: a bug that kills each of them must end, not loop
 
 # Ray Train's own defaults leave a frozen coordinator alone for 600 s and look after it every 2 s.
@@ -43,7 +43,7 @@ RAY_TRAIN_SETTINGS = {
 def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResult:
     """Train until done, stopped or beyond help. Blocks; `on_line` gets one line of progress or news at a time.
 
-    In the main thread, the first SIGINT or SIGTERM stops the run with a checkpoint, the second ends it at once.
+    In the main thread, the first SIGINT, SIGTERM or SIGHUP stops the run with a checkpoint, the second ends it at once.
     Returns: the verdict with its figures; an interrupted or failed run has a verdict too.
     Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
     """

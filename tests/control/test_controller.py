@@ -16,6 +16,11 @@ from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseRep
 A = TypeVar("A")
 
 
+def scans(seconds: float) -> int:
+    """How many times control looks at everybody's deadlines in so long a time."""
+    return round(seconds / SCAN_S)
+
+
 class Run:
     """A `Control` and somebody who talks to it."""
 
@@ -542,7 +547,7 @@ def test_beats_that_come_late_lengthen_the_patience() -> None:
 
 def test_member_that_computes_without_progress_is_given_up() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1")
-    for _ in range(110):
+    for _ in range(scans(5.5)):
         run.beat("w1", Phase.COMPUTE, progress=1)
         run.wait(SCAN_S, beating="w0", phase=Phase.REDUCE)
     assert killed(run) == ["w1"]
@@ -551,7 +556,7 @@ def test_member_that_computes_without_progress_is_given_up() -> None:
 
 def test_member_that_waits_for_others_owes_no_progress() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1")
-    for _ in range(200):
+    for _ in range(scans(10)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w0")
     assert killed(run) == []
@@ -560,7 +565,7 @@ def test_member_that_waits_for_others_owes_no_progress() -> None:
 def test_patience_follows_the_length_of_a_micro_batch() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1")
     run.beat("w1", micro_batch_s=1.0)
-    for _ in range(380):
+    for _ in range(scans(19)):
         run.beat("w1", Phase.COMPUTE, progress=1)
         run.wait(SCAN_S, beating="w0")
     assert killed(run) == []
@@ -570,11 +575,11 @@ def test_member_that_does_not_answer_a_fence_is_given_up() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
     run.dies("w0")
     run.report("w2", 3, LeaseEnd.FENCED)
-    for _ in range(98):
+    for _ in range(scans(4.9)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
     assert killed(run) == ["w0"]
-    for _ in range(4):
+    for _ in range(scans(0.3)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
     assert killed(run) == ["w0", "w1"]
@@ -583,7 +588,7 @@ def test_member_that_does_not_answer_a_fence_is_given_up() -> None:
 
 def test_fence_begins_a_new_patience() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
-    for _ in range(200):
+    for _ in range(scans(10)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w0 w2")
     run.dies("w0")
@@ -766,18 +771,18 @@ def test_sleep_of_the_coordinator_ends_no_connection() -> None:
 
 def test_sleep_of_the_coordinator_is_no_lack_of_progress() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1", "w2")
-    for _ in range(98):
+    for _ in range(scans(4.9)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w0 w2")
     run.dies("w0")
     run.report("w2", 3, LeaseEnd.FENCED)
     run.now += 30.0
     run.tell(ev.CoordinatorSlept(30.0))
-    for _ in range(98):
+    for _ in range(scans(4.9)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
     assert killed(run) == ["w0"]
-    for _ in range(6):
+    for _ in range(scans(0.3)):
         run.beat("w1", Phase.REDUCE, progress=1)
         run.wait(SCAN_S, beating="w2", phase=Phase.WAITING)
     assert killed(run) == ["w0", "w1"]

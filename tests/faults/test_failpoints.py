@@ -5,11 +5,14 @@ The same edges are walked without Ray in tests/engine/test_lease.py; here the wh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.events.types import EventKind
+from elastic_lm.runtime import coordinator
 from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults.harness import Run, assert_same_bits
 
@@ -78,6 +81,27 @@ def test_fault_while_joining_keeps_the_bits(
     run.command("scale", min_workers=1, max_workers=4)
     assert_same_bits(run, run.result(120))
     assert_lost(failpoints, run)
+
+
+@pytest.mark.parametrize("lives_s", [0.0, 0.005])
+def test_store_that_dies_while_members_form_costs_no_member(
+    lives_s: float, start: Callable[..., Run], cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed before they have come, or while they meet: they report it, and form again around another store."""
+    dying: list[RendezvousStore] = []
+
+    class DyingStore(RendezvousStore):
+        def __init__(self, host: str) -> None:
+            super().__init__(host)
+            if len(dying) < 2:
+                dying.append(self)
+                threading.Timer(lives_s, self.close).start()
+
+    monkeypatch.setattr(coordinator, "RendezvousStore", DyingStore)
+    run = start(steps=STEPS, workers={"min": 3, "max": 3})
+    assert_same_bits(run, run.result(120))
+    assert len(dying) == 2
+    assert run.count(EventKind.MEMBER_LOST) == 0
 
 
 def assert_lost(failpoints: list[str], run: Run) -> None:

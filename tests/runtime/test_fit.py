@@ -49,7 +49,7 @@ def events(config: RunConfig) -> list[Event]:
 
 
 def expected_digest(config: RunConfig) -> str:
-    return undisturbed(config.replace("name=oracle").to_yaml())[0]
+    return undisturbed(config)[0]
 
 
 def train_folders(folder: str | Path) -> list[str]:
@@ -247,8 +247,9 @@ def assert_no_actor_left(cluster: LocalCluster) -> None:
     wait_for(gone, timeout_s=WAIT_S, what="every actor of the driver ended")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_terminated_driver_saves_and_leaves_nothing_though_nobody_listens(
-    cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
+    number: signal.Signals, cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
 ) -> None:
     config = endless(corpus, tmp_path, "terminated")
     reading, writing = os.pipe()
@@ -258,11 +259,11 @@ def test_terminated_driver_saves_and_leaves_nothing_though_nobody_listens(
     driver.await_step(30)  # lines that nobody took are behind it
     with pytest.raises(ClusterError, match="run terminated is being trained on this cluster already"):
         fit(config, on_line=print)
-    driver.process.send_signal(signal.SIGTERM)
+    driver.process.send_signal(number)
     assert driver.await_end() == STOPPED
     assert driver.told() == ""
     (finished,) = [event for event in events(config) if event.kind is EventKind.RUN_FINISHED]
-    assert "SIGTERM received" in finished.message
+    assert f"{number.name} received" in finished.message
     assert Storage.open(config.run_url).exists(f"checkpoints/step-{finished.step:08d}/manifest.json")
     driver.assert_nothing_left()
     assert_no_actor_left(cluster)
