@@ -20,7 +20,7 @@ from typing import Any
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.assignment import shares, step_seconds
-from elastic_lm.control.health import SilenceLimit
+from elastic_lm.control.health import Health
 from elastic_lm.control.leases import catch_up_lease, common_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.retries import Retries
@@ -30,7 +30,6 @@ from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase,
 
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
 FINAL_SAVE_TRIES = 3
 START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
@@ -80,7 +79,7 @@ class Control:
         self._catching_up = False  # the lease is only for those behind
         self._fenced_at = 0.0
         self._restorable_at: float | None = None  # when what could be restored was the run's newest state
-        self._limit = SilenceLimit(spec.heartbeat_timeout_s)
+        self._health = Health(spec)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
         self._ending_cause = "lease"  # why the lease ends early
@@ -211,7 +210,8 @@ class Control:
         member.node_id, member.pid, member.last_beat = report.node_id, report.pid, now
         member.enter(MemberState.READY, now)
         self._emit(EventKind.MEMBER_READY, f"{member.member_id} is ready after {report.startup_s:.1f} s.",
-                   member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s)  # fmt: skip
+                   member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s,
+                   environment=report.environment)  # fmt: skip
         if self._lease is None:
             self._decide(now)
         elif self._join_at is None:
@@ -328,8 +328,7 @@ class Control:
         if member is None:
             self._do(act.KillMember(beat.member_id))
             return
-        if member.last_beat is not None and member.has_joined:
-            self._limit.saw_gap(now - member.last_beat, now)
+        self._health.saw_beat(member, now)
         member.last_beat = now
         member.lost_connection_at = None
         if beat.progress != member.progress or beat.phase is not member.phase:
@@ -377,30 +376,13 @@ class Control:
             self._decide(now)
 
     def _ailment(self, member: Member, now: float) -> str | None:
-        """Why this member must be given up, if it must."""
-        spec = self._spec
-        lost_at = member.lost_connection_at
-        if lost_at is not None and now - lost_at >= spec.lost_connection_grace_s:
-            return "process died"  # the kernel closed its connection and nobody opened another
-        if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
-            return f"not ready {spec.start_timeout_s:.0f} s after its process started"
-        if not member.has_joined:
-            return None
-        silence, limit = now - (member.last_beat or now), max(self._limit.seconds(), self._worth_s(member))
-        if silence > limit:
-            return f"silent for {silence:.1f} s, limit {limit:.1f} s"
-        if member.member_id not in self._waiting:
-            return None
-        patience = max(self._patience_s(member), self._worth_s(member))
-        owing = member.phase in OWING_PROGRESS or self._mode is Mode.FENCING
-        since = max(member.progress_at, member.since, self._fenced_at if self._mode is Mode.FENCING else 0.0)
-        if owing and now - since > patience:
-            return f"no progress in {member.phase} for {now - since:.1f} s, limit {patience:.1f} s"
-        return None
-
-    def _patience_s(self, member: Member) -> float:
-        """How long a member may go without progress."""
-        return max(self._spec.progress_timeout_s, 20 * (member.micro_batch_s or 0))
+        return self._health.ailment(
+            member,
+            now,
+            owes_report=member.member_id in self._waiting,
+            fenced_at=self._fenced_at if self._mode is Mode.FENCING else None,
+            worth_s=self._worth_s(member),
+        )
 
     def _worth_s(self, member: Member) -> float:
         """How long a member is waited for on account of what it holds: the last state costs what it took to compute."""
@@ -414,7 +396,7 @@ class Control:
         if self._mode not in (Mode.LEASED, Mode.ENDING) or any(m.phase is Phase.DATA for m in members):
             return
         still_s = now - max(max(m.progress_at, m.since) for m in members)
-        if still_s > max(self._patience_s(m) for m in members):
+        if still_s > max(self._health.patience_s(m) for m in members):
             self._interrupt("hang", f"nobody made progress for {still_s:.0f} s", now)
             self._fence(now)
 

@@ -1,11 +1,17 @@
-"""How long a silence may be. Short on a quiet machine, longer where heartbeats are seen to come late.
+"""Who must be given up. Short limits on a quiet machine, longer ones where heartbeats are seen to come late.
 
 A frozen process must be found within two seconds; a process that waits for an overloaded CPU must not be taken for one.
-The limit therefore follows the longest gap between two beats that any living member has shown lately.
+The limit on silence therefore follows the longest gap between two beats that any living member has shown lately.
 """
 
 from __future__ import annotations
 
+from elastic_lm.control.membership import Member, MemberState
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.protocol import Phase
+
+OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
+MICRO_BATCHES_OF_PATIENCE = 20
 WINDOW_S = 60.0
 USUAL_GAP_S = 0.3  # beats come every 0.2 s
 MARGIN = 3.0
@@ -30,3 +36,47 @@ class SilenceLimit:
     def seconds(self) -> float:
         late = max(0.0, max(self._longest) - USUAL_GAP_S)
         return min(LONGEST_LIMIT_S, self._timeout_s + MARGIN * late)
+
+
+class Health:
+    """Judges members by the signs of life they give."""
+
+    def __init__(self, spec: ControlSpec) -> None:
+        self._spec = spec
+        self._limit = SilenceLimit(spec.heartbeat_timeout_s)
+
+    def saw_beat(self, member: Member, now: float) -> None:
+        """A beat came; the member still holds the time of the one before."""
+        if member.last_beat is not None and member.has_joined:
+            self._limit.saw_gap(now - member.last_beat, now)
+
+    def ailment(
+        self, member: Member, now: float, *, owes_report: bool, fenced_at: float | None, worth_s: float
+    ) -> str | None:
+        """Why this member must be given up, if it must.
+
+        Args: `owes_report`: a lease is out and this member has not reported; `fenced_at`: when it was told to drop it;
+        `worth_s`: the least that it is waited for, on account of what it holds.
+        """
+        spec = self._spec
+        lost_at = member.lost_connection_at
+        if lost_at is not None and now - lost_at >= spec.lost_connection_grace_s:
+            return "process died"  # the kernel closed its connection and nobody opened another
+        if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
+            return f"not ready {spec.start_timeout_s:.0f} s after its process started"
+        if not member.has_joined:
+            return None
+        silence, limit = now - (member.last_beat or now), max(self._limit.seconds(), worth_s)
+        if silence > limit:
+            return f"silent for {silence:.1f} s, limit {limit:.1f} s"
+        if not owes_report or (fenced_at is None and member.phase not in OWING_PROGRESS):
+            return None
+        patience = max(self.patience_s(member), worth_s)
+        still_s = now - max(member.progress_at, member.since, fenced_at or 0.0)
+        if still_s > patience:
+            return f"no progress in {member.phase} for {still_s:.1f} s, limit {patience:.1f} s"
+        return None
+
+    def patience_s(self, member: Member) -> float:
+        """How long a member may go without progress."""
+        return max(self._spec.progress_timeout_s, MICRO_BATCHES_OF_PATIENCE * (member.micro_batch_s or 0))
