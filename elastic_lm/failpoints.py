@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 
@@ -99,7 +100,8 @@ def _fire(entry: _Armed, step: int | None) -> None:
     if entry.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif entry.action == "freeze":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: of a signal to the process another one may take notice, while this one runs on for a moment.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif entry.action == "exit":
         os._exit(1)
     elif entry.action == "raise":

@@ -122,8 +122,14 @@ class Group:
         under_way = list(pending)
 
         def over() -> bool:
-            under_way[:] = [p for p in under_way if not p.done()]  # each is looked at: a broken one ends a hanging one
-            return not under_way
+            left: list[Operation] = []
+            for operation in under_way:  # each is looked at: a broken one ends a hanging one
+                if left and cancelled():
+                    raise Cancelled  # a look may take its time: it is the member's share of a sum
+                if not operation.done():
+                    left.append(operation)
+            under_way[:] = left
+            return not left
 
         wait_until(over, cancelled)
         over_now = set(map(id, pending))
@@ -188,14 +194,14 @@ def form_group(
         try:
             formed.append(_connect(rendezvous, generation, rank, world_size, timeout_s, collectives, sum_bytes))
         except BaseException as error:  # noqa: BLE001 - carried to the waiting thread below
-            formed.append(error)
+            formed.append(error.with_traceback(None))  # the frames hold what was half formed
 
     threading.Thread(target=form, name=f"form-{generation}", daemon=True).start()
     wait_until(lambda: bool(formed), cancelled)
     if isinstance(formed[0], RuntimeError):
-        raise GroupBroken(f"forming generation {generation}: {first_line(formed[0])}") from formed[0]
+        raise GroupBroken(f"forming generation {generation}: {first_line(formed[0])}") from formed.pop()
     if isinstance(formed[0], BaseException):
-        raise formed[0]
+        raise formed.pop()
     messages, sums = formed[0]
     return Group(messages, sums, rank, world_size)
 

@@ -77,7 +77,10 @@ def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseRepor
     finally:
         session.close()
     failpoints.hit("lease.end", member.state.next_step)
-    return session.report(end, error)
+    try:
+        return session.report(end, error)
+    finally:
+        error = None  # its traceback holds this frame, which would keep the generation's memory until a collection
 
 
 class _Session:

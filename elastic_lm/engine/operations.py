@@ -51,16 +51,22 @@ class Transfer:
         try:
             self._run_messages()
         except BaseException as error:  # noqa: BLE001 - raised by `done` in the thread that waits
-            self._outcome.append(error)
+            self._outcome.append(error.with_traceback(None))  # the frames hold this object and a generation's memory
         else:
             self._outcome.append(None)
 
     def done(self) -> bool:
         if not self._outcome:
             return False
-        if self._outcome[0] is not None:
-            raise self._outcome[0]
-        return True
+        error = self._outcome[0]
+        if error is None:
+            return True
+        # What is raised takes frames along, and with them this object: it is raised once and not kept.
+        self._outcome[0] = GroupBroken(first_line(error))
+        try:
+            raise error
+        finally:
+            del error
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elastic_lm.engine import fixed_point
 from elastic_lm.engine.fixed_point import Unit
-from elastic_lm.engine.group import Group, IsCancelled
+from elastic_lm.engine.group import Cancelled, Group, IsCancelled
 from elastic_lm.engine.operations import Operation
 from elastic_lm.engine.state import Slot
 
@@ -186,6 +186,8 @@ class Reduction:
         if group is not None:
             while len(self._pending) < len(self._buckets):
                 self._send_next(group)
+                if len(self._pending) < len(self._buckets) and cancelled():
+                    raise Cancelled
             group.wait(self._pending, cancelled)
         total = self._header.tolist()
         return self._checked(total, 1 if group is None else group.world_size)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import mmap
 import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from torch import Tensor
 from elastic_lm.engine import kernel
 from elastic_lm.engine.operations import GroupBroken, Operation, Transfer
 
+logger = logging.getLogger(__name__)
+
 MAX_MEMBERS = 64  # of a generation that looks whether it may share: more processes than one machine can use
 LINE_BYTES = 64  # a cell has a cache line of its own, so that two members' counts do not slow each other
 SLOT_BYTES = 1 << 22  # the longest message; a few of these stay in the last-level cache between sender and receiver
 NUM_SLOTS = 4
-PAUSE_S = 50e-6  # a sender's, when all slots are full
+PAUSE_S, LONGEST_PAUSE_S = 50e-6, 1e-3  # a sender's, when all slots are full
 
 
 class _Cell(IntEnum):
@@ -101,26 +104,32 @@ class SharedMemory:
         return _Counted(self, _Cell.ADDED, range(len(self._segments)), self._num_brought)
 
     def _add_up(self) -> None:
-        """Add up this member's slice of every sum for which all parts are there."""
-        ready = min(segment.load(_Cell.BROUGHT) for segment in self._segments)
-        while self._num_added < ready:
-            offset, tensor = self._to_add.popleft()
-            start, stop = (tensor.numel() * rank // len(self._segments) for rank in (self._rank, self._rank + 1))
-            kernel.add_up([segment.address + offset for segment in self._segments], tensor.dtype, start, stop)
-            self._num_added += 1
-            self._mine.store(_Cell.ADDED, self._num_added)
+        """Add up this member's slice of the next sum if all parts of it are there. One at a time: a fence may wait."""
+        if not self._to_add or min(segment.load(_Cell.BROUGHT) for segment in self._segments) <= self._num_added:
+            return
+        offset, tensor = self._to_add.popleft()
+        start, stop = (tensor.numel() * rank // len(self._segments) for rank in (self._rank, self._rank + 1))
+        kernel.add_up([segment.address + offset for segment in self._segments], tensor.dtype, start, stop)
+        self._num_added += 1
+        self._mine.store(_Cell.ADDED, self._num_added)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def send(self, tensors: list[Tensor], ranks: tuple[int, ...], before_each: Callable[[int], None]) -> list[Transfer]:
-        """Send `tensors` one after the other to all of `ranks`; each has `SLOT_BYTES` at most."""
+        """Send `tensors` one after the other to all of `ranks`; each has `SLOT_BYTES` at most.
+
+        A sender that is fenced may put one more message into a slot, while its tensors change already: nobody takes it,
+        for a receiver that is fenced reports before its next lease, and that one has other segments.
+        """
 
         def run() -> None:
             for number, tensor in enumerate(tensors):
                 before_each(number)
                 room = _Counted(self, _Cell.TAKEN, ranks, number - NUM_SLOTS + 1)
+                pause_s = PAUSE_S
                 while not room.done():
-                    time.sleep(PAUSE_S)
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 self._slot(self._mine, tensor, number).copy_(tensor)
                 self._mine.store(_Cell.SENT, number + 1)
 
@@ -146,6 +155,8 @@ class SharedMemory:
         if self._aborted:
             raise GroupBroken("this member has left the group")
         if cell is _Cell.ADDED:
+            if count > self._num_added + 1:
+                return False  # the one before it comes first
             self._add_up()
         left = [rank for rank in ranks if self._segments[rank].load(_Cell.LEFT)]
         if all(self._segments[rank].load(cell) >= count for rank in ranks):
@@ -181,7 +192,10 @@ def meet(store: dist.Store, rank: int, world_size: int, sum_bytes: int) -> Share
         return None
     with _own_segment(SUMS_BEGIN + sum_bytes) as (mine, claim):
         claims = [json.loads(told) for told in _exchange(store, "claim", rank, world_size, json.dumps(claim))]
-        if mine is None or any(other["machine"] != claim["machine"] for other in claims):
+        sizes = {other["bytes"] for other in claims}
+        if len(sizes) > 1:
+            raise RuntimeError(f"members want segments of {sorted(sizes)} bytes: they train models of different sizes")
+        if mine is None or claim["machine"] is None or any(other["machine"] != claim["machine"] for other in claims):
             return None
         found = [mine if other == rank else _map(claims[other]) for other in range(world_size)]
         segments = [segment for segment in found if segment is not None]
@@ -195,32 +209,41 @@ def meet(store: dist.Store, rank: int, world_size: int, sum_bytes: int) -> Share
 @contextmanager
 def _own_segment(size_bytes: int) -> Iterator[tuple[_Segment | None, dict[str, Any]]]:
     """This member's segment, and how others find it. Its file is open inside; what is mapped stays."""
-    machine = _machine()
-    if machine is None or not kernel.available(torch.device("cpu")):
-        yield None, {"machine": None}
-        return
-    file = os.memfd_create("elastic-lm", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(file, size_bytes)  # sparse: only what is touched takes memory
-        segment, key = _Segment(file, size_bytes), secrets.randbits(62)
-        segment.store(_Cell.KEY, key)
-        yield segment, {"machine": machine, "pid": os.getpid(), "file": file, "bytes": size_bytes, "key": key}
-    finally:
-        os.close(file)
+    claim: dict[str, Any] = {
+        "machine": None,
+        "pid": os.getpid(),
+        "file": -1,
+        "bytes": size_bytes,
+        "key": secrets.randbits(62),
+    }
+    with ExitStack() as stack:
+        segment = None
+        if kernel.available(torch.device("cpu")):
+            try:
+                claim["file"] = os.memfd_create("elastic-lm", os.MFD_CLOEXEC)
+                stack.callback(os.close, claim["file"])
+                os.ftruncate(claim["file"], size_bytes)  # sparse: only what is touched takes memory
+                segment = _Segment(claim["file"], size_bytes)
+                segment.store(_Cell.KEY, claim["key"])
+                claim["machine"] = _machine()
+            except (OSError, AttributeError) as error:  # a limit, a sandbox, or a Python without memfd_create
+                logger.info("No memory to share with others of this machine: %s.", error)
+        yield segment, claim
 
 
 def _map(claim: dict[str, Any]) -> _Segment | None:
     """Another member's segment, or None when it cannot be reached after all."""
     try:
         file = os.open(f"/proc/{claim['pid']}/fd/{claim['file']}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        try:
+            if os.fstat(file).st_size != claim["bytes"]:
+                return None
+            segment = _Segment(file, claim["bytes"])
+        finally:
+            os.close(file)
+    except OSError as error:
+        logger.info("Another member's memory cannot be reached: %s.", error)
         return None
-    try:
-        if os.fstat(file).st_size != claim["bytes"]:
-            return None
-        segment = _Segment(file, claim["bytes"])
-    finally:
-        os.close(file)
     return segment if segment.load(_Cell.KEY) == claim["key"] else None
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm import failpoints
-from elastic_lm.engine import fixed_point, nccl
+from elastic_lm.engine import fixed_point, kernel, nccl
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
 from elastic_lm.engine.objectives import find_objective, load_function
@@ -71,6 +71,7 @@ class Replica:
         make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)
         if spec.collectives == "nccl":
             nccl.prepare()
+        kernel.available(torch.device(spec.device))  # compiled now, not while others wait for this member to form
         self.spec = spec
         self.device = torch.device(spec.device)
         torch.manual_seed(spec.seed)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
+import mmap
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from elastic_lm.engine import kernel, shared
 from elastic_lm.engine.group import form_group, wait_until
+from elastic_lm.engine.lease import Member, run_lease
 from elastic_lm.engine.operations import GroupBroken, Operation
 from elastic_lm.engine.shared import NUM_SLOTS, SLOT_BYTES, SharedMemory, meet
-from elastic_lm.protocol import Generation, Rendezvous
-from tests.engine.test_group import Meeting, eventually, never, watch
+from elastic_lm.engine.step import Replica, StepRunner
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, Rendezvous
+from tests.engine.members import M, SyntheticTokens, tiny_spec
+from tests.engine.test_group import FencedAt, Meeting, eventually, never, watch
 
 torch.set_num_threads(1)
 
@@ -269,7 +276,6 @@ def test_members_of_two_machines_do_not_share(machine: str | None, store: Meetin
     [
         {"pid": 2**22 + 1},  # beyond the last process id that Linux gives
         {"file": 999_999},
-        {"bytes": 4096},
         {"key": 1},  # somebody else's file has its number by now
     ],
 )
@@ -288,6 +294,52 @@ def test_one_who_could_not_map_keeps_all_from_sharing(store: Meeting) -> None:
 
 def test_member_without_the_kernel_keeps_all_from_sharing(store: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "available", lambda device: False)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda rank: meet(watch(store), rank, 2, SUM_BYTES), range(2))) == [None, None]
+
+
+def test_members_that_want_different_sizes_are_told_so_and_share_nothing(store: Meeting) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        meeting = [pool.submit(meet, watch(store), rank, 2, SUM_BYTES * (rank + 1)) for rank in range(2)]
+        for future in meeting:
+            with pytest.raises(RuntimeError, match="models of different sizes"):
+                future.result()
+
+
+def _missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")  # a Python that was built for an old C library
+
+
+def _refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def memfd_create(*_: Any) -> int:
+        raise PermissionError("a sandbox")
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+
+
+def _too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ftruncate(*_: Any) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+
+
+def _not_mapped_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = mmap.mmap, itertools.count()
+
+    def limited(*arguments: Any) -> mmap.mmap:
+        if next(calls) == 3:  # the second member's view of the first
+            raise OSError(12, "Cannot allocate memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(mmap, "mmap", limited)
+
+
+@pytest.mark.parametrize("breaks", [_missing, _refused, _too_large, _not_mapped_by_one])
+def test_members_that_cannot_share_all_add_up_over_sockets(
+    breaks: Callable[[pytest.MonkeyPatch], None], store: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda rank: meet(watch(store), rank, 2, SUM_BYTES), range(2))) == [None, None]
 
@@ -328,6 +380,41 @@ def test_nothing_stays_mapped_or_open_when_all_is_dropped(store: Meeting) -> Non
     assert segments_in_this_process() > segments
     del members, parts
     eventually(lambda: segments_in_this_process() == segments and len(os.listdir("/proc/self/fd")) <= files)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed is freed by counting references: a collection may be thousands of steps away."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_send_that_was_given_up_leaves_nothing_mapped(store: Meeting, no_collector: None) -> None:
+    segments = segments_in_this_process()
+    members = meet_all(store, 2)
+    (sending,) = members[0].send([message(0)] * (NUM_SLOTS + 1), (1,), lambda number: None)
+    members[0].abort()
+    with pytest.raises(GroupBroken):
+        finish([sending])
+    del members, sending
+    eventually(lambda: segments_in_this_process() == segments)
+
+
+def test_broken_lease_leaves_nothing_mapped(store: Meeting, no_collector: None) -> None:
+    segments = segments_in_this_process()
+    member = Member("a", StepRunner(Replica(tiny_spec()), SyntheticTokens()), lambda step: {})
+    lease = Lease(Generation(0, 1), ("a", "b"), store.rendezvous, 0, 3, (tuple(range(M)), ()))
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(run_lease, member, lease, FencedAt(None))
+        size = member.runner.replica.sum_bytes
+        other = meet(dist.PrefixStore("0.1/shared", watch(store)), 1, 2, size)
+        assert other is not None
+        other.abort()
+        assert training.result().end is LeaseEnd.BROKEN
+    del other
+    eventually(lambda: segments_in_this_process() == segments)
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
