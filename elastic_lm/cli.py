@@ -1,4 +1,4 @@
-"""The `elastic-lm` command: prepare a corpus, train a run.
+"""The `elastic-lm` command: prepare a corpus, train a run; cli_run.py has what is done with a run that is there.
 
 Invariant: a user's mistake, a refusal of storage and a run that did not finish each end in one message on stderr, without a
 traceback, and in an exit code that says which it was (`Exit`). Heavy imports wait until a command needs them, so
@@ -7,37 +7,23 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
-from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elastic_lm import __version__
-from elastic_lm.errors import ClusterError, ConfigError, DataError, ElasticLMError, NotFoundError, StorageError
+from elastic_lm import __version__, cli_run
+from elastic_lm.errors import ConfigError, StorageError
+from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.result import RunResult
     from elastic_lm.storage import Storage
 
 
-class Exit(IntEnum):
-    """Exit codes."""
-
-    DONE = 0
-    FAILED = 1  # a bug: the same exception twice, a poisoned step, a coordinator that failed again and again
-    USAGE = 2  # a config, an argument or a checkpoint that does not fit, or is not there
-    DATA = 3  # a corpus that must not be trained on
-    UNAVAILABLE = 4  # storage or the cluster gave no access or no answer
-    STOPPED = 5  # stopped on request, with a checkpoint: the same command goes on
-
-
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(cli_run.app)
 
 
 @app.callback()
@@ -60,7 +46,7 @@ def prepare(
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
     """Turn text (.txt .md .py .jsonl ...) into verified shards of tokens. Run again, it goes on where it was stopped."""
-    with _told_errors():
+    with told_errors():
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
@@ -75,9 +61,9 @@ def prepare(
             from elastic_lm.runtime import cluster, fan_out
 
             with cluster.connected() as sentence:
-                _say(sentence)
+                say(sentence)
                 manifest = fan_out.prepare(sources, storage, options)
-        _say(
+        say(
             f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks, vocabulary {manifest.vocab_size}, "
             f"in {storage.url} (manifest {manifest.hash[:12]})."
         )
@@ -91,21 +77,21 @@ def train(
     ] = None,
 ) -> None:
     """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
-    with _told_errors():
+    with told_errors():
         from elastic_lm.config import RunConfig
         from elastic_lm.runtime.trainer import fit
 
         settled = RunConfig.load(config, set_ or ())
-        _say(settled.describe())
-        result = fit(settled, on_line=_say)
-    _say(describe(result))
+        say(settled.describe())
+        result = fit(settled, on_line=say)
+    say(describe(result))
     raise typer.Exit(OF_VERDICT.get(result.verdict, Exit.FAILED))
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    _say(__version__)
+    say(__version__)
 
 
 def describe(result: RunResult) -> str:
@@ -125,6 +111,8 @@ def describe(result: RunResult) -> str:
         rows.append(("lost", ", ".join(f"{cause} {seconds:.1f} worker-s" for cause, seconds in lost.items())))
     if result.checkpoint:
         rows.append(("checkpoint", result.checkpoint))
+    if result.report:
+        rows.append(("report", result.report))
     rows += [(name, f"sha256 {digest}") for name, digest in sorted(result.digest.items())]
     return "\n".join(f"{name:>10}  {value}" for name, value in rows)
 
@@ -139,47 +127,12 @@ def _folder(address: str) -> Storage:
         raise ConfigError(str(error)) from error
 
 
-def _say(text: str, file: TextIO | None = None) -> None:
-    """Print. A terminal that is gone or a full disk behind it is no reason to stop training."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=file, flush=True)
-
-
-@contextlib.contextmanager
-def _told_errors() -> Iterator[None]:
-    """What is expected to go wrong ends in one message and its exit code; a bug keeps its traceback."""
-    try:
-        yield
-    except ElasticLMError as error:
-        _say(f"elastic-lm: {error}", sys.stderr)
-        raise typer.Exit(_code_of(error)) from None
-
-
-def _code_of(error: ElasticLMError) -> Exit:
-    if isinstance(error, DataError):
-        return Exit.DATA
-    if isinstance(error, (StorageError, ClusterError)) and not isinstance(error, NotFoundError):
-        return Exit.UNAVAILABLE
-    return Exit.USAGE
-
-
 def main() -> None:
     """Entry point of the `elastic-lm` command."""
     try:
         app()
     finally:
-        _give_up_unsaid()
-
-
-def _give_up_unsaid() -> None:
-    """What no one took would be written again as the interpreter ends, and failing there would change the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except (AttributeError, ValueError):
-            pass  # None or closed: there is nothing to write to
+        give_up_unsaid()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,21 @@ _bucket_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a CUDA device: without one they are not collected at all, so that none is ever skipped."""
-    if not any(item.get_closest_marker("gpu") for item in items):
-        return
+    """Tests that need what this machine lacks are not collected at all, so that none is ever skipped."""
+    for marker, is_there in (("gpu", _has_gpu), ("browser", lambda: find_chromium() is not None)):
+        if any(item.get_closest_marker(marker) for item in items) and not is_there():
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+
+
+def _has_gpu() -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    return bool(torch.cuda.is_available())
+
+
+def find_chromium() -> str | None:
+    """The browser that renders pages in tests."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")

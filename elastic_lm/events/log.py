@@ -166,6 +166,21 @@ def read(storage: Storage, *, on_problem: Callable[[str], None] | None = None) -
         expected = max(expected, first + len(lines))
 
 
+def last(storage: Storage, most: int) -> list[Event]:
+    """The newest events of the run's `events` folder, at most about `most`, in order: for a look at a long run.
+
+    Raises: StorageError.
+    """
+    found: list[Event] = []
+    for name, first in reversed(_segments(storage)):
+        lines = storage.read(name).decode(errors="replace").splitlines()
+        parsed = (_parse(line, number, logger.warning) for number, line in enumerate(lines, start=first))
+        found = [event for event in parsed if event is not None] + found
+        if len(found) >= most:
+            break
+    return found[-most:]
+
+
 def _parse(line: str, number: int, tell: Callable[[str], None]) -> Event | None:
     try:
         return Event.from_json(line)

@@ -14,7 +14,7 @@ class EventKind(StrEnum):
     RUN_STARTED = "run_started"  # resume_step, config
     MEMBER_REQUESTED = "member_requested"  # member_id
     MEMBER_STARTED = "member_started"  # member_id, node_id, pid
-    MEMBER_READY = "member_ready"  # member_id, node_id, startup_s
+    MEMBER_READY = "member_ready"  # member_id, node_id, startup_s, environment
     MEMBER_REFUSED = "member_refused"  # member_id, environment, expected
     MEMBER_LOST = "member_lost"  # member_id, cause, node_id
     MEMBER_LEFT = "member_left"  # member_id, cause (drain, resize, end)

@@ -30,6 +30,16 @@ NEWS = {
 NEWSWORTHY_CAUSES = {"failure", "hang", "join", "drain", "resize", "straggler", "wait", "start"}
 
 
+def is_news(event: Event) -> bool:
+    """Whether a person who watches the run wants to be told."""
+    return event.kind in NEWS or (event.kind is EventKind.REFORMED and event.fields["cause"] in NEWSWORTHY_CAUSES)
+
+
+def news_line(event: Event) -> str | None:
+    """The line that tells an event; None when it is no news."""
+    return f"{_clock(event.elapsed_s)}  {event.message}" if is_news(event) else None
+
+
 class Progress:
     """Fed with every event in order. `goodput` must have been fed with an event before this is."""
 
@@ -47,9 +57,8 @@ class Progress:
                 return []
             self._next_line_s = event.elapsed_s + self._interval_s
             return [self._step_line(event)]
-        if event.kind in NEWS or (event.kind is EventKind.REFORMED and event.fields["cause"] in NEWSWORTHY_CAUSES):
-            return [f"{_clock(event.elapsed_s)}  {event.message}"]
-        return []
+        line = news_line(event)
+        return [] if line is None else [line]
 
     def _step_line(self, event: Event) -> str:
         assert event.step is not None

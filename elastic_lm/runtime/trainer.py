@@ -15,7 +15,8 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError
@@ -25,6 +26,9 @@ from elastic_lm.errors import ElasticLMError
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.mailbox import Command, create_mailbox
+
+if TYPE_CHECKING:
+    from elastic_lm.runtime.coordinator import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +63,20 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResu
                 with _stop_on_signal(mailbox):
                     hosted.start()
                     _follow(mailbox, hosted, on_line)
-                return hosted.result()
+                return replace(hosted.result(), report=_write_report(plan, on_line))
         finally:
             ray.kill(mailbox)
+
+
+def _write_report(plan: Plan, on_line: Callable[[str], None]) -> str | None:
+    """The address of the run's report; a run without one is no failure."""
+    from elastic_lm.monitor import report
+
+    try:
+        return report.write(plan.config.name, plan.run_storage)
+    except ElasticLMError as error:
+        on_line(f"The report could not be written: {error}")
+        return None
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:

@@ -1,0 +1,112 @@
+"""A run replayed from its events: series for charts, facts for people. The report and `status` are made of it.
+
+Invariant: computed from the log alone. Of a step that was trained again after a restart the last record counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.progress import is_news
+
+PLANNED = ("lease", "checkpoint")  # causes of an interruption that nobody needs to be told of
+
+
+@dataclass(frozen=True)
+class Point:
+    """One committed step. `time_s` is seconds since the run's first event, over all attempts and the pauses between them."""
+
+    time_s: float
+    step: int
+    tokens: int
+    fields: dict[str, Any]
+
+
+@dataclass
+class History:
+    """What a run's log holds."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    began_s: float = 0.0  # unix time of the first event
+    ended_s: float = 0.0  # of the last one
+    attempts: int = 0
+    verdict: str | None = None
+    message: str = ""
+    points: list[Point] = field(default_factory=list)
+    world_sizes: list[tuple[float, int]] = field(default_factory=list)
+    news: list[Event] = field(default_factory=list)
+    interruptions: list[Event] = field(default_factory=list)
+    checkpoints: list[Event] = field(default_factory=list)
+    num_lost: int = 0
+    num_mismatches: int = 0
+    goodput: Goodput = field(default_factory=lambda: Goodput(1))
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> History:
+        """Replay `events`, in the order of the log."""
+        history = cls()
+        steps: dict[int, Point] = {}
+        for event in events:
+            history._take(event, steps)
+        history.points = [steps[step] for step in sorted(steps)]
+        return history
+
+    def _take(self, event: Event, steps: dict[int, Point]) -> None:
+        self.began_s = self.began_s or event.time_s
+        self.ended_s = max(self.ended_s, event.time_s)
+        self.attempts = max(self.attempts, event.attempt)
+        if event.kind is EventKind.RUN_STARTED:
+            if not self.config:
+                self.goodput = Goodput(event.fields["config"]["batch"]["micro_batches"])
+            self.config, self.verdict = event.fields["config"], None
+        self.goodput.observe(event)
+        if is_news(event):
+            self.news.append(event)
+        match event.kind:
+            case EventKind.STEP_COMMITTED:
+                assert event.step is not None
+                steps.pop(event.step, None)
+                steps[event.step] = Point(
+                    self.since_start(event), event.step, event.fields["num_targets"], event.fields
+                )
+            case EventKind.MEMBER_READY:
+                self.environment = self.environment or event.fields.get("environment", {})
+            case EventKind.LEASE_GRANTED:
+                self.world_sizes.append((self.since_start(event), event.fields["world_size"]))
+            case EventKind.REFORMED if event.fields["cause"] not in PLANNED:
+                self.interruptions.append(event)
+            case EventKind.MEMBER_LOST:
+                self.num_lost += 1
+            case EventKind.STEP_MISMATCH:
+                self.num_mismatches += 1
+            case EventKind.CHECKPOINT_SAVED:
+                self.checkpoints.append(event)
+            case EventKind.RUN_FINISHED:
+                self.verdict, self.message = event.fields["verdict"], event.message
+            case _:
+                pass
+
+    def since_start(self, event: Event) -> float:
+        """Seconds since the run's first event."""
+        return event.time_s - self.began_s
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(point.tokens for point in self.points)
+
+    def tokens_per_s(self, most_parts: int = 400) -> tuple[list[float], list[float]]:
+        """(times, rates): committed tokens per second of wall time, over parts of the run of one number of steps."""
+        size = max(1, -(-len(self.points) // most_parts))
+        times, rates = [], []
+        for last in range(size, len(self.points), size):
+            first = self.points[last - size]
+            passed_s = self.points[last].time_s - first.time_s
+            if passed_s > 0:
+                times.append(self.points[last].time_s)
+                rates.append(sum(point.tokens for point in self.points[last - size + 1 : last + 1]) / passed_s)
+        return times, rates

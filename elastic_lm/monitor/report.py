@@ -1,0 +1,208 @@
+"""The report: one HTML file per run that needs nothing else, computed from the event log.
+
+Charts are SVG and can be read without a script; with one, values are told under the pointer and news can be searched.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+from elastic_lm.events.log import read
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.chart import Chart, Line, Mark, duration
+from elastic_lm.monitor.history import History
+from elastic_lm.storage import Storage
+
+FILE = "report.html"
+MOST_NEWS = 2_000  # rows of the table; the log has them all
+MARKED = {  # kinds of news that the charts over time show, and how
+    EventKind.MEMBER_LOST: "bad",
+    EventKind.MEMBER_REFUSED: "bad",
+    EventKind.STEP_MISMATCH: "bad",
+    EventKind.CHECKPOINT_FAILED: "bad",
+    EventKind.NODE_QUARANTINED: "bad",
+    EventKind.MEMBER_READY: "good",
+    EventKind.MEMBER_LEFT: "plain",
+    EventKind.RESIZED: "plain",
+    EventKind.STRAGGLER: "plain",
+}
+MOST_MARKS = 300
+PARTS = (  # of a step, as its record names them
+    ("compute_s", "compute", "c1"),
+    ("data_wait_s", "wait for data", "c2"),
+    ("reduce_wait_s", "wait for the others", "c3"),
+    ("optimizer_s", "optimizer", "c4"),
+)
+
+
+def write(name: str, run_storage: Storage) -> str:
+    """Render from the run's log into its folder.    Returns: the report's address.    Raises: StorageError."""
+    run_storage.write(FILE, render(name, read(run_storage.child("events"))).encode())
+    return f"{run_storage.url}/{FILE}"
+
+
+def render(name: str, events: Iterable[Event]) -> str:
+    """The page about the run `name`."""
+    history = History.of(events)
+    sections = [_summary(history), *_charts(history), _lost_time(history), _news(history), _settings(history)]
+    page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
+    return page.replace("{{name}}", html.escape(name)).replace("{{body}}", "\n".join(sections))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _summary(history: History) -> str:
+    last = history.points[-1] if history.points else None
+    total = history.config.get("training", {}).get("steps")
+    ratio = history.goodput.ratio()
+    interruptions = [event.fields["lost_s"] for event in history.interruptions if event.fields["cause"] != "start"]
+    cards = [
+        ("verdict", history.verdict or "running", history.message or "as of the last event in the log"),
+        ("steps", f"{last.step + 1:,}" if last else "0", f"of {total:,}" if total else ""),
+        ("loss", f"{last.fields['loss']:.4f}" if last else "–", "nats per token, of the last step"),
+        ("tokens", _short(history.num_tokens), f"{history.num_tokens:,} committed, each sample once"),
+        ("goodput", f"{ratio:.1%}" if ratio is not None else "–", "of the held worker-seconds became committed tokens"),
+        ("workers lost", f"{history.num_lost:,}", "steps lost: 0" if not history.num_mismatches else ""),
+        ("interruptions", f"{len(interruptions):,}", f"longest {max(interruptions):.2f} s" if interruptions else ""),
+        ("time", duration(history.ended_s - history.began_s), _times(history)),
+    ]
+    if history.num_mismatches:
+        cards.insert(0, ("ALARM", f"{history.num_mismatches}", "steps came out differently when computed again"))
+    return '<section class="cards">' + "".join(_card(*card) for card in cards) + "</section>"
+
+
+def _card(name: str, value: str, more: str) -> str:
+    alarm = " alarm" if name == "ALARM" else ""
+    return (
+        f'<div class="card{alarm}"><b>{html.escape(name)}</b><span>{html.escape(value)}</span>'
+        f"<small>{html.escape(more)}</small></div>"
+    )
+
+
+def _charts(history: History) -> list[str]:
+    steps = [float(point.step) for point in history.points]
+    times = [point.time_s for point in history.points]
+    marks = _marks(history)
+    lasted_s = history.ended_s - history.began_s
+    over_time: dict[str, Any] = {"x_label": "time", "ends_at": lasted_s, "clock": True}
+    rate_times, rates = history.tokens_per_s()
+    sizes = [*history.world_sizes, *((lasted_s, size) for _, size in history.world_sizes[-1:])]
+    charts = [
+        Chart(
+            "Loss and learning rate",
+            "step",
+            [
+                Line("loss", steps, _series(history, "loss"), "c1"),
+                Line("learning rate", steps, _series(history, "learning_rate"), "c2", right=True),
+            ],
+            format_y=lambda y: f"{y:.3f}",
+            format_right=lambda y: f"{y:.4g}",
+        ),
+        Chart(
+            "Tokens per second",
+            lines=[Line("tokens/s", rate_times, rates, "c1", filled=True)],
+            marks=marks,
+            **over_time,
+            format_y=_short,
+            from_zero=True,
+        ),
+        Chart(
+            "Workers that train",
+            lines=[
+                Line("workers", [t for t, _ in sizes], [float(n) for _, n in sizes], "c3", stepped=True, filled=True)
+            ],
+            marks=marks,
+            **over_time,
+            format_y=lambda y: f"{y:g}",
+            from_zero=True,
+        ),
+        Chart(
+            "Where a step's time goes, rank 0",
+            lines=[Line(told, times, _series(history, part), color) for part, told, color in PARTS],
+            **over_time,
+            format_y=lambda y: f"{y:.3g} s",
+            from_zero=True,
+        ),
+        Chart("Norm of the gradient", "step", [Line("norm", steps, _series(history, "grad_norm"), "c4")]),
+    ]
+    return [chart.svg() for chart in charts]
+
+
+def _series(history: History, name: str) -> list[float]:
+    return [float(point.fields[name]) for point in history.points]
+
+
+def _marks(history: History) -> list[Mark]:
+    marked = [event for event in history.news if event.kind in MARKED]
+    return [Mark(history.since_start(event), MARKED[event.kind], event.message) for event in marked[-MOST_MARKS:]]
+
+
+def _lost_time(history: History) -> str:
+    lost = sorted(history.goodput.lost_worker_s().items(), key=lambda item: -item[1])
+    held = history.goodput.held_worker_s
+    rows = [
+        f'<tr><th>{html.escape(cause)}</th><td class="bar"><i style="width:{100 * seconds / held:.2f}%"></i></td>'
+        f"<td>{seconds:,.1f} s</td><td>{seconds / held:.2%}</td></tr>"
+        for cause, seconds in lost
+        if held > 0 and seconds >= 0.05
+    ]
+    body = f"<table>{''.join(rows)}</table>" if rows else '<p class="empty">Nothing yet.</p>'
+    told = f"Held worker-seconds that committed nothing, by cause, of {held:,.0f} s held"
+    return f"<section><h2>Time lost</h2><p>{told}</p>{body}</section>"
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _news(history: History) -> str:
+    rows = [
+        f'<tr class="{MARKED.get(event.kind, "plain")}"><td>{duration(history.since_start(event))}</td>'
+        f"<td>{'' if event.step is None else f'{event.step:,}'}</td><td>{html.escape(event.message)}</td></tr>"
+        for event in history.news[-MOST_NEWS:]
+    ]
+    left_out = len(history.news) - len(rows)
+    note = f"<p>The last {len(rows):,}; the event log holds {left_out:,} more.</p>" if left_out else ""
+    return (
+        '<section><h2>What happened</h2><input id="search" type="search" placeholder="Search" aria-label="Search">'
+        f'{note}<div class="scroll"><table id="news"><tr><th>time</th><th>step</th><th></th></tr>'
+        f"{''.join(rows)}</table></div></section>"
+    )
+
+
+def _settings(history: History) -> str:
+    checkpoints = "".join(f"<li>{html.escape(event.message)}</li>" for event in history.checkpoints[-20:])
+    return (
+        f"<section><h2>Checkpoints</h2><ul>{checkpoints or '<li>none yet</li>'}</ul></section>"
+        f"<section><h2>Configuration</h2><pre>{html.escape(_yaml(history.config))}</pre></section>"
+        f"<section><h2>Environment</h2><pre>{html.escape(_yaml(history.environment))}</pre></section>"
+    )
+
+
+def _yaml(values: dict[str, Any], indent: str = "") -> str:
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", _yaml(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return "\n".join(lines)
+
+
+def _times(history: History) -> str:
+    if not history.began_s:
+        return ""
+    began = datetime.datetime.fromtimestamp(history.began_s, datetime.UTC)
+    attempts = f", {history.attempts} attempts" if history.attempts > 1 else ""
+    return f"since {began:%Y-%m-%d %H:%M} UTC{attempts}"
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g}{letter}"
+    return f"{number:.4g}"

@@ -1,0 +1,48 @@
+"""A word for a run from outside: commands left in its mailbox by somebody who joins its cluster for a moment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+
+from elastic_lm.errors import ClusterError, ConfigError
+from elastic_lm.runtime import cluster
+from elastic_lm.runtime.mailbox import Command, find_mailbox
+
+ANSWER_S = 10.0
+
+
+def command(run: str, kind: str, arguments: dict[str, Any], *, node: str | None = None) -> str:
+    """Leave a command for the run's coordinator. `node`: the beginning of a node's id, for `drain`.
+
+    Returns: the whole id of that node, or "".
+    Raises: ClusterError when there is no cluster, or the run is not trained on it; ConfigError when no worker is there.
+    """
+    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+        raise ClusterError(
+            "RAY_ADDRESS is not set, so it is not known which cluster trains the run; set it to the head's address"
+        )
+    with cluster.connected():
+        try:
+            mailbox = find_mailbox(run)
+        except ValueError as error:
+            raise ClusterError(f"run {run} is not being trained on this cluster") from error
+        node_id = "" if node is None else _node(ray.get(mailbox.status.remote(), timeout=ANSWER_S), node)
+        if node_id:
+            arguments = {**arguments, "node_id": node_id, "member_id": None}
+        ray.get(mailbox.post.remote(Command(kind, arguments)), timeout=ANSWER_S)
+    return node_id
+
+
+def _node(status: dict[str, Any], beginning: str) -> str:
+    """The one node with workers of the run whose id begins so."""
+    nodes = {member["node_id"] for member in status.get("members", {}).values() if member["node_id"]}
+    found = [node_id for node_id in nodes if node_id.startswith(beginning)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} nodes with workers of this run have an id that begins with {beginning!r}; "
+            f"they are on {', '.join(sorted(nodes)) or 'none'}"
+        )
+    return found[0]

@@ -1,0 +1,135 @@
+"""The report: whole, self-contained, safe, small for a long run, and alive in a browser."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.events.log import EventLog
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor import report
+from elastic_lm.storage import Storage
+from tests.conftest import find_chromium
+from tests.monitor.story import at, committed, lost, ready, reformed, started
+from tests.monitor.test_history import begun, finished, granted
+
+VOID = {"meta", "input", "line", "circle", "br"}
+
+
+def a_run(num_steps: int = 20) -> list[Event]:
+    return [
+        begun(),
+        started(0.5, "w0"),
+        ready(1, "w0"),
+        granted(1, 1),
+        *(committed(2 + step, step) for step in range(num_steps)),
+        lost(3, "w1", cause="silent <1 s>"),
+        reformed(4, "failure", 0.25),
+        at(5, EventKind.CHECKPOINT_SAVED, step=4, seconds=0.5),
+        finished(num_steps + 3, "done"),
+    ]
+
+
+class Balance(HTMLParser):
+    """Notes tags that are closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        """Closes itself."""
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_page_tells_the_run() -> None:
+    page = report.render("my-run", a_run())
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    for told in ("my-run", "done", "2.5000", "longest 0.25 s", "member_lost happened.", "micro_batches: 8", "0:03"):
+        assert told in text
+    assert page.count("<svg") == 5
+
+
+def test_page_is_well_formed_and_asks_nobody_for_anything() -> None:
+    page = report.render("my-run", a_run())
+    balance = Balance()
+    balance.feed(page)
+    assert balance.wrong == []
+    assert balance.open == []
+    assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", page)
+
+
+def test_text_of_the_run_cannot_become_markup() -> None:
+    evil = "<script>alert(1)</script>"
+    events = [*a_run(), Event(EventKind.NOTE, evil, time_s=1e9 + 9, elapsed_s=9)]
+    page = report.render(evil, events)
+    assert evil not in page
+    assert html.escape(evil) in page
+
+
+@pytest.mark.parametrize("events", [[], [begun()], a_run(1)], ids=["nothing", "just begun", "one step"])
+def test_run_that_has_hardly_begun_has_a_page(events: list[Event]) -> None:
+    assert "Nothing yet" in report.render("new", events)
+
+
+def test_alarm_is_the_first_thing_on_the_page() -> None:
+    page = report.render("odd", [*a_run(), at(30, EventKind.STEP_MISMATCH, logged={}, told={})])
+    assert page.index("ALARM") < page.index("verdict")
+
+
+def test_long_run_makes_a_small_page() -> None:
+    losses = (committed(0.5 * step, step) for step in range(100_000))
+    faults = (lost(50.0 * number, "w1") for number in range(1_000))
+    assert len(report.render("long", [begun(), *losses, *faults])) < 2_000_000  # the limit is 5 MB
+
+
+def test_written_report_is_beside_the_log(tmp_path: Path) -> None:
+    storage = Storage.open(f"file://{tmp_path}/runs/mine")
+    log = EventLog(storage.child("events"))
+    for event in a_run():
+        log.append(event)
+    log.close()
+    assert report.write("mine", storage) == f"file://{tmp_path}/runs/mine/report.html"
+    assert storage.read("report.html").decode() == report.render("mine", a_run())
+
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
+  svg.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 20 }));
+  const search = document.getElementById("search"); search.value = "member_lost";
+  search.dispatchEvent(new Event("input"));
+  const tip = document.querySelector(".tip");
+  const shown = [...document.querySelectorAll("#news tr")].filter(row => !row.hidden).length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = `tip=${tip.textContent.split("\\n")[0]};rows=${shown};wide=${wide}`;
+});
+</script>"""
+
+
+@pytest.mark.browser
+def test_page_lives_in_a_browser(tmp_path: Path) -> None:
+    """It draws, tells the value under the pointer, finds news, and is not wider than the window."""
+    file = tmp_path / "report.html"
+    file.write_text(report.render("my-run", a_run()) + PROBE)
+    chromium = find_chromium()
+    assert chromium is not None
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,900",
+               f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{file}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr
+    assert re.fullmatch(r"tip=loss  \d+: 2\.500;rows=1;wide=false", title[1]), title[1]

@@ -1,0 +1,146 @@
+"""Commands about a run that is there: from its log alone, each with its exit code."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_lm import cli_run
+from elastic_lm.errors import ClusterError
+from elastic_lm.events.log import EventLog
+from elastic_lm.events.types import Event
+from elastic_lm.runtime import remote
+from elastic_lm.storage import Storage
+from tests.monitor.story import committed, lost, reformed
+from tests.monitor.test_history import begun, finished, granted
+from tests.test_cli import run, write_config
+
+
+def write_log(folder: Path, *events: Event) -> str:
+    """The address of a run with these events."""
+    url = f"{folder}/runs/mine"
+    log = EventLog(Storage.open(f"file://{url}").child("events"), flush_s=0.05)
+    for event in events:
+        log.append(event)
+    log.close()
+    return url
+
+
+STORY = [begun(), granted(1, 2), committed(2, 0), committed(4, 1), lost(5, "w1"), reformed(6, "failure", 0.25)]
+
+
+def test_status_tells_people_and_programs_the_same(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    told = run("status", url, "--json")
+    assert told.exit_code == 0
+    facts = json.loads(told.stdout)
+    assert facts.pop("seconds_ago") > 0
+    assert facts == {
+        "run": "mine", "verdict": "running", "message": None, "step": 2, "of": 10, "loss": 2.5, "workers": 2,
+        "tokens_per_s": 200.0, "last_event": "reformed happened.",
+    }  # fmt: skip
+    text = run("status", url).stdout
+    assert "          loss  2.5000\n" in text
+    assert "last event  reformed happened." in text
+    assert "None" not in text
+
+
+def test_status_of_a_long_run_looks_at_its_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_run, "LOOK_EVENTS", 3)
+    url = write_log(tmp_path, *STORY)
+    assert json.loads(run("status", url, "--json").stdout)["step"] == 2
+
+
+def test_logs_are_the_lines_that_were_told(tmp_path: Path) -> None:
+    told = run("logs", write_log(tmp_path, *STORY))
+    assert told.exit_code == 0
+    assert told.stdout.splitlines() == [
+        "0:00:00  run_started happened.", "0:00:05  member_lost happened.", "0:00:06  reformed happened.",
+    ]  # fmt: skip
+
+
+def test_followed_logs_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_run, "FOLLOW_S", 0.05)
+    url = write_log(tmp_path, begun())
+    later = threading.Timer(0.5, write_log, (tmp_path, lost(5, "w1"), finished(6, "done")))
+    later.start()
+    told = run("logs", "-f", url)
+    later.join()
+    assert told.stdout.splitlines() == [
+        "0:00:00  run_started happened.", "0:00:05  member_lost happened.", "0:00:06  run_finished happened.",
+    ]  # fmt: skip
+
+
+def test_report_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    assert run("report", url).stdout == f"file://{url}/report.html\n"
+    assert run("report", url, "--out", f"{tmp_path}/mine.html").exit_code == 0
+    assert Path(url, "report.html").read_text() == Path(tmp_path, "mine.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "nowhere/runs/x"], "there is no run at"),
+        (["logs", "x"], "'x' alone does not say where the run is stored"),
+        (["report", "no.yaml"], "no.yaml"),
+        (["scale", "x", "--workers", "6..2"], "write MIN..MAX with 1 <= MIN <= MAX"),
+        (["scale", "x", "--workers", "two"], "'two' is no range of workers"),
+        (["scale", "x", "--workers", "0"], "'0' is no range of workers"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_code_2(arguments: list[str], message: str) -> None:
+    told = run(*arguments)
+    assert told.exit_code == 2
+    assert message in told.stderr
+    assert told.stderr.startswith("elastic-lm: ")
+
+
+def test_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    told = run("report", write_log(tmp_path, *STORY), "--out", f"{tmp_path}/no/folder.html")
+    assert told.exit_code == 2
+    assert "--out" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "fields"),
+    [
+        (["scale", "--workers", "2..6"], "scale", {"min_workers": 2, "max_workers": 6}),
+        (["scale", "--workers", "3"], "scale", {"min_workers": 3, "max_workers": 3}),
+        (["stop"], "stop", {"reason": "asked by a person"}),
+        (["drain", "abc"], "drain", {}),
+    ],
+)
+def test_word_for_the_coordinator_is_left_under_the_runs_name(
+    arguments: list[str], kind: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def command(name: str, kind: str, arguments: dict[str, Any], *, node: str | None = None) -> str:
+        asked.append((name, kind, arguments, node))
+        return "abcdef"
+
+    monkeypatch.setattr(remote, "command", command)
+    told = run(arguments[0], write_config(tmp_path), *arguments[1:])
+    assert told.exit_code == 0
+    assert told.stdout.startswith("Asked ")
+    assert asked == [("first", kind, fields, "abc" if kind == "drain" else None)]
+
+
+def test_without_a_cluster_the_run_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = run("stop", "mine")
+    assert told.exit_code == 4
+    assert "set it to the head's address" in told.stderr
+
+
+def test_error_of_the_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(*_: Any, **__: Any) -> str:
+        raise ClusterError("run mine is not being trained on this cluster")
+
+    monkeypatch.setattr(remote, "command", command)
+    assert run("stop", "mine").exit_code == 4
