@@ -27,12 +27,14 @@ env: .venv/.installed
 demo: env
 	$(BIN)/python examples/demo.py
 
+# What needs no Ray runs on all cores at once; what does has one cluster, and the cores are its nodes.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m ray
 
-# Neither Ray nor anything that takes long: about a minute on two cores.
+# Neither Ray nor anything that takes long.
 test-fast: env
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist worksteal
 
 lint: env
 	$(BIN)/ruff check .

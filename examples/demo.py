@@ -16,14 +16,16 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 BUCKET = "elastic-lm-demo"
 START_S = 60.0
 NUM_DISTURBANCES = 3
+REPORT = Path("build", "demo-report.html")
 
 
 def main() -> int:
@@ -139,6 +141,27 @@ class Injected:
     world_size: int
 
 
+class Watch:
+    """Looks at a run that trains."""
+
+    def __init__(self, run: str, training: Future[Any]) -> None:
+        self._run, self._training = run, training
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """The first status that meets the condition; None when the run has ended before."""
+        import ray
+
+        from elastic_lm.runtime.mailbox import find_mailbox
+
+        while not self._training.done():
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                status = ray.get(find_mailbox(self._run).status.remote(), timeout=5)
+                if status and condition(status):
+                    return dict(status)
+            time.sleep(0.05)
+        return None
+
+
 class Disturber:
     """Kills a node, adds one, freezes a worker, each at a chosen step; remembers when."""
 
@@ -148,34 +171,23 @@ class Disturber:
 
     def disturb(self, run: str, training: Future[Any]) -> None:
         for step, disturbance in ((self._steps // 4, self._kill_node), (self._steps // 2, self._freeze_worker)):
-            status = self._await_step(run, step, training)
+            watch = Watch(run, training)
+            status = watch.until(lambda s, step=step: s["step"] >= step and s["world_size"] == s["max_workers"])
             if status is None:
                 return
-            disturbance(status)
+            disturbance(status, watch)
 
-    def _await_step(self, run: str, step: int, training: Future[Any]) -> dict[str, Any] | None:
-        """The run's status once it has committed `step` steps with every worker at work; None when it has ended."""
-        import ray
-
-        from elastic_lm.runtime.mailbox import find_mailbox
-
-        while not training.done():
-            with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                status = ray.get(find_mailbox(run).status.remote(), timeout=5)
-                if status.get("step", 0) >= step and status["world_size"] == status["max_workers"]:
-                    return dict(status)
-            time.sleep(0.05)
-        return None
-
-    def _kill_node(self, status: dict[str, Any]) -> None:
+    def _kill_node(self, status: dict[str, Any], watch: Watch) -> None:
         used = {member["node_id"] for member in status["members"].values()}
         node = next(node for node in self._cluster.nodes if node.node_id in used)
         self._tell("node killed", status, f"node {node.node_id[:8]}, everything on it gets SIGKILL", -1)
         node.kill()
+        # A node that starts takes this machine's cores for a second; one that replaces another has its own.
+        watch.until(lambda s: s["world_size"] < status["world_size"])
         self._cluster.add_node()
         self._tell("node added", status, "a new node is up", 0)
 
-    def _freeze_worker(self, status: dict[str, Any]) -> None:
+    def _freeze_worker(self, status: dict[str, Any], watch: Watch) -> None:
         member_id, member = sorted(status["members"].items())[-1]
         self._tell("worker frozen", status, f"{member_id}, process {member['pid']}, gets SIGSTOP", -1)
         os.kill(member["pid"], signal.SIGSTOP)
@@ -191,6 +203,7 @@ class Disturber:
 def _report(disturber: Disturber, disturbed: tuple[Any, float], undisturbed: tuple[Any, float]) -> int:
     from elastic_lm.events.log import read
     from elastic_lm.events.types import EventKind
+    from elastic_lm.monitor.report import render
     from elastic_lm.storage import Storage
 
     events = list(read(Storage.open(f"s3://{BUCKET}/runs/disturbed/events")))
@@ -210,6 +223,9 @@ def _report(disturber: Disturber, disturbed: tuple[Any, float], undisturbed: tup
         all(result.ok and result.digest for result, _ in (disturbed, undisturbed))
         and len(disturber.done) == NUM_DISTURBANCES
     )
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(render("disturbed", events))
+    print(f"\nThe disturbed run as a page to look at: {REPORT}")
     identical = whole and disturbed[0].digest == undisturbed[0].digest
     print(f"\nfinal state identical: {'yes' if identical else 'no'}")
     return 0 if identical else 1

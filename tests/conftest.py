@@ -7,6 +7,8 @@ import os
 # Before torch or ray are imported by anybody: tests share few cores, and threads are part of what bits depend on.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# c10d looks up the name of every address that it meets; where DNS loses packets, each lost one would cost 5 s.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 
 import itertools
 import shutil
