@@ -13,6 +13,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.progress import is_news
 
+SHORTEST_PART_S = 1.5  # steps are told by heartbeats, a fifth of a second apart: over less, a rate would jump
 PLANNED = ("lease", "checkpoint")  # causes of an interruption that nobody needs to be told of
 
 
@@ -99,14 +100,20 @@ class History:
     def num_tokens(self) -> int:
         return sum(point.tokens for point in self.points)
 
-    def tokens_per_s(self, most_parts: int = 400) -> tuple[list[float], list[float]]:
-        """(times, rates): committed tokens per second of wall time, over parts of the run of one number of steps."""
-        size = max(1, -(-len(self.points) // most_parts))
-        times, rates = [], []
-        for last in range(size, len(self.points), size):
-            first = self.points[last - size]
-            passed_s = self.points[last].time_s - first.time_s
-            if passed_s > 0:
-                times.append(self.points[last].time_s)
-                rates.append(sum(point.tokens for point in self.points[last - size + 1 : last + 1]) / passed_s)
+    def tokens_per_s(
+        self, most_parts: int = 400, shortest_s: float = SHORTEST_PART_S
+    ) -> tuple[list[float], list[float]]:
+        """(times, rates): committed tokens per second of wall time, over parts of the run that last about equally long."""
+        times: list[float] = []
+        rates: list[float] = []
+        if not self.points:
+            return times, rates
+        part_s = max(shortest_s, (self.points[-1].time_s - self.points[0].time_s) / most_parts)
+        began_s, tokens = self.points[0].time_s, 0
+        for point in self.points[1:]:
+            tokens += point.tokens
+            if point.time_s - began_s >= part_s:
+                times.append(point.time_s)
+                rates.append(tokens / (point.time_s - began_s))
+                began_s, tokens = point.time_s, 0
         return times, rates

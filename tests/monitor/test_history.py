@@ -40,12 +40,19 @@ def test_step_that_was_trained_again_counts_once_and_as_the_last_time() -> None:
 def test_rate_is_tokens_by_wall_time_between_steps() -> None:
     history = History.of([begun(), *(committed(2.0 * step, step) for step in range(5))])
     assert history.tokens_per_s() == ([2.0, 4.0, 6.0, 8.0], [200.0] * 4)
-    assert history.tokens_per_s(most_parts=2) == ([6.0], [200.0])
+    assert history.tokens_per_s(most_parts=2) == ([4.0, 8.0], [200.0] * 2)
+
+
+def test_rate_of_short_steps_is_taken_over_longer_than_heartbeats_are_apart() -> None:
+    told = [committed(round(0.35 * step, 1), step) for step in range(41)]  # by a heartbeat, a little late or early
+    times, rates = History.of([begun(), *told]).tokens_per_s()
+    assert len(times) == 8
+    assert max(rates) / min(rates) < 1.1
 
 
 def test_rate_counts_the_time_that_nobody_trained() -> None:
-    history = History.of([begun(), committed(1, 0), committed(2, 1), committed(10, 2)])
-    assert history.tokens_per_s()[1] == [400.0, 50.0]
+    history = History.of([begun(), committed(1, 0), committed(3, 1), committed(11, 2)])
+    assert history.tokens_per_s()[1] == [200.0, 50.0]
 
 
 @pytest.mark.parametrize("events", [[], [begun()], [begun(), committed(1, 0)]])
