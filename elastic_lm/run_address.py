@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_lm.config import RunConfig
-from elastic_lm.errors import ConfigError, NotFoundError
+from elastic_lm.errors import ConfigError, NotFoundError, StorageError
 from elastic_lm.storage import Storage
 
 EVENTS = "events"
@@ -26,7 +26,10 @@ class RunAddress:
             config = RunConfig.load(text)
             return cls(config.name, Storage.open(config.run_url))
         if "://" in text or "/" in text or Path(text).is_dir():
-            storage = Storage.open(text)
+            try:
+                storage = Storage.open(text)
+            except StorageError as error:
+                raise ConfigError(str(error)) from error
             return cls(storage.url.rstrip("/").rpartition("/")[2], storage)
         return cls(text)
 

@@ -27,6 +27,11 @@ def test_address_ends_with_the_name(tmp_path: Path, end: str) -> None:
     assert RunAddress.find("s3://bucket/runs/mine").name == "mine"
 
 
+def test_address_that_cannot_be_one_is_the_callers_mistake() -> None:
+    with pytest.raises(ConfigError, match="ftp"):
+        RunAddress.find("ftp://host/runs/mine")
+
+
 def test_name_alone_names_a_run_but_not_its_log() -> None:
     address = RunAddress.find("mine")
     assert address == RunAddress("mine")

@@ -63,19 +63,19 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResu
                 with _stop_on_signal(mailbox):
                     hosted.start()
                     _follow(mailbox, hosted, on_line)
-                return replace(hosted.result(), report=_write_report(plan, on_line))
+                return replace(hosted.result(), report=write_report(plan, on_line))
         finally:
             ray.kill(mailbox)
 
 
-def _write_report(plan: Plan, on_line: Callable[[str], None]) -> str | None:
-    """The address of the run's report; a run without one is no failure."""
+def write_report(plan: Plan, on_line: Callable[[str], None]) -> str | None:
+    """The address of the run's report; None, with a line that says why, when it could not be written."""
     from elastic_lm.monitor import report
 
     try:
         return report.write(plan.config.name, plan.run_storage)
-    except ElasticLMError as error:
-        on_line(f"The report could not be written: {error}")
+    except Exception as error:  # noqa: BLE001 - told; a month's result must not be lost for its picture
+        on_line(f"The report could not be written: {type(error).__name__}: {error}")
         return None
 
 
