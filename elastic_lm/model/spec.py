@@ -54,3 +54,24 @@ class ModelSpec:
         if self.activation == "gelu":
             return 4 * self.width
         return -(-8 * self.width // 3 // 16) * 16
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Elements of the matrices that every token is multiplied by: those of the blocks, and the head's, tied or not."""
+        feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_width * self.width
+        return self.num_layers * (4 * self.width**2 + feed_forward) + self.vocab_size * self.width
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements that are trained; a tied head is the embedding once more and counts once."""
+        embedding = self.vocab_size * self.width
+        positions = self.max_tokens * self.width if self.position == "learned" else 0
+        norms = (2 * self.num_layers + 1) * self.width * (2 if self.norm == "layernorm" and self.bias else 1)
+        head = 0 if self.tied else embedding
+        blocks = self.matmul_parameters - embedding + (self.num_layers * self._biases_per_block if self.bias else 0)
+        return embedding + positions + blocks + norms + head
+
+    @property
+    def _biases_per_block(self) -> int:
+        """Queries, keys, values and the way back: 4 D. Feed-forward: 2 F (SwiGLU) or F in, and D out."""
+        return 5 * self.width + (2 if self.activation == "swiglu" else 1) * self.hidden_width
