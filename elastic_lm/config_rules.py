@@ -1,12 +1,14 @@
 """Rules of a run's configuration that see more than one field. Each is told with the fields, the values and the remedy.
 
-Invariant: nothing here needs the corpus or the cluster, so every broken rule is found before any actor starts.
+Invariant: nothing here needs the corpus or the cluster, so every broken rule is found before any actor starts, and all of
+them at once. A rule yields a sentence for each way in which it is broken.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elastic_lm import config_text, failpoints
@@ -21,124 +23,125 @@ SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|api_?key|access_key|cred
 
 
 def check(config: RunConfig) -> None:
-    """Raises: ConfigError for the first rule that is broken."""
-    for rule in (_check_model, _check_schedule, _check_skip, _check_workers, _check_control, _check_failpoints):
-        rule(config)
+    """Raises: ConfigError with a line for every rule that is broken."""
+    rules = (_check_model, _check_schedule, _check_skip, _check_workers, _check_control, _check_failpoints)
+    if broken := [sentence for rule in rules for sentence in rule(config)]:
+        raise ConfigError("\n".join(broken))
 
 
-def _check_model(config: RunConfig) -> None:
+def _check_model(config: RunConfig) -> Iterator[str]:
     model, batch = config.model, config.batch
     if model.factory is not None:
-        _check_factory(model)
+        yield from _check_factory(model)
     else:
-        _check_shape(model)
-        config.model_spec(vocab_size=1)  # heads divide width, and the like
+        yield from _check_shape(config)
     if model.max_tokens is not None and batch.sequence_length > model.max_tokens:
-        raise ConfigError(
+        yield (
             f"batch.sequence_length={batch.sequence_length} is longer than the model's context "
             f"model.max_tokens={model.max_tokens}; use at most {model.max_tokens}, or raise model.max_tokens"
         )
 
 
-def _check_factory(model: ModelConfig) -> None:
+def _check_factory(model: ModelConfig) -> Iterator[str]:
     shape = set(ModelSpec.__dataclass_fields__) - {"vocab_size", "max_tokens"}
     for name, value in model:
         if name in {"preset", *shape} and value is not None:
-            raise ConfigError(
-                f"model.factory builds the whole model, so model.{name} has no effect; remove one of the two"
-            )
+            yield (f"model.factory builds the whole model, so model.{name} has no effect; remove one of the two")
     for name in config_text.flatten(model.args):
         if SECRET_NAME.search(name.rpartition(".")[2]):
-            raise ConfigError(
+            yield (
                 f"model.args.{name} looks like a secret, and the config is stored with the run; rename it, or let the "
                 "factory read it from the environment"
             )
 
 
-def _check_shape(model: ModelConfig) -> None:
+def _check_shape(config: RunConfig) -> Iterator[str]:
+    model = config.model
     if model.args:
-        raise ConfigError("model.args are for model.factory, which is not set; set it or remove model.args")
+        yield "model.args are for model.factory, which is not set; set it or remove model.args"
     if model.preset is not None and model.preset not in PRESETS:
         known = ", ".join(PRESETS)
-        raise ConfigError(
-            f"model.preset={model.preset!r} is unknown{config_text.hint(model.preset, PRESETS)}; known: {known}"
-        )
+        yield f"model.preset={model.preset!r} is unknown{config_text.hint(model.preset, PRESETS)}; known: {known}"
+        return  # what it would have chosen is not known
     if missing := [name for name in ("num_layers", "num_heads", "width") if name not in model.shape()]:
-        raise ConfigError(
+        yield (
             f"model.{missing[0]} is missing; set it, or choose model.preset ({', '.join(PRESETS)}), or give model.factory"
         )
+        return
+    try:
+        config.model_spec(vocab_size=1)  # heads divide width, and the like
+    except ConfigError as error:
+        yield str(error)
 
 
-def _check_schedule(config: RunConfig) -> None:
+def _check_schedule(config: RunConfig) -> Iterator[str]:
     schedule, total = config.schedule, config.schedule_steps
     where = "schedule.total_steps" if schedule.total_steps else "training.steps"
     if schedule.warmup_steps > total:
-        raise ConfigError(
-            f"schedule.warmup_steps={schedule.warmup_steps} is more than {where}={total}; use at most {total}"
-        )
+        yield (f"schedule.warmup_steps={schedule.warmup_steps} is more than {where}={total}; use at most {total}")
     if schedule.kind == "wsd" and not 1 <= schedule.decay_steps <= total - schedule.warmup_steps:
-        raise ConfigError(
+        yield (
             f"schedule.decay_steps={schedule.decay_steps} with kind wsd must be from 1 to {where} - warmup_steps = "
             f"{total - schedule.warmup_steps}; a tenth of the steps is usual"
         )
     if schedule.kind != "wsd" and schedule.decay_steps:
-        raise ConfigError(
+        yield (
             f"schedule.decay_steps={schedule.decay_steps} has no effect with kind {schedule.kind}; remove it or use kind: wsd"
         )
     for index, beta in enumerate(config.optimizer.betas):
         if beta >= 1:
-            raise ConfigError(f"optimizer.betas[{index}]={beta} is not below 1; 0.9 and 0.95 are usual")
+            yield f"optimizer.betas[{index}]={beta} is not below 1; 0.9 and 0.95 are usual"
 
 
-def _check_skip(config: RunConfig) -> None:
+def _check_skip(config: RunConfig) -> Iterator[str]:
     end = 0
     for index, (start, stop) in enumerate(config.training.skip):
         if not end <= start < stop:
-            raise ConfigError(
+            yield (
                 f"training.skip[{index}]=[{start}, {stop}] is not a half-open range of batch indices that begins at or "
                 f"after {end}; write ascending ranges [start, stop) with start < stop"
             )
         end = stop
 
 
-def _check_workers(config: RunConfig) -> None:
+def _check_workers(config: RunConfig) -> Iterator[str]:
     workers, micro_batches = config.workers, config.batch.micro_batches
     if workers.min > workers.max:
-        raise ConfigError(
+        yield (
             f"workers.min={workers.min} is more than workers.max={workers.max}; raise max to {workers.min} or lower min"
         )
     if workers.max > micro_batches:
-        raise ConfigError(
+        yield (
             f"workers.max={workers.max} is more than batch.micro_batches={micro_batches}: a worker without a micro-batch "
             f"has nothing to do; use at most {micro_batches} workers, or more and smaller micro-batches"
         )
     if workers.device == "cuda" and not workers.num_gpus:
-        raise ConfigError("workers.device=cuda needs workers.num_gpus above 0; set workers.num_gpus: 1")
+        yield "workers.device=cuda needs workers.num_gpus above 0; set workers.num_gpus: 1"
     if workers.collectives == "nccl" and config.device != "cuda":
-        raise ConfigError("workers.collectives=nccl adds up on GPUs and workers compute on cpu; use gloo or auto")
+        yield "workers.collectives=nccl adds up on GPUs and workers compute on cpu; use gloo or auto"
     for name, amount in workers.resources.items():
         if not (math.isfinite(amount) and amount >= 0):
-            raise ConfigError(f"workers.resources.{name}={amount} is not a finite amount from 0; write e.g. {name}: 1")
+            yield f"workers.resources.{name}={amount} is not a finite amount from 0; write e.g. {name}: 1"
 
 
-def _check_control(config: RunConfig) -> None:
+def _check_control(config: RunConfig) -> Iterator[str]:
     control = config.control
     if control.heartbeat_timeout_s < 3 * control.heartbeat_interval_s:
-        raise ConfigError(
+        yield (
             f"control.heartbeat_timeout_s={control.heartbeat_timeout_s} is less than three beats of "
             f"control.heartbeat_interval_s={control.heartbeat_interval_s}, so one lost beat would evict a healthy worker; "
             f"use at least {3 * control.heartbeat_interval_s:g}"
         )
     if control.backoff_base_s > control.backoff_limit_s:
-        raise ConfigError(
+        yield (
             f"control.backoff_base_s={control.backoff_base_s} is more than control.backoff_limit_s="
             f"{control.backoff_limit_s}; use at most {control.backoff_limit_s:g}"
         )
 
 
-def _check_failpoints(config: RunConfig) -> None:
+def _check_failpoints(config: RunConfig) -> Iterator[str]:
     for index, text in enumerate(config.failpoints):
         try:
             failpoints.parse(text)
         except ConfigError as error:
-            raise ConfigError(f"failpoints[{index}]: {error}") from error
+            yield f"failpoints[{index}]: {error}"

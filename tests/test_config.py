@@ -913,3 +913,11 @@ def test_description_says_the_derived_figures() -> None:
         "Run first: 100 steps of 8 x 2 samples x 16 tokens = 256 tokens per step, 25,600 in all; 2 to 4 workers on cpu; "
         "reduction exact."
     )
+
+
+def test_all_rules_that_are_broken_are_told_at_once() -> None:
+    """Rules of one part and of several, each with a line of its own."""
+    broken = ["workers.min=9", "workers.max=8", "schedule.decay_steps=5", "model.num_heads=3", "batch.micro_batches=1"]
+    lines = refusal(*broken).splitlines()
+    fields = ["model.width", "schedule.decay_steps", "workers.min", "workers.max"]
+    assert [line.partition("=")[0] for line in lines] == fields
