@@ -79,11 +79,13 @@ def train(
     """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
     with told_errors():
         from elastic_lm.config import RunConfig
+        from elastic_lm.monitor.live import watching
         from elastic_lm.runtime.trainer import fit
 
         settled = RunConfig.load(config, set_ or ())
         say(settled.describe())
-        result = fit(settled, on_line=say)
+        with watching(say, settled.metrics.interval_s) as view:
+            result = fit(settled, view=view)
     say(describe(result))
     raise typer.Exit(OF_VERDICT.get(result.verdict, Exit.FAILED))
 

@@ -55,7 +55,7 @@ def logs(
     with told_errors():
         from elastic_lm.events.log import read
         from elastic_lm.events.types import EventKind
-        from elastic_lm.monitor.progress import news_line
+        from elastic_lm.monitor.progress import news_of
         from elastic_lm.run_address import RunAddress
 
         log = RunAddress.find(run).log()
@@ -64,8 +64,8 @@ def logs(
             finished = False
             for number, event in enumerate(read(log)):
                 finished = event.kind is EventKind.RUN_FINISHED
-                if number >= told and (line := news_line(event)) is not None:
-                    say(line)
+                if number >= told and (news := news_of(event)) is not None:
+                    say(news.text)
                 told = max(told, number + 1)
             if finished or not follow:
                 return

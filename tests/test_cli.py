@@ -29,6 +29,7 @@ from elastic_lm.errors import (
     NotFoundError,
     StorageError,
 )
+from elastic_lm.monitor.progress import News, View
 from elastic_lm.result import RunResult
 from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
@@ -64,9 +65,9 @@ def fake_fit(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def fake(outcome: RunResult | Exception) -> list[RunConfig]:
         configs: list[RunConfig] = []
 
-        def fit(config: RunConfig, *, on_line: Callable[[str], None]) -> RunResult:
+        def fit(config: RunConfig, *, view: View) -> RunResult:
             configs.append(config)
-            on_line("Step 1.")
+            view.news(News("Step 1."))
             if isinstance(outcome, RunResult):
                 return outcome
             raise outcome

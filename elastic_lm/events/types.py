@@ -11,7 +11,7 @@ from typing import Any
 class EventKind(StrEnum):
     """What happened. The fields that each kind carries are named behind it."""
 
-    RUN_STARTED = "run_started"  # resume_step, config
+    RUN_STARTED = "run_started"  # resume_step, config, flops_per_token (None: unknown)
     MEMBER_REQUESTED = "member_requested"  # member_id
     MEMBER_STARTED = "member_started"  # member_id, node_id, pid
     MEMBER_READY = "member_ready"  # member_id, node_id, startup_s, environment

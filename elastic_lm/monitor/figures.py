@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import CAUSES, LOSSES, PHASES, by_name
+from elastic_lm.monitor.mfu import Mfu
 
 Labels = tuple[str, ...]
 
@@ -35,16 +36,21 @@ class Figures:
         self._goodput = goodput
         self._metrics = by_name()
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
+        self._mfu = Mfu()
         self._next_step = 0
+        self._total_steps: int | None = None
         self._set("run_info", 1, run, version)
         self._begin_counters()
 
     def observe(self, event: Event) -> None:
         """Take the event into account."""
         fields = event.fields
+        self._mfu.observe(event)
         if event.kind in COUNTED:
             self._add(COUNTED[event.kind], 1)
         match event.kind:
+            case EventKind.RUN_STARTED:
+                self._total_steps = fields["config"].get("training", {}).get("steps")
             case EventKind.STEP_COMMITTED:
                 self._commit(event)
             case EventKind.LEASE_GRANTED:
@@ -69,6 +75,10 @@ class Figures:
         for name in self._metrics:
             for labels, value in list(self._values[name].items()):  # the scraper's thread reads, another one writes
                 yield name, labels, value
+
+    def gauges(self) -> dict[str, float]:
+        """Value by name of all gauges without labels that have one."""
+        return {name: value for name, labels, value in self.values() if not labels and not name.endswith("_total")}
 
     def value(self, name: str, *labels: str) -> float | None:
         """One value now; None when there is none yet."""
@@ -98,14 +108,23 @@ class Figures:
 
     def _ask_goodput(self) -> None:
         """Replaced whole: what goodput does not know any more must not stay."""
-        self._set("members_held", self._goodput.members_held)
+        held, tokens_per_s = self._goodput.members_held, self._goodput.tokens_per_s()
+        self._set("members_held", held)
         for name, value in (
-            ("tokens_per_second", self._goodput.tokens_per_s()),
+            ("tokens_per_second", tokens_per_s),
+            ("remaining_seconds", self._remaining_s()),
+            ("mfu_ratio", self._mfu.ratio(tokens_per_s, held)),
             ("goodput_ratio", self._goodput.ratio()),
         ):
             self._values[name] = {} if value is None else {(): value}
         lost = self._goodput.lost_worker_s()
         self._values["lost_worker_seconds"] = {(cause,): seconds for cause, seconds in lost.items()}
+
+    def _remaining_s(self) -> float | None:
+        steps_per_s = self._goodput.steps_per_s()
+        if not steps_per_s or self._total_steps is None:
+            return None
+        return max(0, self._total_steps - self._next_step) / steps_per_s
 
     def _begin_counters(self) -> None:
         """Counters exist from the start: a series that appears with its first count hides it from `rate`."""

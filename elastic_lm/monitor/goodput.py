@@ -86,12 +86,18 @@ class Goodput:
 
     def tokens_per_s(self) -> float | None:
         """Committed tokens per second of wall time, over the last half minute; None before the second step."""
+        seconds, counts = self._recent_steps()
+        return sum(counts) / seconds if seconds > 0 else None
+
+    def steps_per_s(self) -> float | None:
+        """The same for steps."""
+        seconds, counts = self._recent_steps()
+        return len(counts) / seconds if seconds > 0 else None
+
+    def _recent_steps(self) -> tuple[float, list[int]]:
+        """(seconds, tokens of each step in them): from the commit of the first recent step to that of the last."""
         recent = list(self._recent)  # in one piece: a scraper's thread may ask while another one observes
-        if len(recent) < 2:
-            return None
-        (first_s, _), (last_s, _) = recent[0], recent[-1]
-        tokens = sum(count for _, count in recent[1:])
-        return tokens / (last_s - first_s) if last_s > first_s else None
+        return (recent[-1][0] - recent[0][0], [count for _, count in recent[1:]]) if recent else (0.0, [])
 
     def _advance(self, event: Event) -> None:
         if event.attempt != self._attempt:  # its clock begins anew, and nobody of the last attempt is held

@@ -11,7 +11,7 @@ from typing import Any
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
-from elastic_lm.monitor.progress import is_news
+from elastic_lm.monitor.progress import news_of
 
 SHORTEST_PART_S = 1.5  # steps are told by heartbeats, a fifth of a second apart: over less, a rate would jump
 PLANNED = ("lease", "checkpoint")  # causes of an interruption that nobody needs to be told of
@@ -66,7 +66,7 @@ class History:
                 self.goodput = Goodput(event.fields["config"]["batch"]["micro_batches"])
             self.config, self.verdict = event.fields["config"], None
         self.goodput.observe(event)
-        if is_news(event):
+        if news_of(event) is not None:
             self.news.append(event)
         match event.kind:
             case EventKind.STEP_COMMITTED:

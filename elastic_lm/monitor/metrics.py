@@ -50,6 +50,10 @@ CATALOGUE = (
     Metric("gradient_norm", "gauge", "", "Global L2 norm of the last gradient before clipping."),
     Metric("learning_rate", "gauge", "", "Learning rate of the last committed step."),
     Metric("tokens_per_second", "gauge", "tokens/s", "Committed tokens by wall time, over the last half minute."),
+    Metric("remaining_seconds", "gauge", "s", "Time to the last step of the run at the rate of the last half minute."),
+    Metric(
+        "mfu_ratio", "gauge", "", "FLOPs/s that the model needs by the peak of the devices held, 0 to 1; where known."
+    ),
     Metric("step_seconds", "gauge", "s", "Wall time of the last committed step, on the member that told it."),
     Metric(
         "step_phase_seconds_total",

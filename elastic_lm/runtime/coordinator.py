@@ -27,6 +27,8 @@ from elastic_lm.data.order import Order
 from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.model.flops import training_flops_per_token
+from elastic_lm.model.spec import ModelSpec
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
 from elastic_lm.runtime.drain import DrainWatcher
@@ -233,8 +235,17 @@ class Coordinator:
 def _run_started(plan: Plan) -> Event:
     name, step = plan.config.name, plan.resume_step
     how = "starts at step 0" if step is None else f"goes on from the checkpoint of step {step}"
-    fields = {"resume_step": step, "config": plan.config.model_dump(mode="json")}
+    fields = {
+        "resume_step": step,
+        "config": plan.config.model_dump(mode="json"),
+        "flops_per_token": _flops_per_token(plan.spec),
+    }
     return Event(EventKind.RUN_STARTED, f"Run {name} {how}.", step=step, fields=fields)
+
+
+def _flops_per_token(spec: EngineSpec) -> int | None:
+    """Of a model that we know; None for one of the user's own."""
+    return training_flops_per_token(spec.model, spec.sequence_length) if isinstance(spec.model, ModelSpec) else None
 
 
 def _input_of(command: Command) -> ev.Input:

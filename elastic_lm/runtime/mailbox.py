@@ -13,9 +13,10 @@ from typing import Any
 import ray
 
 from elastic_lm.errors import ClusterError
+from elastic_lm.monitor.progress import News
 from elastic_lm.runtime.cluster import NAMESPACE, ON_HEAD
 
-MAX_LINES = 10_000
+MAX_NEWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
-        self._lines: list[str] = []
+        self._news: list[News] = []
         self._dropped = 0
-        self._news = asyncio.Event()
+        self._published = asyncio.Event()
         self._status: dict[str, Any] = {}
         self._attempts = 0
         self._last_failure = "it was killed"
@@ -46,23 +47,23 @@ class Mailbox:
         """The coordinator's long poll: the next command."""
         return await self._commands.get()
 
-    async def publish(self, lines: list[str], status: dict[str, Any]) -> None:
-        """The coordinator's news: lines for people, and the latest status."""
-        self._lines += lines
-        excess = len(self._lines) - MAX_LINES
+    async def publish(self, news: list[News], status: dict[str, Any]) -> None:
+        """What the coordinator has to tell: news for people, and the latest status."""
+        self._news += news
+        excess = len(self._news) - MAX_NEWS
         if excess > 0:
-            del self._lines[:excess]
+            del self._news[:excess]
             self._dropped += excess
         self._status = status
-        self._news.set()
-        self._news = asyncio.Event()
+        self._published.set()
+        self._published = asyncio.Event()
 
-    async def follow(self, cursor: int, timeout_s: float) -> tuple[list[str], int]:
-        """Lines from number `cursor` on, as soon as there are any or after `timeout_s`; and the next cursor."""
-        if cursor >= self._dropped + len(self._lines):
+    async def follow(self, cursor: int, timeout_s: float) -> tuple[list[News], int, dict[str, Any]]:
+        """News from number `cursor` on, the next cursor, and the status: after a publication or after `timeout_s`."""
+        if cursor >= self._dropped + len(self._news):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), timeout_s)
-        return self._lines[max(0, cursor - self._dropped) :], self._dropped + len(self._lines)
+                await asyncio.wait_for(self._published.wait(), timeout_s)
+        return self._news[max(0, cursor - self._dropped) :], self._dropped + len(self._news), self._status
 
     async def status(self) -> dict[str, Any]:
         """What the coordinator last said about the run."""

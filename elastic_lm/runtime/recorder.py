@@ -1,7 +1,7 @@
 """The recorder: what happened goes into the event log, and from there to everybody who watches.
 
 Control's decisions and the members' step records become events with a time; each is appended to the log, seen by the
-metrics, and told as a line to whoever follows the mailbox. Nothing here can raise into training.
+metrics, and told as news to whoever follows the mailbox. Nothing here can raise into training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
 from elastic_lm.monitor.goodput import Goodput
-from elastic_lm.monitor.progress import Progress
+from elastic_lm.monitor.progress import News, Snapshot, news_of
 from elastic_lm.protocol import Generation, StepRecord
 from elastic_lm.runtime.ledger import Ledger, Mismatch
 from elastic_lm.storage import Storage
@@ -36,17 +36,18 @@ class Recorder:
         self._attempt = 1
         self._began = time.monotonic()
         self._ledger = Ledger()
-        self._lines: list[str] = []
+        self._total_steps = config.training.steps
+        self._news: list[News] = []
+        self._last_event_s = 0.0
         self._last_status: dict[str, Any] = {}
         self._next_publication = 0.0
         self.logged_step = 0
         self._goodput = Goodput(config.batch.micro_batches)
-        self._progress = Progress(config.training.steps, config.metrics.interval_s, self._goodput)
         self._exporter = Exporter(config.name, self._goodput)
         self._recall(run_storage.child("events"), resume_step or 0)
         self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
         self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
-        self._lines.append(self._exporter.sentence)
+        self._news.append(News(self._exporter.sentence))
 
     def _recall(self, storage: Storage, resume_step: int) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
@@ -66,7 +67,9 @@ class Recorder:
         event = replace(event, time_s=time.time(), elapsed_s=now - self._began, attempt=self._attempt)
         self._log.append(event)
         self._watch(event)
-        self._lines += self._progress.lines(event)
+        self._last_event_s = event.elapsed_s
+        if (news := news_of(event)) is not None:
+            self._news.append(news)
 
     def enter(self, records: tuple[StepRecord, ...]) -> None:
         """A member told of steps."""
@@ -105,9 +108,18 @@ class Recorder:
             "step": self._ledger.next_step,
             "metrics_address": self._exporter.address,
         }
-        if at_once or status != self._last_status or self._lines:
-            self._mailbox.publish.remote(self._lines, status)
-            self._lines, self._last_status = [], status
+        if at_once or status != self._last_status or self._news:
+            self._mailbox.publish.remote(self._news, {**status, "snapshot": self._snapshot(status)})
+            self._news, self._last_status = [], status
+
+    def _snapshot(self, status: dict[str, Any]) -> Snapshot:
+        return Snapshot.of(
+            status,
+            self._exporter.figures.gauges(),
+            step=self._ledger.next_step,
+            total_steps=self._total_steps,
+            elapsed_s=self._last_event_s,
+        )
 
     def figures(self) -> dict[str, Any]:
         """The run so far, in numbers."""

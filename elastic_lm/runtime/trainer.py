@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError
 
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ElasticLMError
+from elastic_lm.monitor.progress import Lines, News, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.mailbox import Command, create_mailbox
@@ -44,9 +45,11 @@ RAY_TRAIN_SETTINGS = {
 }
 
 
-def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResult:
-    """Train until done, stopped or beyond help. Blocks; `on_line` gets one line of progress or news at a time.
+def fit(config: RunConfig, *, on_line: Callable[[str], None] = print, view: View | None = None) -> RunResult:
+    """Train until done, stopped or beyond help. Blocks.
 
+    Args: `on_line` gets one line of progress or news at a time; a `view`, when there is one, gets news and figures as objects
+    in its place. Both are called in this thread.
     In the main thread, the first SIGINT, SIGTERM or SIGHUP stops the run with a checkpoint, the second ends it at once.
     Returns: the verdict with its figures; an interrupted or failed run has a verdict too.
     Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
@@ -54,28 +57,29 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print) -> RunResu
     from elastic_lm.runtime.plan import make_plan
 
     plan = make_plan(config)
+    view = view or Lines(on_line, config.metrics.interval_s)
     with cluster.connected(plan.config.workers.min * plan.config.workers.num_cpus) as sentence:
-        on_line(sentence)
+        view.news(News(sentence))
         mailbox = create_mailbox(config.name)
         try:
             with _temporary_folder() as folder:
                 hosted = _Hosted(plan.config, mailbox, folder)
                 with _stop_on_signal(mailbox):
                     hosted.start()
-                    _follow(mailbox, hosted, on_line)
-                return replace(hosted.result(), report=write_report(plan, on_line))
+                    _follow(mailbox, hosted, view)
+                return replace(hosted.result(), report=write_report(plan, view))
         finally:
             ray.kill(mailbox)
 
 
-def write_report(plan: Plan, on_line: Callable[[str], None]) -> str | None:
+def write_report(plan: Plan, view: View) -> str | None:
     """The address of the run's report; None, with a line that says why, when it could not be written."""
     from elastic_lm.monitor import report
 
     try:
         return report.write(plan.config.name, plan.run_storage)
     except Exception as error:  # noqa: BLE001 - told; a month's result must not be lost for its picture
-        on_line(f"The report could not be written: {type(error).__name__}: {error}")
+        view.news(News(f"The report could not be written: {type(error).__name__}: {error}", "bad"))
         return None
 
 
@@ -143,20 +147,24 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
         raise
 
 
-def _follow(mailbox: Any, hosted: _Hosted, on_line: Callable[[str], None]) -> None:
-    """Pass on the coordinator's lines until it has returned and every line is told."""
+def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:
+    """Show what the coordinator tells until it has returned and everything is told."""
     cursor = 0
     while True:
         alive = hosted.is_alive()
         try:
-            lines, cursor = ray.get(mailbox.follow.remote(cursor, FOLLOW_S if alive else 0.0))
+            wait_s = min(FOLLOW_S, view.tick_s) if alive else 0.0
+            news, cursor, status = ray.get(mailbox.follow.remote(cursor, wait_s))
         except RayActorError as error:
-            on_line(
+            lost = (
                 f"The mailbox is lost ({type(error).__name__}): the run goes on unseen; its event log has everything."
             )
+            view.news(News(lost, "bad"))
             return
-        for line in lines:
-            on_line(line)
+        if "snapshot" in status:
+            view.snapshot(status["snapshot"])
+        for piece in news:
+            view.news(piece)
         if not alive:
             return
 

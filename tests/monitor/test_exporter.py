@@ -18,11 +18,13 @@ from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import CATALOGUE, PREFIX
 from tests.monitor.story import at, committed, lost, ready, reformed, started
 
+CONFIG = {"training": {"steps": 20, "precision": "bf16"}}
 HISTORY = [
+    at(0, EventKind.RUN_STARTED, config=CONFIG, flops_per_token=10**9),
     started(0, "w0"),
     started(0, "w1"),
-    ready(2, "w0"),
-    ready(2, "w1"),
+    ready(2, "w0", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
+    ready(2, "w1", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
     Event(EventKind.LEASE_GRANTED, "", 0, "1.1", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
     reformed(3, "start", lost_s=3),
     *(committed(4 + step, step) for step in range(5)),

@@ -161,7 +161,10 @@ def test_values_come_in_the_order_of_the_catalogue_with_its_labels() -> None:
 
 def test_every_gauge_has_a_value_in_some_history() -> None:
     saved = at(9, EventKind.CHECKPOINT_SAVED, step=2, seconds=1.0)
-    figures = after([*START, committed(4, 0), committed(5, 1), saved])
+    config = {"training": {"steps": 9, "precision": "bf16"}}
+    begun = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
+    on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
+    figures = after([begun, *START, on_gpu, committed(4, 0), committed(5, 1), saved])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
 
 
@@ -276,3 +279,16 @@ def test_scrapes_while_events_come_in_never_fail() -> None:
         sys.setswitchinterval(interval_s)
         writer.join()
     assert figures.value("steps_total") == 6_000
+
+
+def test_remaining_time_is_the_steps_left_at_the_present_rate() -> None:
+    begun = at(0, EventKind.RUN_STARTED, config={"training": {"steps": 12}})
+    figures = after([begun, *START, *(committed(4 + 0.5 * step, step) for step in range(5))])
+    assert figures.value("remaining_seconds") == 7 * 0.5
+    assert after(START).value("remaining_seconds") is None
+
+
+def test_gauges_are_those_without_labels_that_have_a_value() -> None:
+    gauges = after([*START, committed(5, 0)]).gauges()
+    assert (gauges["loss_nats"], gauges["world_size"], gauges["step"]) == (2.5, 2, 1)
+    assert not gauges.keys() & (COUNTERS | {"run_info", "tokens_per_second", "lost_worker_seconds"})

@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from elastic_lm.errors import ClusterError
+from elastic_lm.monitor.progress import News
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
-from elastic_lm.runtime.mailbox import MAX_LINES, Command, Mailbox, create_mailbox, find_mailbox
+from elastic_lm.runtime.mailbox import MAX_NEWS, Command, Mailbox, create_mailbox, find_mailbox
 
 STOP = Command("stop", {"reason": "enough"})
 WAIT_S = 10.0
@@ -43,43 +44,46 @@ def test_coordinator_that_waits_gets_the_next_command() -> None:
     play(story())
 
 
-def test_followers_get_every_line_once_from_their_own_cursor() -> None:
+ONE, TWO, THREE = News("one"), News("two", "bad"), News("three")
+
+
+def test_followers_get_all_news_once_from_their_own_cursor_and_the_status() -> None:
     async def story() -> None:
         mailbox = Mailbox()
-        await mailbox.publish(["one", "two"], {"step": 1})
-        lines, cursor = await mailbox.follow(0, 0)
-        assert (lines, cursor) == (["one", "two"], 2)
-        await mailbox.publish(["three"], {"step": 2})
-        assert await mailbox.follow(cursor, 0) == (["three"], 3)
-        assert await mailbox.follow(0, 0) == (["one", "two", "three"], 3)  # somebody who comes later
+        await mailbox.publish([ONE, TWO], {"step": 1})
+        assert await mailbox.follow(0, 0) == ([ONE, TWO], 2, {"step": 1})
+        await mailbox.publish([THREE], {"step": 2})
+        assert await mailbox.follow(2, 0) == ([THREE], 3, {"step": 2})
+        assert await mailbox.follow(0, 0) == ([ONE, TWO, THREE], 3, {"step": 2})  # somebody who comes later
         assert await mailbox.status() == {"step": 2}
 
     play(story())
 
 
 def test_follower_without_news_is_answered_after_its_time() -> None:
-    assert play(Mailbox().follow(0, 0.01)) == ([], 0)
+    assert play(Mailbox().follow(0, 0.01)) == ([], 0, {})
 
 
-def test_all_followers_hear_the_news_at_once() -> None:
+@pytest.mark.parametrize("news", [[ONE], []], ids=["news", "a status alone"])
+def test_all_followers_hear_of_a_publication_at_once(news: list[News]) -> None:
     async def story() -> None:
         mailbox = Mailbox()
         waiting = [asyncio.create_task(mailbox.follow(0, 2 * WAIT_S)) for _ in range(3)]
         await asyncio.sleep(0)
-        await mailbox.publish(["news"], {})
-        assert await asyncio.gather(*waiting) == [(["news"], 1)] * 3
+        await mailbox.publish(news, {"step": 1})
+        assert await asyncio.gather(*waiting) == [(news, len(news), {"step": 1})] * 3
 
     play(story())
 
 
-def test_old_lines_make_room_and_cursors_stay_true() -> None:
+def test_old_news_makes_room_and_cursors_stay_true() -> None:
     async def story() -> None:
         mailbox = Mailbox()
-        await mailbox.publish([f"line {n}" for n in range(MAX_LINES)], {})
-        await mailbox.publish(["last"], {})
-        lines, cursor = await mailbox.follow(0, 0)
-        assert (len(lines), lines[0], lines[-1], cursor) == (MAX_LINES, "line 1", "last", MAX_LINES + 1)
-        assert await mailbox.follow(MAX_LINES, 0) == (["last"], MAX_LINES + 1)
+        await mailbox.publish([News(f"line {n}") for n in range(MAX_NEWS)], {})
+        await mailbox.publish([THREE], {})
+        news, cursor, _ = await mailbox.follow(0, 0)
+        assert (len(news), news[0], news[-1], cursor) == (MAX_NEWS, News("line 1"), THREE, MAX_NEWS + 1)
+        assert await mailbox.follow(MAX_NEWS, 0) == ([THREE], MAX_NEWS + 1, {})
 
     play(story())
 
