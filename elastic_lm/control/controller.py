@@ -123,6 +123,15 @@ class Control:
             "members": members,
         }
 
+    def paces(self) -> dict[str, tuple[float, int]]:
+        """(seconds per micro-batch, micro-batches per step) of every member that trains and has told its speed."""
+        if self._mode is not Mode.LEASED or self._lease is None:
+            return {}
+        members = (
+            (self._members.get(m), part) for m, part in zip(self._lease.members, self._lease.assignments, strict=True)
+        )
+        return {m.member_id: (m.micro_batch_s, len(part)) for m, part in members if m is not None and m.micro_batch_s}
+
     def _dispatch(self, event: ev.Input, now: float) -> None:
         match event:
             case ev.Tick():

@@ -24,6 +24,7 @@ class EventKind(StrEnum):
     REFORMED = "reformed"  # cause (failure, hang, join, drain, checkpoint, start, resize, straggler), lost_s
     STEP_COMMITTED = "step_committed"  # all of StepRecord
     STEP_MISMATCH = "step_mismatch"  # logged, told: an alarm
+    WORKER_PACES = "worker_paces"  # paces: {member_id: [seconds per micro-batch, micro-batches per step]}
     STRAGGLER = "straggler"  # member_id, micro_batch_s, median_s
     CHECKPOINT_SAVED = "checkpoint_saved"  # step, seconds
     CHECKPOINT_FAILED = "checkpoint_failed"  # step, error

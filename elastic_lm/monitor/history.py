@@ -43,6 +43,9 @@ class History:
     news: list[Event] = field(default_factory=list)
     interruptions: list[Event] = field(default_factory=list)
     checkpoints: list[Event] = field(default_factory=list)
+    paces: dict[str, list[tuple[float, float, int]]] = field(
+        default_factory=dict
+    )  # (time, s per micro-batch, how many)
     num_lost: int = 0
     num_mismatches: int = 0
     goodput: Goodput = field(default_factory=lambda: Goodput(1))
@@ -81,6 +84,9 @@ class History:
                 self.world_sizes.append((self.since_start(event), event.fields["world_size"]))
             case EventKind.REFORMED if event.fields["cause"] not in PLANNED:
                 self.interruptions.append(event)
+            case EventKind.WORKER_PACES:
+                for member_id, (seconds, count) in event.fields["paces"].items():
+                    self.paces.setdefault(member_id, []).append((self.since_start(event), seconds, count))
             case EventKind.MEMBER_LOST:
                 self.num_lost += 1
             case EventKind.STEP_MISMATCH:
@@ -99,6 +105,11 @@ class History:
     @property
     def num_tokens(self) -> int:
         return sum(point.tokens for point in self.points)
+
+    def data_stall(self) -> float | None:
+        """Share of the steps' time for which the member that told them waited for tokens; None before the first step."""
+        step_s = sum(point.fields["step_s"] for point in self.points)
+        return sum(point.fields["data_wait_s"] for point in self.points) / step_s if step_s > 0 else None
 
     def tokens_per_s(
         self, most_parts: int = 400, shortest_s: float = SHORTEST_PART_S

@@ -86,7 +86,7 @@ class Snapshot:
         return cls(
             step=step,
             total_steps=total_steps,
-            state=_state(status, states),
+            state="finishing" if step >= total_steps or "verdict" in status else _state(status, states),
             world_size=status["world_size"],
             min_workers=status["min_workers"],
             max_workers=status["max_workers"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import html
+import statistics
 from collections.abc import Iterable
 from importlib import resources
 from typing import Any
@@ -15,22 +16,25 @@ from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.chart import Chart, Line, Mark, duration
 from elastic_lm.monitor.history import History
+from elastic_lm.monitor.progress import TONES
 from elastic_lm.storage import Storage
 
 FILE = "report.html"
 MOST_NEWS = 2_000  # rows of the table; the log has them all
-MARKED = {  # kinds of news that the charts over time show, and how
-    EventKind.MEMBER_LOST: "bad",
-    EventKind.MEMBER_REFUSED: "bad",
-    EventKind.STEP_MISMATCH: "bad",
-    EventKind.CHECKPOINT_FAILED: "bad",
-    EventKind.NODE_QUARANTINED: "bad",
-    EventKind.MEMBER_READY: "good",
-    EventKind.MEMBER_LEFT: "plain",
-    EventKind.RESIZED: "plain",
-    EventKind.STRAGGLER: "plain",
+MARKED = {  # kinds of news that the charts over time show
+    EventKind.MEMBER_LOST,
+    EventKind.MEMBER_REFUSED,
+    EventKind.STEP_MISMATCH,
+    EventKind.CHECKPOINT_FAILED,
+    EventKind.NODE_QUARANTINED,
+    EventKind.MEMBER_READY,
+    EventKind.MEMBER_LEFT,
+    EventKind.RESIZED,
+    EventKind.STRAGGLER,
 }
 MOST_MARKS = 300
+MOST_NAMED = 4  # workers with a line of their own
+MOST_WORKERS = 200  # rows of the table
 PARTS = (  # of a step, as its record names them
     ("compute_s", "compute", "c1"),
     ("data_wait_s", "wait for data", "c2"),
@@ -48,7 +52,14 @@ def write(name: str, run_storage: Storage) -> str:
 def render(name: str, events: Iterable[Event]) -> str:
     """The page about the run `name`."""
     history = History.of(events)
-    sections = [_summary(history), *_charts(history), _lost_time(history), _news(history), _settings(history)]
+    sections = [
+        _summary(history),
+        *_charts(history),
+        _workers(history),
+        _lost_time(history),
+        _news(history),
+        _settings(history),
+    ]
     page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
     return page.replace("{{name}}", html.escape(name)).replace("{{body}}", "\n".join(sections))
 
@@ -60,6 +71,7 @@ def _summary(history: History) -> str:
     last = history.points[-1] if history.points else None
     total = history.config.get("training", {}).get("steps")
     ratio = history.goodput.ratio()
+    stall = history.data_stall()
     interruptions = [event.fields["lost_s"] for event in history.interruptions if event.fields["cause"] != "start"]
     cards = [
         ("verdict", history.verdict or "running", history.message or "as of the last event in the log"),
@@ -67,6 +79,11 @@ def _summary(history: History) -> str:
         ("loss", f"{last.fields['loss']:.4f}" if last else "–", "nats per token, of the last step"),
         ("tokens", _short(history.num_tokens), f"{history.num_tokens:,} committed, each sample once"),
         ("goodput", f"{ratio:.1%}" if ratio is not None else "–", "of the held worker-seconds became committed tokens"),
+        (
+            "data stall",
+            f"{stall:.1%}" if stall is not None else "–",
+            "of step time went by waiting for data, on rank 0",
+        ),
         ("workers lost", f"{history.num_lost:,}", "steps lost: 0" if not history.num_mismatches else ""),
         ("interruptions", f"{len(interruptions):,}", f"longest {max(interruptions):.2f} s" if interruptions else ""),
         ("time", duration(history.ended_s - history.began_s), _times(history)),
@@ -128,6 +145,13 @@ def _charts(history: History) -> list[str]:
             format_y=lambda y: f"{y:.3g} s",
             from_zero=True,
         ),
+        Chart(
+            "Step time of every worker",
+            lines=_worker_lines(history),
+            **over_time,
+            format_y=lambda y: f"{y:.3g} s",
+            from_zero=True,
+        ),
         Chart("Norm of the gradient", "step", [Line("norm", steps, _series(history, "grad_norm"), "c4")]),
     ]
     return [chart.svg() for chart in charts]
@@ -139,7 +163,42 @@ def _series(history: History, name: str) -> list[float]:
 
 def _marks(history: History) -> list[Mark]:
     marked = [event for event in history.news if event.kind in MARKED]
-    return [Mark(history.since_start(event), MARKED[event.kind], event.message) for event in marked[-MOST_MARKS:]]
+    return [Mark(history.since_start(event), TONES[event.kind], event.message) for event in marked[-MOST_MARKS:]]
+
+
+def _worker_lines(history: History) -> list[Line]:
+    """Seconds that each worker computes in a step; of many workers the slowest, the median and the fastest."""
+    if len(history.paces) <= MOST_NAMED:
+        return [
+            Line(member_id, [t for t, _, _ in paces], [s * count for _, s, count in paces], f"c{1 + number % 4}")
+            for number, (member_id, paces) in enumerate(history.paces.items())
+        ]
+    at: dict[float, list[float]] = {}
+    for paces in history.paces.values():
+        for time_s, seconds, count in paces:
+            at.setdefault(time_s, []).append(seconds * count)
+    times = sorted(at)
+    kinds = (("slowest", max, "c2"), ("median", statistics.median, "c1"), ("fastest", min, "c3"))
+    return [Line(name, times, [choose(at[time_s]) for time_s in times], color) for name, choose, color in kinds]
+
+
+def _workers(history: History) -> str:
+    """A row for each worker: the slow ones are seen here."""
+    rows = []
+    usual = statistics.median([s for paces in history.paces.values() for _, s, _ in paces] or [0.0])
+    for member_id, paces in list(history.paces.items())[-MOST_WORKERS:]:
+        seconds = statistics.median(s for _, s, _ in paces)
+        rows.append(
+            f"<tr><td>{html.escape(member_id)}</td><td>{duration(paces[0][0])} – {duration(paces[-1][0])}</td>"
+            f"<td>{seconds:.3f} s</td><td>{seconds / usual:.2f}</td><td>{paces[-1][2]}</td></tr>"
+        )
+    head = "<tr><th>worker</th><th>seen</th><th>per micro-batch, median</th><th>of the usual</th><th>micro-batches</th></tr>"
+    body = (
+        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+        if rows
+        else '<p class="empty">Nothing yet.</p>'
+    )
+    return f"<section><h2>Workers</h2>{body}</section>"
 
 
 def _lost_time(history: History) -> str:
@@ -161,7 +220,7 @@ def _lost_time(history: History) -> str:
 
 def _news(history: History) -> str:
     rows = [
-        f'<tr class="{MARKED.get(event.kind, "plain")}"><td>{duration(history.since_start(event))}</td>'
+        f'<tr class="{TONES.get(event.kind, "plain")}"><td>{duration(history.since_start(event))}</td>'
         f"<td>{'' if event.step is None else f'{event.step:,}'}</td><td>{html.escape(event.message)}</td></tr>"
         for event in history.news[-MOST_NEWS:]
     ]

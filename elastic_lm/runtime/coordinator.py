@@ -169,6 +169,7 @@ class Coordinator:
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
         self._tell(ev.Tick())
         self._members.reap()
+        self._recorder.note_paces(self._control.paces)
         self._recorder.publish(self._control.status)
 
     def _tell(self, event: ev.Input) -> None:

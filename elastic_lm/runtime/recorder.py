@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
 CLOSE_S = 30.0
+# Workers' speeds are noted often in a short run and seldom in a long one: each time is a share of the run so far.
+PACES_SHARE = 0.01
+PACES_S = (2.0, 300.0)  # at the soonest and at the latest
 
 
 class Recorder:
@@ -41,6 +44,7 @@ class Recorder:
         self._last_event_s = 0.0
         self._last_status: dict[str, Any] = {}
         self._next_publication = 0.0
+        self._next_paces_s = 0.0
         self.logged_step = 0
         self._goodput = Goodput(config.batch.micro_batches)
         self._exporter = Exporter(config.name, self._goodput)
@@ -78,6 +82,19 @@ class Recorder:
             self.emit(_committed(record))
         for mismatch in mismatches:
             self.emit(_mismatch(mismatch))
+
+    def note_paces(self, paces: Callable[[], dict[str, tuple[float, int]]]) -> None:
+        """Now and then, how fast every worker is."""
+        elapsed_s = time.monotonic() - self._began
+        if elapsed_s < self._next_paces_s or not (found := paces()):
+            return
+        shortest_s, longest_s = PACES_S
+        self._next_paces_s = elapsed_s + min(longest_s, max(shortest_s, PACES_SHARE * elapsed_s))
+        told = ", ".join(f"{member_id} {seconds:.3f} s x {count}" for member_id, (seconds, count) in found.items())
+        fields = {"paces": {member_id: list(pace) for member_id, pace in found.items()}}
+        self.emit(
+            Event(EventKind.WORKER_PACES, f"Per micro-batch: {told}.", step=self._ledger.next_step, fields=fields)
+        )
 
     def _watch(self, event: Event) -> None:
         try:

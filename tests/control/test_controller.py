@@ -1343,6 +1343,17 @@ def test_status_tells_what_there_is() -> None:
     assert members["w2"] == {"state": "pending", "node_id": None, "pid": None, "leaving": None}
 
 
+def test_paces_are_those_of_members_that_train_and_have_told_theirs() -> None:
+    run = Run(max_workers=2).training("w0", "w1")
+    assert run.control.paces() == {}
+    run.beat("w0", micro_batch_s=0.5)
+    assert run.control.paces() == {"w0": (0.5, 4)}
+    run.beat("w1", micro_batch_s=0.25)
+    assert run.control.paces() == {"w0": (0.5, 4), "w1": (0.25, 4)}
+    run.dies("w1")
+    assert run.control.paces() == {}  # until there is a lease again
+
+
 def test_lease_is_told_with_its_split() -> None:
     run = Run()
     run.ready("w0")

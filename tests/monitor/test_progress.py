@@ -127,6 +127,14 @@ def test_state_is_what_the_workers_do(mode: str, states: list[str], state: str) 
     assert Snapshot.of(status(mode, *states), {}, step=0, total_steps=9, elapsed_s=0).state == state
 
 
+def test_run_that_has_its_last_step_or_a_verdict_is_finishing() -> None:
+    at_the_end = status("idle", "active")
+    assert Snapshot.of(at_the_end, {}, step=9, total_steps=9, elapsed_s=0).state == "finishing"
+    assert (
+        Snapshot.of({**at_the_end, "verdict": "stopped"}, {}, step=3, total_steps=9, elapsed_s=0).state == "finishing"
+    )
+
+
 def test_snapshot_takes_its_figures_from_the_catalogues_names() -> None:
     figures = {
         "loss_nats": 2.5, "tokens_per_second": 100.0, "mfu_ratio": 0.4, "step_seconds": 0.5, "goodput_ratio": 0.9,

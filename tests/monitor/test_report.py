@@ -56,11 +56,39 @@ class Balance(HTMLParser):
 
 
 def test_page_tells_the_run() -> None:
-    page = report.render("my-run", a_run())
+    page = report.render("my-run", [*a_run(), paces(4, w0=(0.5, 8))])
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for told in ("my-run", "done", "2.5000", "longest 0.25 s", "member_lost happened.", "micro_batches: 8", "0:03"):
         assert told in text
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
+
+
+def paces(elapsed_s: float, **of: tuple[float, int]) -> Event:
+    return at(elapsed_s, EventKind.WORKER_PACES, paces={member_id: list(pace) for member_id, pace in of.items()})
+
+
+def test_workers_have_a_row_and_a_line_each() -> None:
+    page = report.render("my-run", [*a_run(), paces(3, w0=(0.5, 6), w1=(0.5, 6)), paces(5, w0=(0.5, 8), w2=(1.5, 4))])
+    rows = re.findall(r"<tr><td>(w\d)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(\d+)</td></tr>", page)
+    assert rows == [
+        ("w0", "0:03 – 0:05", "0.500 s", "1.00", "8"),
+        ("w1", "0:03 – 0:03", "0.500 s", "1.00", "6"),
+        ("w2", "0:05 – 0:05", "1.500 s", "3.00", "4"),
+    ]
+    (chart,) = re.findall(r"<figcaption>Step time of every worker.*?</figcaption>", page)
+    assert re.findall(r"key c\d\">(.*?)<", chart) == ["w0", "w1", "w2"]
+
+
+def test_many_workers_are_drawn_as_the_slowest_the_median_and_the_fastest() -> None:
+    many = paces(3, **{f"w{number}": (0.1 * (number + 1), 2) for number in range(101)})
+    page = html.unescape(report.render("my-run", [*a_run(), many]))
+    for told in ("0:03: 20.2 s", "0:03: 10.2 s", "0:03: 0.2 s"):
+        assert told in page
+
+
+def test_data_stall_is_the_share_of_step_time_that_waited() -> None:
+    page = report.render("my-run", [begun(), committed(1, 0, step_s=1.0), committed(2, 1, step_s=3.0, data_wait_s=1.0)])
+    assert re.search(r"<b>data stall</b><span>25.0%</span>", page)
 
 
 def test_page_is_well_formed_and_asks_nobody_for_anything() -> None:
