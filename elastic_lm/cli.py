@@ -7,7 +7,7 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -16,11 +16,14 @@ from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
 if TYPE_CHECKING:
+    from elastic_lm.config import RunConfig
     from elastic_lm.result import RunResult
     from elastic_lm.storage import Storage
 
 
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_run.app)
@@ -72,20 +75,34 @@ def prepare(
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
     with told_errors():
         from elastic_lm.config import RunConfig
-        from elastic_lm.monitor.live import watching
-        from elastic_lm.runtime.trainer import fit
 
-        settled = RunConfig.load(config, set_ or ())
-        say(settled.describe())
-        with watching(say, settled.metrics.interval_s) as view:
-            result = fit(settled, view=view)
+        result = _train(RunConfig.load(config, set_ or ()))
+    _end(result)
+
+
+@app.command()
+def resume(run: cli_run.Run, set_: Overrides = None) -> None:
+    """Go on with a run as it was last trained, from its newest checkpoint."""
+    with told_errors():
+        result = _train(cli_run.find(run).config(set_ or ()))
+    _end(result)
+
+
+def _train(config: RunConfig) -> RunResult:
+    from elastic_lm.monitor.live import watching
+    from elastic_lm.runtime.trainer import fit
+
+    say(config.describe())
+    with watching(say, config.metrics.interval_s) as view:
+        return fit(config, view=view)
+
+
+def _end(result: RunResult) -> NoReturn:
     say(describe(result))
     raise typer.Exit(OF_VERDICT.get(result.verdict, Exit.FAILED))
 

@@ -7,6 +7,7 @@ trains it.
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from elastic_lm.terminal import say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.monitor.history import History
+    from elastic_lm.run_address import RunAddress
 
 FOLLOW_S = 1.0
 LOOK_EVENTS = 5_000  # of the newest, for a quick look
@@ -33,9 +35,8 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="For p
     with told_errors():
         from elastic_lm.events.log import last
         from elastic_lm.monitor.history import History
-        from elastic_lm.run_address import RunAddress
 
-        address = RunAddress.find(run)
+        address = find(run)
         facts = _facts(address.name, History.of(last(address.log(), LOOK_EVENTS)))
     if as_json:
         say(json.dumps(facts))
@@ -56,9 +57,8 @@ def logs(
         from elastic_lm.events.log import read
         from elastic_lm.events.types import EventKind
         from elastic_lm.monitor.progress import news_of
-        from elastic_lm.run_address import RunAddress
 
-        log = RunAddress.find(run).log()
+        log = find(run).log()
         told = 0
         while True:
             finished = False
@@ -83,13 +83,11 @@ def report(
 
         from elastic_lm.events.log import read
         from elastic_lm.monitor import report as page
-        from elastic_lm.run_address import RunAddress
 
-        address = RunAddress.find(run)
+        address = find(run)
         log = address.log()
-        assert address.storage is not None
         if out is None:
-            say(page.write(address.name, address.storage))
+            say(page.write(address.name, address.folder()))
             return
         try:
             Path(out).write_text(page.render(address.name, read(log)))
@@ -125,6 +123,18 @@ def drain(
     with told_errors():
         node_id = _command(run, "drain", {}, node=node)
     say(f"Asked the workers on node {node_id[:12]} to leave.")
+
+
+def find(run: str) -> RunAddress:
+    """The run and where it is stored; a bare name is asked of RAY_ADDRESS.    Raises: ConfigError, ClusterError."""
+    from elastic_lm.run_address import RunAddress
+
+    address = RunAddress.find(run)
+    if address.storage is None and "RAY_ADDRESS" in os.environ:
+        from elastic_lm.runtime import remote
+
+        return RunAddress.at(remote.run_url(run))
+    return address
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import ModelSpec
 
+CONFIG_FILE = "config.yaml"  # in the run's folder: what it was last trained with
+
 
 def _storage_address(url: str) -> str:
     """s3:// as it is, anything local as an absolute file:// address: workers run in folders of their own."""
@@ -334,6 +336,11 @@ class RunConfig(Part):
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
         """The YAML file at `path`, with `a.b=value` overrides applied on top.    Raises: ConfigError."""
         return cls(**config_text.override(config_text.read(path), overrides))
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+        """The same from YAML text; `source` says in errors where it is from.    Raises: ConfigError."""
+        return cls(**config_text.override(config_text.mapping(text, source), overrides))
 
     def replace(self, *overrides: str) -> RunConfig:
         """This config with `a.b=value` overrides, checked again.    Raises: ConfigError."""

@@ -69,11 +69,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read the config {os.fspath(path)}: {reason}; give the path of a YAML file"
         ) from error
-    values = parse(text, os.fspath(path))
+    return mapping(text, os.fspath(path))
+
+
+def mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a whole config is, out of its text.    Raises: ConfigError naming `source`."""
+    values = parse(text, source)
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{os.fspath(path)} is {found}; a config is a mapping with name:, storage:, data: and so on")
-    _check_names(values, os.fspath(path))
+        raise ConfigError(f"{source} is {found}; a config is a mapping with name:, storage:, data: and so on")
+    _check_names(values, source)
     return values
 
 

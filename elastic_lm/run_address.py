@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_lm.config import RunConfig
+from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import ConfigError, NotFoundError, StorageError
+from elastic_lm.events.log import read
+from elastic_lm.events.types import EventKind
 from elastic_lm.storage import Storage
 
 EVENTS = "events"
+LOCAL_RUNS = "runs"  # in the current directory
 
 
 @dataclass(frozen=True)
@@ -21,26 +25,67 @@ class RunAddress:
 
     @classmethod
     def find(cls, text: str) -> RunAddress:
-        """From `RUN.yaml`, `s3://bucket/prefix/runs/NAME` or a folder, or a bare name.    Raises: ConfigError."""
+        """From `RUN.yaml`, `s3://bucket/prefix/runs/NAME` or a folder, or a bare name.    Raises: ConfigError.
+
+        A bare name is that of a folder in `./runs`, if there is one; else nothing says where the run is stored.
+        """
         if text.endswith((".yaml", ".yml")):
             config = RunConfig.load(text)
             return cls(config.name, Storage.open(config.run_url))
         if "://" in text or "/" in text or Path(text).is_dir():
-            try:
-                storage = Storage.open(text)
-            except StorageError as error:
-                raise ConfigError(str(error)) from error
-            return cls(storage.url.rstrip("/").rpartition("/")[2], storage)
-        return cls(text)
+            return cls.at(text)
+        local = Path(LOCAL_RUNS, text)
+        return cls.at(str(local)) if text and local.is_dir() else cls(text)
+
+    @classmethod
+    def at(cls, url: str) -> RunAddress:
+        """The run in this folder.    Raises: ConfigError when it cannot be one."""
+        try:
+            storage = Storage.open(url)
+        except StorageError as error:
+            raise ConfigError(str(error)) from error
+        return cls(storage.url.rstrip("/").rpartition("/")[2], storage)
+
+    def folder(self) -> Storage:
+        """Where the run is stored.    Raises: ConfigError when its name alone is known."""
+        if self.storage is None:
+            raise ConfigError(
+                f"{self.name!r} alone does not say where the run is stored; give its YAML file or its address "
+                f"(STORAGE/runs/{self.name}), or set RAY_ADDRESS to the cluster that trains it"
+            )
+        return self.storage
 
     def log(self) -> Storage:
         """The folder of its event log.    Raises: ConfigError, NotFoundError."""
-        if self.storage is None:
-            raise ConfigError(
-                f"{self.name!r} alone does not say where the run is stored; give its YAML file, or its address "
-                f"(STORAGE/runs/{self.name})"
-            )
-        log = self.storage.child(EVENTS)
+        log = self.folder().child(EVENTS)
         if not log.list():
-            raise NotFoundError(f"there is no run at {self.storage.url}: no event log in it")
+            raise NotFoundError(f"there is no run at {self.folder().url}: no event log in it")
         return log
+
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """What the run was last trained with, with `a.b=value` overrides on top.
+
+        Raises: ConfigError when it is damaged, or belongs to a run that is stored elsewhere; NotFoundError.
+        """
+        folder = self.folder()
+        try:
+            text, source = folder.read(CONFIG_FILE).decode(errors="replace"), f"{folder.url}/{CONFIG_FILE}"
+            config = RunConfig.from_yaml(text, source, overrides)
+        except NotFoundError:
+            config = self._logged_config().replace(*overrides)
+        if Storage.open(config.run_url).url != folder.url:
+            raise ConfigError(
+                f"the config in {folder.url} is of the run at {config.run_url}; if it was moved, say where it is now: "
+                f"--set storage=... --set name=..."
+            )
+        return config
+
+    def _logged_config(self) -> RunConfig:
+        """Of a run whose config file is gone."""
+        found = None
+        for event in read(self.log()):
+            if event.kind is EventKind.RUN_STARTED:
+                found = event.fields["config"]
+        if found is None:
+            raise NotFoundError(f"neither {CONFIG_FILE} nor the event log in {self.folder().url} holds a config")
+        return RunConfig(**found)

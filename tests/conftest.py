@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from elastic_lm.config import RunConfig
+from elastic_lm.monitor.progress import News, View
+from elastic_lm.result import RunResult
+
 if TYPE_CHECKING:
     from elastic_lm.runtime.cluster import LocalCluster
     from tests.faults.harness import Run
@@ -124,3 +128,26 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     for run in runs:
         run.end()
     assert_nothing_left(cluster)
+
+
+Fake = Callable[[RunResult | Exception], list[RunConfig]]
+
+
+@pytest.fixture
+def fake_fit(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Makes `fit` end as told; returns the configs it is given."""
+
+    def fake(outcome: RunResult | Exception) -> list[RunConfig]:
+        configs: list[RunConfig] = []
+
+        def fit(config: RunConfig, *, view: View) -> RunResult:
+            configs.append(config)
+            view.news(News("Step 1."))
+            if isinstance(outcome, RunResult):
+                return outcome
+            raise outcome
+
+        monkeypatch.setattr("elastic_lm.runtime.trainer.fit", fit)
+        return configs
+
+    return fake

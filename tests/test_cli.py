@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,9 @@ from elastic_lm.errors import (
     NotFoundError,
     StorageError,
 )
-from elastic_lm.monitor.progress import News, View
 from elastic_lm.result import RunResult
 from elastic_lm.storage import Storage
+from tests.conftest import Fake
 from tests.data.corpora import texts, write_lines
 
 SECRET = "wJalrXUtnFEMI"
@@ -53,29 +52,6 @@ def write_config(folder: Path, **changes: object) -> str:
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump({**values, **changes}))
     return str(file)
-
-
-Fake = Callable[[RunResult | Exception], list[RunConfig]]
-
-
-@pytest.fixture
-def fake_fit(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Makes `fit` end as told; returns the configs it is given."""
-
-    def fake(outcome: RunResult | Exception) -> list[RunConfig]:
-        configs: list[RunConfig] = []
-
-        def fit(config: RunConfig, *, view: View) -> RunResult:
-            configs.append(config)
-            view.news(News("Step 1."))
-            if isinstance(outcome, RunResult):
-                return outcome
-            raise outcome
-
-        monkeypatch.setattr("elastic_lm.runtime.trainer.fit", fit)
-        return configs
-
-    return fake
 
 
 # -- ends and their codes --------------------------------------------------------------------------------------------

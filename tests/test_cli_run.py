@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from elastic_lm import cli_run
+from elastic_lm import RunConfig, cli_run
 from elastic_lm.errors import ClusterError
 from elastic_lm.events.log import EventLog
-from elastic_lm.events.types import Event
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.result import RunResult
 from elastic_lm.runtime import remote
 from elastic_lm.storage import Storage
-from tests.monitor.story import committed, lost, reformed
+from tests.conftest import Fake
+from tests.monitor.story import at, committed, lost, reformed
 from tests.monitor.test_history import begun, finished, granted
 from tests.test_cli import run, write_config
 
@@ -129,6 +131,78 @@ def test_word_for_the_coordinator_is_left_under_the_runs_name(
     assert told.exit_code == 0
     assert told.stdout.startswith("Asked ")
     assert asked == [("first", kind, fields, "abc" if kind == "drain" else None)]
+
+
+def test_bare_name_is_that_of_a_folder_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_log(tmp_path, *STORY)
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(run("status", "mine", "--json").stdout)["step"] == 2
+
+
+def test_bare_name_is_asked_of_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = write_log(tmp_path, *STORY)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(remote, "run_url", {"mine": f"file://{url}"}.__getitem__)
+    assert json.loads(run("status", "mine", "--json").stdout)["step"] == 2
+
+
+# -- resume ----------------------------------------------------------------------------------------------------------
+
+
+def stored(folder: Path, **changes: object) -> tuple[RunConfig, str]:
+    """A run that has been trained: its config, and its address."""
+    config = RunConfig.load(write_config(folder, **changes))
+    storage = Storage.open(config.run_url)
+    storage.write("config.yaml", config.replace("training.steps=77").to_yaml().encode())
+    return config, storage.url
+
+
+def test_resume_trains_what_the_run_was_last_trained_with(fake_fit: Fake, tmp_path: Path) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    config, url = stored(tmp_path)
+    assert run("resume", url).exit_code == 0
+    assert run("resume", str(tmp_path / "run.yaml"), "--set", "workers.max=3").exit_code == 0
+    assert configs == [config.replace("training.steps=77"), config.replace("training.steps=77", "workers.max=3")]
+
+
+def test_resume_without_a_config_file_takes_the_newest_in_the_log(fake_fit: Fake, tmp_path: Path) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    config = RunConfig.load(write_config(tmp_path, name="mine"))
+    starts = [config, config.replace("training.steps=9")]
+    url = write_log(
+        tmp_path, *(at(0, EventKind.RUN_STARTED, config=c.model_dump(mode="json"), resume_step=None) for c in starts)
+    )
+    assert run("resume", url).exit_code == 0
+    assert configs == [starts[1]]
+
+
+@pytest.mark.parametrize("text", ["name: [", "", "name: first\nunknown: 1"])
+def test_damaged_config_of_a_run_is_refused_with_its_place(text: str, fake_fit: Fake, tmp_path: Path) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    _, url = stored(tmp_path)
+    Storage.open(url).write("config.yaml", text.encode())
+    told = run("resume", url)
+    assert told.exit_code == 2 and told.stderr.startswith("elastic-lm: ")
+    assert configs == []
+
+
+def test_run_that_was_moved_is_not_resumed_in_its_old_place(fake_fit: Fake, tmp_path: Path) -> None:
+    configs = fake_fit(RunResult("done", "all steps"))
+    _, url = stored(tmp_path)
+    moved = tmp_path / "elsewhere" / "runs" / "first"
+    moved.parent.mkdir(parents=True)
+    Path(url.removeprefix("file://")).rename(moved)
+    told = run("resume", str(moved))
+    assert told.exit_code == 2 and "--set storage=" in told.stderr
+    assert run("resume", str(moved), "--set", f"storage={tmp_path}/elsewhere").exit_code == 0
+    assert [config.run_url for config in configs] == [f"file://{moved}"]
+
+
+@pytest.mark.parametrize("name", ["nowhere/runs/x", "x"])
+def test_run_that_is_not_there_cannot_be_resumed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert run("resume", name).exit_code == 2
 
 
 def test_without_a_cluster_the_run_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

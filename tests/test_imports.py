@@ -56,7 +56,7 @@ ALLOWED = {
         "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.storage",
     },
-    "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.storage"},
+    "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},

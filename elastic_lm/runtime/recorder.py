@@ -39,6 +39,7 @@ class Recorder:
         self._attempt = 1
         self._began = time.monotonic()
         self._ledger = Ledger()
+        self._run_url = config.run_url
         self._total_steps = config.training.steps
         self._news: list[News] = []
         self._last_event_s = 0.0
@@ -124,6 +125,7 @@ class Recorder:
             **status_of_control(),
             "step": self._ledger.next_step,
             "metrics_address": self._exporter.address,
+            "run_url": self._run_url,
         }
         if at_once or status != self._last_status or self._news:
             self._mailbox.publish.remote(self._news, {**status, "snapshot": self._snapshot(status)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -20,20 +22,34 @@ def command(run: str, kind: str, arguments: dict[str, Any], *, node: str | None 
     Returns: the whole id of that node, or "".
     Raises: ClusterError when there is no cluster, or the run is not trained on it; ConfigError when no worker is there.
     """
+    with _mailbox(run) as mailbox:
+        node_id = "" if node is None else _node(ray.get(mailbox.status.remote(), timeout=ANSWER_S), node)
+        if node_id:
+            arguments = {**arguments, "node_id": node_id, "member_id": None}
+        ray.get(mailbox.post.remote(Command(kind, arguments)), timeout=ANSWER_S)
+    return node_id
+
+
+def run_url(run: str) -> str:
+    """Where a run that is being trained is stored.    Raises: ClusterError as `command`."""
+    with _mailbox(run) as mailbox:
+        url = ray.get(mailbox.status.remote(), timeout=ANSWER_S).get("run_url")
+    if url is None:
+        raise ClusterError(f"run {run} is just starting; try again in a few seconds")
+    return str(url)
+
+
+@contextlib.contextmanager
+def _mailbox(run: str) -> Iterator[Any]:
     if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
         raise ClusterError(
             "RAY_ADDRESS is not set, so it is not known which cluster trains the run; set it to the head's address"
         )
     with cluster.connected():
         try:
-            mailbox = find_mailbox(run)
+            yield find_mailbox(run)
         except ValueError as error:
             raise ClusterError(f"run {run} is not being trained on this cluster") from error
-        node_id = "" if node is None else _node(ray.get(mailbox.status.remote(), timeout=ANSWER_S), node)
-        if node_id:
-            arguments = {**arguments, "node_id": node_id, "member_id": None}
-        ray.get(mailbox.post.remote(Command(kind, arguments)), timeout=ANSWER_S)
-    return node_id
 
 
 def _node(status: dict[str, Any], beginning: str) -> str:

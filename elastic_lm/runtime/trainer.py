@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError
 
-from elastic_lm.config import RunConfig
+from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import ElasticLMError
 from elastic_lm.monitor.progress import Lines, News, View
 from elastic_lm.result import RunResult
@@ -62,6 +62,7 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print, view: View
         view.news(News(sentence))
         mailbox = create_mailbox(config.name)
         try:
+            plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
             with _temporary_folder() as folder:
                 hosted = _Hosted(plan.config, mailbox, folder)
                 with _stop_on_signal(mailbox):

@@ -27,6 +27,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import ClusterError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.run_address import RunAddress
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from elastic_lm.runtime.mailbox import find_mailbox
 from elastic_lm.storage import Storage
@@ -110,6 +111,12 @@ def test_fit_ends_with_the_bits_of_an_undisturbed_run(first: Fitted) -> None:
     assert result.digest["state"] == expected_digest(first.config)
     assert result.checkpoint == f"{first.config.run_url}/checkpoints/step-{FIRST_STEPS:08d}"
     assert result.metrics["loss"] > 0 and result.metrics["tokens_per_s"] > 0 and 0 < result.metrics["goodput"] <= 1
+
+
+def test_run_keeps_the_config_that_it_is_trained_with(first: Fitted) -> None:
+    kept = RunAddress.at(first.config.run_url).config()
+    assert kept.training == first.config.training
+    assert kept.data.manifest is not None and kept.data.window_blocks is not None  # what was left to the corpus
 
 
 def test_fit_tells_the_cluster_first_then_the_run_to_its_end(first: Fitted) -> None:
