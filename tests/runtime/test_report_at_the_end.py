@@ -10,6 +10,7 @@ import pytest
 
 from elastic_lm.errors import StorageError
 from elastic_lm.monitor import report
+from elastic_lm.monitor.progress import Lines
 from elastic_lm.runtime.trainer import write_report
 from elastic_lm.storage import Storage
 
@@ -21,7 +22,7 @@ def plan_of(folder: Path) -> Any:
 
 def test_report_is_written_and_named(tmp_path: Path) -> None:
     told: list[str] = []
-    assert write_report(plan_of(tmp_path), told.append) == f"file://{tmp_path}/runs/mine/report.html"
+    assert write_report(plan_of(tmp_path), Lines(told.append, 1.0)) == f"file://{tmp_path}/runs/mine/report.html"
     assert (tmp_path / "runs/mine/report.html").exists()
     assert told == []
 
@@ -35,5 +36,5 @@ def test_report_that_fails_is_told_and_costs_nothing_else(
 
     monkeypatch.setattr(report, "write", fails)
     told: list[str] = []
-    assert write_report(plan_of(tmp_path), told.append) is None
+    assert write_report(plan_of(tmp_path), Lines(told.append, 1.0)) is None
     assert told == [f"The report could not be written: {type(error).__name__}: {error}"]
