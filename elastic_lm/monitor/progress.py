@@ -113,7 +113,8 @@ class Snapshot:
             yield f"loss {self.loss:.4f}"
         if self.tokens_per_s is not None:
             yield f"{self.tokens_per_s:,.0f} tokens/s"
-        yield self.workers
+        if self.world_size or self.state != "finishing":  # at the end they are gone, and that is no news
+            yield self.workers
         if self.goodput is not None:
             yield f"goodput {self.goodput:.0%}"
         if self.mfu is not None:

@@ -65,6 +65,12 @@ def test_last_step_is_told_at_once_and_once() -> None:
     assert "left" not in lines[-1]
 
 
+def test_workers_that_are_gone_at_the_end_are_not_counted() -> None:
+    end = at_step(20, 9, total_steps=20, world_size=0, state="finishing")
+    assert told(end) == ["0:00:09  step 20/20 · loss 2.5000 · 4,000 tokens/s · goodput 67% · 1.00 s per step"]
+    assert "0 of 1 worker" in told(at_step(3, 9, world_size=0, state="waiting for workers"))[0]
+
+
 def test_interval_counts_from_the_line_before_and_not_from_a_grid() -> None:
     times = [0.0, 4.9, 7.0, 11.9, 12.0]
     assert steps(told(*(at_step(number, time) for number, time in enumerate(times, start=1)))) == [1, 3, 5]
