@@ -85,7 +85,7 @@ class RunAddress:
         found = None
         for event in read(self.log()):
             if event.kind is EventKind.RUN_STARTED:
-                found = event.fields["config"]
-        if found is None:
+                found = event.fields.get("config")
+        if not isinstance(found, dict):
             raise NotFoundError(f"neither {CONFIG_FILE} nor the event log in {self.folder().url} holds a config")
         return RunConfig(**found)

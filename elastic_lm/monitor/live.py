@@ -20,6 +20,7 @@ from rich.text import Text
 from elastic_lm.monitor.progress import Lines, News, Snapshot, View, clock
 
 NARROWEST = 40  # columns; below, lines are easier to read
+WIDE = 70  # from here on the workers have a line
 MOST_DOTS = 24  # workers that are drawn one by one
 TRACE = 24  # losses in the small curve
 STYLES = {"good": "green", "bad": "red", "plain": ""}
@@ -55,10 +56,13 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._gone = False  # whatever became of the terminal: what `start` put in the place of standard output goes
         self._draw(self._live.stop)
 
     def news(self, news: News) -> None:
-        self._draw(self._console.print, Text(news.text, STYLES[news.tone]), soft_wrap=True)
+        encoding = self._console.encoding
+        text = news.text.encode(encoding, "replace").decode(encoding)
+        self._draw(self._console.print, Text(text, STYLES[news.tone]), soft_wrap=True)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         if snapshot != self._last:
@@ -89,8 +93,10 @@ def frame(
 ) -> list[Text]:
     """Two or three lines of at most `width` columns. `since_s`: age of the snapshot; `plain`: ASCII only."""
     lines = [_bar(snapshot, width, since_s, plain), _figures(snapshot, width, plain)]
-    if width >= 2 * NARROWEST - 10:
+    if width >= WIDE:
         lines.append(_workers(snapshot, width, since_s, losses, plain))
+    for line in lines:  # a terminal that was made narrower than `NARROWEST` meanwhile
+        line.truncate(width)
     return lines
 
 

@@ -25,7 +25,7 @@ class Mfu:
             self._flops_per_token = event.fields.get("flops_per_token")
             self._precision = event.fields["config"].get("training", {}).get("precision", "")
         elif event.kind is EventKind.MEMBER_READY:
-            device = event.fields.get("environment", {}).get("gpu")
+            device = (event.fields.get("environment") or {}).get("gpu")
             self._peak = peak_flops(device, self._precision) if device else None
 
     def ratio(self, tokens_per_s: float | None, num_devices: int) -> float | None:

@@ -161,6 +161,8 @@ class Lines:
         is_last = snapshot.step == snapshot.total_steps
         if snapshot.step == self._told_step or (snapshot.elapsed_s < self._next_line_s and not is_last):
             return
+        if snapshot.world_size == 0 and not is_last:  # resumed, and nothing has been trained yet
+            return
         self._told_step, self._next_line_s = snapshot.step, snapshot.elapsed_s + self._interval_s
         parts = [f"{clock(snapshot.elapsed_s)}  step {snapshot.step:,}/{snapshot.total_steps:,}", *snapshot.parts()]
         if snapshot.eta_s and not is_last:

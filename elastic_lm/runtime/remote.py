@@ -47,9 +47,13 @@ def _mailbox(run: str) -> Iterator[Any]:
         )
     with cluster.connected():
         try:
-            yield find_mailbox(run)
+            mailbox = find_mailbox(run)
         except ValueError as error:
-            raise ClusterError(f"run {run} is not being trained on this cluster") from error
+            raise ClusterError(
+                f"run {run} is not being trained on this cluster; one that has ended is found by its YAML file or its "
+                "address (STORAGE/runs/NAME)"
+            ) from error
+        yield mailbox
 
 
 def _node(status: dict[str, Any], beginning: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,11 @@ def test_frame_fits_every_width(snapshot: Snapshot, plain: bool) -> None:
         lines = drawn(snapshot, width, losses=[3.0, 2.0] * 12, plain=plain)
         assert all(len(line) < width for line in lines), (width, lines)
         assert f"{snapshot.step:,}/1,000" in lines[0]
+
+
+def test_frame_is_cut_where_the_terminal_became_too_narrow() -> None:
+    for width in (1, 9, NARROWEST - 1):
+        assert all(len(line) <= width for line in drawn(SNAPSHOT, width))
 
 
 def test_frame_without_unicode_is_ascii() -> None:
@@ -94,12 +100,25 @@ class Gone(io.StringIO):
 
 def test_terminal_that_goes_away_ends_the_display_and_nothing_else() -> None:
     file = Gone()
+    standard_output = sys.stdout
     with LiveView(terminal(file)) as view:
         view.snapshot(SNAPSHOT)
         file.gone = True
         view.news(News("lost"))
         view.snapshot(SNAPSHOT)
     assert "250/1,000" in file.getvalue()
+    assert sys.stdout is standard_output  # the display had put itself in its place
+
+
+def test_news_that_the_terminal_cannot_spell_ends_no_display() -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    console = Console(file=file, force_terminal=True, width=80, color_system=None, highlight=False)
+    with LiveView(console) as view:
+        view.news(News("ValueError: größer"))
+        view.news(News("on again"))
+        view.snapshot(SNAPSHOT)
+    written = file.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert "ValueError: gr??er" in written and "on again" in written and "250/1,000" in written
 
 
 def consoles() -> Iterator[tuple[str, Console]]:

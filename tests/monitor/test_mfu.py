@@ -38,6 +38,7 @@ def test_ratio_is_needed_flops_by_the_peak_of_all_devices_held() -> None:
         [],
         [begun(10**9)],  # no worker yet
         [begun(10**9), ready(device="cpu")],
+        [begun(10**9), at(1, EventKind.MEMBER_READY, member_id="w0", environment=None)],  # told by another version
         [begun(10**9), ready(gpu="A device of next year")],
         [begun(None), ready(gpu=H100)],  # a model of the user's own
     ],

@@ -54,6 +54,12 @@ def test_nothing_is_told_before_the_first_step() -> None:
     assert told(at_step(0, 0), at_step(0, 100)) == []
 
 
+def test_nothing_is_told_of_the_steps_before_a_resume() -> None:
+    waiting = at_step(20, 0, world_size=0, state="waiting for workers")
+    assert steps(told(waiting, at_step(20, 3), at_step(21, 4), interval_s=1.0)) == [20, 21]
+    assert told(waiting, waiting) == []
+
+
 def test_at_most_one_line_comes_per_interval() -> None:
     assert steps(told(*(at_step(step, step) for step in range(1, 21)))) == [1, 6, 11, 16]
 
@@ -68,7 +74,6 @@ def test_last_step_is_told_at_once_and_once() -> None:
 def test_workers_that_are_gone_at_the_end_are_not_counted() -> None:
     end = at_step(20, 9, total_steps=20, world_size=0, state="finishing")
     assert told(end) == ["0:00:09  step 20/20 · loss 2.5000 · 4,000 tokens/s · goodput 67% · 1.00 s per step"]
-    assert "0 of 1 worker" in told(at_step(3, 9, world_size=0, state="waiting for workers"))[0]
 
 
 def test_interval_counts_from_the_line_before_and_not_from_a_grid() -> None:

@@ -24,7 +24,7 @@ import ray
 
 from elastic_lm import RunConfig, RunResult, fit
 from elastic_lm.data.prepare import PrepareOptions, prepare
-from elastic_lm.errors import ClusterError
+from elastic_lm.errors import ClusterError, StorageError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.run_address import RunAddress
@@ -117,6 +117,16 @@ def test_run_keeps_the_config_that_it_is_trained_with(first: Fitted) -> None:
     kept = RunAddress.at(first.config.run_url).config()
     assert kept.training == first.config.training
     assert kept.data.manifest is not None and kept.data.window_blocks is not None  # what was left to the corpus
+
+
+def test_run_whose_storage_takes_nothing_is_refused_and_leaves_nothing(
+    cluster: LocalCluster, corpus: str, tmp_path: Path
+) -> None:
+    config = make_config(corpus, f"file://{tmp_path}", "unwritable", steps=1, metrics=METRICS)
+    (tmp_path / "runs/unwritable/config.yaml").mkdir(parents=True)  # a folder stands where the file belongs
+    for _ in range(2):  # the second time nothing of the first is in the way
+        with pytest.raises(StorageError, match="config.yaml"):
+            fit(config, on_line=print)
 
 
 def test_fit_tells_the_cluster_first_then_the_run_to_its_end(first: Fitted) -> None:
