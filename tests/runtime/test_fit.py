@@ -122,7 +122,7 @@ def test_run_keeps_the_config_that_it_is_trained_with(first: Fitted) -> None:
 def test_run_whose_storage_takes_nothing_is_refused_and_leaves_nothing(
     cluster: LocalCluster, corpus: str, tmp_path: Path
 ) -> None:
-    config = make_config(corpus, f"file://{tmp_path}", "unwritable", steps=1, metrics=METRICS)
+    config = make_config(corpus, f"file://{tmp_path}", "unwritable", steps=20, metrics=METRICS)
     (tmp_path / "runs/unwritable/config.yaml").mkdir(parents=True)  # a folder stands where the file belongs
     for _ in range(2):  # the second time nothing of the first is in the way
         with pytest.raises(StorageError, match="config.yaml"):
