@@ -113,6 +113,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_yaml_says(meaning: str) -> str:
+    """A field's docstring in one line, with YAML's word for nothing."""
+    return re.sub(r"\bNone\b", "null", " ".join(meaning.split()))
+
+
 def sentences(error: ValidationError, root: type[BaseModel]) -> str:
     """One line per mistake: field, value, rule, remedy."""
     return "\n".join(_sentence(details, root) for details in error.errors(include_url=False))
