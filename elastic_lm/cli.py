@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 

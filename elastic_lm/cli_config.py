@@ -1,18 +1,21 @@
-"""Commands about a run's configuration: look at it whole, check it, describe it to an editor.
+"""Commands about a run's configuration: begin one, look at it whole, check it, describe it to an editor.
 
-Nothing here starts anything: `show` of a run reads its storage, the others read a file at most.
+Nothing here starts anything: `show` of a run reads its storage, the others read or write a file at most.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elastic_lm import cli_run
+from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import say, told_errors
 
 if TYPE_CHECKING:
@@ -70,6 +73,40 @@ def schema() -> None:
     from elastic_lm.config_schema import schema as of_configs
 
     say(json.dumps(of_configs(), indent=1))
+
+
+def init(
+    path: Annotated[str, typer.Argument(help="The file to write.", metavar="RUN.YAML")] = "my-run.yaml",
+    name: Annotated[str | None, typer.Option(help="Name of the run; else that of the file.")] = None,
+    preset: Annotated[str, typer.Option(help="A known shape of the model.")] = "mini",
+    storage: Annotated[str, typer.Option(help="Where runs are kept.")] = ".",
+    tokens: Annotated[str, typer.Option(help="Where the prepared corpus is, or will be.")] = "runs/tokens",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a config to start from, with every field explained.
+
+    As it is, it trains a small model on a laptop; its first lines say how to prepare a corpus for it.
+    """
+    with told_errors():
+        from elastic_lm import config_template
+
+        if not path.endswith((".yaml", ".yml")):
+            raise ConfigError(f"{path} does not end with .yaml, by which commands know a config; write to {path}.yaml")
+        text = config_template.template(
+            name=name or Path(path).stem, file=path, preset=preset, storage=storage, tokens=tokens
+        )
+        try:
+            with open(path, "w" if force else "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise ConfigError(f"{path} is there already; choose another name, or replace it with --force") from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        say(
+            f"Wrote {path}. Next, with your text in place of {config_template.SOURCES}:\n"
+            f"  {config_template.prepare_command(preset, tokens)}\n"
+            f"  {shlex.join(['elastic-lm', 'train', path])}"
+        )
 
 
 def _load(run: str, overrides: list[str] | tuple[()]) -> RunConfig:

@@ -47,6 +47,9 @@ ALLOWED = {
     },
     "elastic_lm.config_text": {"pydantic", "pydantic_core", "yaml", "elastic_lm.errors"},
     "elastic_lm.config_schema": {"elastic_lm.config", "elastic_lm.config_text"},
+    "elastic_lm.config_template": {
+        "pydantic", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.model.presets",
+    },
     "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
