@@ -106,7 +106,11 @@ def test_values_that_are_chosen_go_together(preset: str) -> None:
 def test_names_and_addresses_are_entered_as_they_were_typed() -> None:
     text = text_for(name="123", storage="s3://bucket/it's", tokens="~/with space: #1")
     values = yaml.safe_load(text)
-    assert (values["name"], values["storage"], values["data"]["tokens"]) == ("123", "s3://bucket/it's", "~/with space: #1")
+    assert (values["name"], values["storage"], values["data"]["tokens"]) == (
+        "123",
+        "s3://bucket/it's",
+        "~/with space: #1",
+    )
     assert commands_in(text)[0][:5] == ["elastic-lm", "prepare", "TEXT", "--out", "~/with space: #1"]
     assert RunConfig.from_yaml(text, "the template").name == "123"
 
