@@ -31,6 +31,14 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
+def bytes_told(size_bytes: float) -> str:
+    """A size for people, in decimal units."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
+    return f"{size_bytes / 1e3:,.1f} kB"
+
+
 @contextlib.contextmanager
 def told_errors() -> Iterator[None]:
     """What is expected to go wrong ends in one message and its exit code; a bug keeps its traceback."""

@@ -51,6 +51,14 @@ ALLOWED = {
         "pydantic", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.model.presets",
     },
     "elastic_lm.estimate": {"elastic_lm.config", "elastic_lm.model.flops", "elastic_lm.model.spec"},
+    "elastic_lm.privacy": set(),
+    "elastic_lm.machine": set(),
+    "elastic_lm.storage_probe": {"elastic_lm.errors", "elastic_lm.storage"},
+    "elastic_lm.doctor": {
+        "psutil", "elastic_lm.__version__", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
+        "elastic_lm.machine", "elastic_lm.privacy", "elastic_lm.storage", "elastic_lm.storage_probe",
+        "elastic_lm.terminal",
+    },
     "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
@@ -64,6 +72,7 @@ ALLOWED = {
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
+    "elastic_lm.cli_doctor": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
