@@ -13,7 +13,7 @@ import typer
 
 from elastic_lm import __version__, cli_config, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
-from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
+from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -23,21 +23,30 @@ if TYPE_CHECKING:
 
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+PROGRAM = "elastic-lm"  # also where it is started by `python -m`
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=f"Completion in your shell: {PROGRAM} --install-completion",
+)
 app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
 
+ABOUT = f"""Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
 
-@app.callback()
+Exit codes: {"; ".join(f"{code.value} {code.meaning}" for code in Exit)}.
+"""
+
+
+@app.callback(help=ABOUT)
 def _about() -> None:
-    """Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
-
-    Exit codes: 0 done; 1 the run failed; 2 a config, argument or checkpoint does not fit; 3 bad data; 4 storage or cluster
-    unavailable; 5 stopped on request with a checkpoint (the same command goes on).
-    """
+    pass
 
 
 @app.command()
@@ -50,7 +59,10 @@ def prepare(
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
-    """Turn text (.txt .md .py .jsonl ...) into verified shards of tokens. Run again, it goes on where it was stopped."""
+    """Turn text into verified shards of tokens.
+
+    Text is .txt .md .py .jsonl and the like. Run again, it goes on where it was stopped.
+    """
     with told_errors():
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
@@ -76,11 +88,14 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
+    config: cli_run.RunFile,
     set_: cli_run.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; start nothing.")] = False,
 ) -> None:
-    """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
+    """Train a run to its end.
+
+    Resumes the run of that name from its newest checkpoint if there is one.
+    """
     with told_errors():
         from elastic_lm.config import RunConfig
 
@@ -94,7 +109,10 @@ def train(
 
 @app.command()
 def resume(run: cli_run.Run, set_: cli_run.Overrides = None) -> None:
-    """Go on with a run as it was last trained, from its newest checkpoint."""
+    """Go on with a run from its newest checkpoint.
+
+    With the config that it was last trained with.
+    """
     with told_errors():
         result = _train(cli_run.find(run).config(set_ or ()))
     _end(result)
@@ -156,7 +174,7 @@ def _folder(address: str) -> Storage:
 def main() -> None:
     """Entry point of the `elastic-lm` command."""
     try:
-        app()
+        app(prog_name=PROGRAM)
     finally:
         give_up_unsaid()
 

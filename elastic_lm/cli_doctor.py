@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elastic_lm import completion
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, say, told_errors
 
@@ -23,7 +24,12 @@ app = typer.Typer()
 @app.command()
 def doctor(
     target: Annotated[
-        str | None, typer.Argument(help="A run's YAML file, or the address of a storage.", metavar="RUN.YAML|STORAGE")
+        str | None,
+        typer.Argument(
+            help="A run's YAML file, or the address of a storage.",
+            metavar="RUN.YAML|STORAGE",
+            autocompletion=completion.configs,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:

@@ -38,7 +38,7 @@ app = typer.Typer()
 
 @app.command()
 def estimate(
-    config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
+    config: cli_run.RunFile,
     set_: cli_run.Overrides = None,
     tokens_per_second: Annotated[float | None, typer.Option(help="What one worker trains, for the hours.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Of the corpus, where there is none yet.")] = None,

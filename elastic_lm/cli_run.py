@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elastic_lm import completion
 from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import say, told_errors
 
@@ -25,14 +26,25 @@ LOOK_EVENTS = 5_000  # of the newest, for a quick look
 
 app = typer.Typer()
 Run = Annotated[
-    str, typer.Argument(help="RUN.YAML, the run's address (STORAGE/runs/NAME), or its name.", metavar="RUN")
+    str,
+    typer.Argument(
+        help="RUN.YAML, the run's address (STORAGE/runs/NAME), or its name.",
+        metavar="RUN",
+        autocompletion=completion.runs,
+    ),
+]
+RunFile = Annotated[
+    str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML", autocompletion=completion.configs)
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
 
 
 @app.command()
 def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """How a run is doing, by its log: from any machine that sees its storage."""
+    """Tell how a run is doing, by its log.
+
+    From any machine that sees its storage.
+    """
     with told_errors():
         from elastic_lm.events.log import last
         from elastic_lm.monitor.history import History
@@ -53,7 +65,7 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="For p
 def logs(
     run: Run, follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has finished.")] = False
 ) -> None:
-    """What happened in a run, a line each."""
+    """Tell what happened in a run, a line each."""
     with told_errors():
         from elastic_lm.events.log import read
         from elastic_lm.events.types import EventKind
@@ -101,7 +113,10 @@ def report(
 def scale(
     run: Run, workers: Annotated[str, typer.Option(help="How many: MIN..MAX, or one number.", metavar="MIN..MAX")]
 ) -> None:
-    """Change how many workers a run wants. They come and leave between two steps."""
+    """Change how many workers a run wants.
+
+    They come and leave between two steps.
+    """
     with told_errors():
         low, high = _range(workers)
         _command(run, "scale", {"min_workers": low, "max_workers": high})
@@ -110,7 +125,10 @@ def scale(
 
 @app.command()
 def stop(run: Run) -> None:
-    """Stop a run after its running step, with a checkpoint. The command that trained it goes on."""
+    """Stop a run after its running step, with a checkpoint.
+
+    The command that trained it goes on from there.
+    """
     with told_errors():
         _command(run, "stop", {"reason": "asked by a person"})
     say("Asked to stop.")
@@ -120,7 +138,10 @@ def stop(run: Run) -> None:
 def drain(
     run: Run, node: Annotated[str, typer.Argument(help="The node's id, or its beginning.", metavar="NODE")]
 ) -> None:
-    """Move a run's workers off a node between two steps, as a preemption notice does. A fault drill."""
+    """Move a run's workers off a node: a fault drill.
+
+    They leave between two steps, as they do on a preemption notice.
+    """
     with told_errors():
         node_id = _command(run, "drain", {}, node=node)
     say(f"Asked the workers on node {node_id[:12]} to leave.")
