@@ -91,7 +91,7 @@ def sizes_of(spec: ModelSpec | FactorySpec, config: RunConfig) -> Model:
         return Model.of(spec, config.batch.sequence_length)
     from elastic_lm.engine.build import count_parameters
 
-    with _modules_of_this_folder():
+    with _modules_of_this_folder(), contextlib.redirect_stdout(sys.stderr):  # what it prints is not part of the answer
         return Model(count_parameters(spec))
 
 

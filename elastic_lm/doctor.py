@@ -48,7 +48,7 @@ CLOCK_S = 5.0
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 REMEDIES = {
-    "write": "check that the bucket or the folder is there, and that these credentials may write to it",
+    "write": "check the address, AWS_ENDPOINT_URL where it is not AWS, and that these credentials may write there",
     "read": "check that these credentials may read, and that no cache is in between",
     "ranged read": "tokens are read by ranges; check what is between here and the storage",
     "create-only": "two runs of one name could both go on; use a storage that refuses a second create (If-None-Match: *)",
