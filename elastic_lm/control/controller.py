@@ -32,6 +32,7 @@ SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 FINAL_SAVE_TRIES = 3
 START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
+NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
 
@@ -92,6 +93,7 @@ class Control:
         self._final_tries = 0
         self._stopping: str | None = None
         self._draining_nodes: set[str] = set()
+        self._lost_lately: list[tuple[float, str, str]] = []  # (when, node, member): its node may turn out to be dead
         self._verdict: act.Verdict | None = None
         self._actions: list[act.Action] = []
 
@@ -157,6 +159,8 @@ class Control:
                 self._on_saved(event, now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
+            case ev.NodeLost(node_id):
+                self._on_lost_node(node_id, now)
             case ev.DrainRequested(member_id, node_id):
                 named = [m for m in self._members.values()
                          if m.member_id == member_id or (node_id is not None and m.node_id == node_id)]  # fmt: skip
@@ -264,6 +268,10 @@ class Control:
                    f"{member.member_id} is lost ({cause}): {left} of {self._count()} workers left.",
                    member_id=member.member_id, node_id=member.node_id,
                    cause="preemption" if preempted else cause)  # fmt: skip
+        if member.node_id is not None:
+            self._lost_lately = [lost for lost in self._lost_lately if now - lost[0] < NODE_LOSS_S]
+            self._lost_lately.append((now, member.node_id, member.member_id))
+            self._do(act.AskAfterNode(member.node_id))
         self._remove(member, cause, now, crash=not preempted)
 
     def _remove(self, member: Member, cause: str, now: float, *, crash: bool) -> None:
@@ -320,6 +328,11 @@ class Control:
         self._emit(EventKind.NODE_DRAINING, f"Node {node_id[:8]} is going away with {len(leaving)} of our workers.",
                    node_id=node_id)  # fmt: skip
         self._drain(leaving, "preemption", now)
+
+    def _on_lost_node(self, node_id: str, now: float) -> None:
+        gone = [member_id for at, node, member_id in self._lost_lately if node == node_id and now - at < NODE_LOSS_S]
+        self._emit(EventKind.NODE_LOST, f"Node {node_id[:8]} is lost: {', '.join(gone) or 'nobody'} went with it.",
+                   node_id=node_id, members=gone)  # fmt: skip
 
     def _on_resized(self, low: int, high: int, now: float) -> None:
         if not 1 <= low <= high:

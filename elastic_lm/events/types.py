@@ -19,6 +19,7 @@ class EventKind(StrEnum):
     MEMBER_LOST = "member_lost"  # member_id, cause, node_id
     MEMBER_LEFT = "member_left"  # member_id, cause (drain, resize, end)
     NODE_DRAINING = "node_draining"  # node_id
+    NODE_LOST = "node_lost"  # node_id, members (ids of the workers that were lost there)
     NODE_QUARANTINED = "node_quarantined"  # node_id, failures
     LEASE_GRANTED = "lease_granted"  # members, start_step, stop_step, shares
     REFORMED = "reformed"  # cause (failure, hang, join, drain, checkpoint, start, resize, straggler), lost_s

@@ -23,6 +23,7 @@ TONES: dict[EventKind, Tone] = {
     EventKind.MEMBER_LOST: "bad",
     EventKind.MEMBER_LEFT: "plain",
     EventKind.NODE_DRAINING: "plain",
+    EventKind.NODE_LOST: "bad",
     EventKind.NODE_QUARANTINED: "bad",
     EventKind.STEP_MISMATCH: "bad",
     EventKind.STRAGGLER: "plain",
