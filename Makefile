@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-fast lint format bench docs clean clean-env
+.PHONY: env demo test test-fast lint format hooks bench docs clean clean-env
 
 env: .venv/.installed
 
@@ -44,6 +44,10 @@ lint: env
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Format, lint and types on every commit, the fast suite on every push.
+hooks: env
+	$(BIN)/pre-commit install
 
 bench: env
 	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
