@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_run
+from elastic_lm import __version__, cli_config, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(cli_config.init)
 app.add_typer(cli_run.app)
+app.add_typer(cli_config.app, name="config")
 
 
 @app.callback()
@@ -75,7 +75,7 @@ def prepare(
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
-    set_: Overrides = None,
+    set_: cli_run.Overrides = None,
 ) -> None:
     """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
     with told_errors():
@@ -86,7 +86,7 @@ def train(
 
 
 @app.command()
-def resume(run: cli_run.Run, set_: Overrides = None) -> None:
+def resume(run: cli_run.Run, set_: cli_run.Overrides = None) -> None:
     """Go on with a run as it was last trained, from its newest checkpoint."""
     with told_errors():
         result = _train(cli_run.find(run).config(set_ or ()))

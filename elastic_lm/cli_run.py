@@ -27,6 +27,7 @@ app = typer.Typer()
 Run = Annotated[
     str, typer.Argument(help="RUN.YAML, the run's address (STORAGE/runs/NAME), or its name.", metavar="RUN")
 ]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
 
 
 @app.command()

@@ -6,6 +6,7 @@ Nothing here knows a field by name; what a field means comes from its docstring 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,6 +48,11 @@ for _side in (_Loader, _Dumper):
 def dump(values: dict[str, Any]) -> str:
     """YAML of plain values, in their order; `parse` of it gives equal ones."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def inline(value: Any) -> str:
+    """A plain value as YAML in one line, to be written behind `name: `."""
+    return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]
 
 
 def parse(text: str, source: str) -> Any:
@@ -111,6 +117,23 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def as_yaml_says(meaning: str) -> str:
+    """A field's docstring in one line, with YAML's word for nothing."""
+    return re.sub(r"\bNone\b", "null", " ".join(meaning.split()))
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        section = values
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return values
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> str:
@@ -186,13 +209,14 @@ def _find(root: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], Fiel
     section, field = root, None
     for part in path:
         field = section.model_fields.get(part)
-        if field is None or not _is_section(field):
+        if field is None or not is_section(field):
             return section, field
         section = field.annotation  # type: ignore[assignment]
     return section, field
 
 
-def _is_section(field: FieldInfo) -> bool:
+def is_section(field: FieldInfo) -> bool:
+    """Whether the field is a part of the config with fields of its own."""
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
@@ -210,7 +234,7 @@ def _all_names(root: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in root.model_fields.items():
         names.append(prefix + name)
-        if _is_section(field):
+        if is_section(field):
             names += _all_names(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
     return names
 

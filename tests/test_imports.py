@@ -46,6 +46,10 @@ ALLOWED = {
         "elastic_lm.model.presets", "elastic_lm.model.spec",
     },
     "elastic_lm.config_text": {"pydantic", "pydantic_core", "yaml", "elastic_lm.errors"},
+    "elastic_lm.config_schema": {"elastic_lm.config", "elastic_lm.config_text"},
+    "elastic_lm.config_template": {
+        "pydantic", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.model.presets",
+    },
     "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
@@ -58,6 +62,7 @@ ALLOWED = {
     },
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
+    "elastic_lm.cli_config": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},

@@ -15,20 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elastic_lm import failpoints
 from elastic_lm.engine import fixed_point, kernel, nccl
+from elastic_lm.engine.build import build
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
-from elastic_lm.engine.objectives import find_objective, load_function
+from elastic_lm.engine.objectives import find_objective
 from elastic_lm.engine.optimizer import AdamW
 from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_bytes
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import ConfigError
-from elastic_lm.model.spec import ModelSpec
-from elastic_lm.model.transformer import GPT
 from elastic_lm.protocol import Generation, Phase, StepRecord
 
 
@@ -75,7 +74,7 @@ class Replica:
         self.spec = spec
         self.device = torch.device(spec.device)
         torch.manual_seed(spec.seed)
-        self.model = _build(spec)
+        self.model = build(spec.model)
         self.model.train()
         self.state = ReplicaState(self.model, self.device)
         self.objective = find_objective(spec.objective)
@@ -84,7 +83,7 @@ class Replica:
     def initialise(self) -> None:
         """Make the state the run's first one: a pure function of the spec."""
         torch.manual_seed(self.spec.seed)
-        module = _build(self.spec)
+        module = build(self.spec.model)
         if module is self.model:
             raise ConfigError("model.factory returned the same module twice; it must build a new one at each call")
         self.state.begin(module)
@@ -146,16 +145,6 @@ class Replica:
         if self.spec.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
-
-
-def _build(spec: EngineSpec) -> nn.Module:
-    if isinstance(spec.model, ModelSpec):
-        return GPT(spec.model)
-    factory = load_function(spec.model.path, "model.factory")
-    model = factory(vocab_size=spec.model.vocab_size, max_tokens=spec.model.max_tokens, **spec.model.arguments)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model.factory={spec.model.path!r} returned {type(model).__name__}, not an nn.Module")
-    return model
 
 
 def _folder(reduction: Reduction, index: int, cancelled: IsCancelled) -> Callable[[Tensor], None]:

@@ -32,6 +32,19 @@ def no_module(vocab_size: int, max_tokens: int) -> object:
     return object()
 
 
+def tied(vocab_size: int, max_tokens: int, width: int = 8) -> nn.Module:
+    """Embedding and head are one matrix."""
+    model = Bag(vocab_size, width)
+    model.head.weight = model.embedding.weight
+    return model
+
+
+def value_reader(vocab_size: int, max_tokens: int, width: int = 8) -> nn.Module:
+    """Looks at a tensor's value while it builds, as those do who spread dropout over the layers with linspace."""
+    torch.linspace(0, 1, 3)[1].item()
+    return Bag(vocab_size, width)
+
+
 def every_second(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
     """Only every second target counts."""
     logits_BTV, targets_BT = model(tokens_BS[:, :-1])[:, ::2], tokens_BS[:, 1::2]

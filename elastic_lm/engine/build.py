@@ -1,0 +1,43 @@
+"""A model from its spec: ours, or the one that a user's factory returns; and how many parameters the latter has."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from elastic_lm.engine.objectives import load_function
+from elastic_lm.engine.spec import FactorySpec
+from elastic_lm.errors import ConfigError, ElasticLMError
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
+
+
+def build(model: ModelSpec | FactorySpec) -> nn.Module:
+    """A new module.    Raises: ConfigError when the factory cannot be imported; TypeError when it returns something else."""
+    if isinstance(model, ModelSpec):
+        return GPT(model)
+    factory = load_function(model.path, "model.factory")
+    module = factory(vocab_size=model.vocab_size, max_tokens=model.max_tokens, **model.arguments)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model.factory={model.path!r} returned {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def count_parameters(model: FactorySpec) -> int:
+    """Elements that are trained, by building the module.    Raises: ConfigError, with what the factory raised.
+
+    On the meta device, which takes no memory; for real when the factory looks at a tensor's value, which that has not.
+    """
+    try:
+        try:
+            with torch.device("meta"):
+                module = build(model)
+        except (RuntimeError, NotImplementedError):
+            module = build(model)
+    except ElasticLMError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise ConfigError(
+            f"model.factory={model.path!r} failed: {type(error).__name__}: {error}; correct it, or model.args"
+        ) from error
+    return sum(parameter.numel() for parameter in module.parameters())
