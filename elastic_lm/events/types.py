@@ -59,4 +59,7 @@ class Event:
     def from_json(cls, line: str) -> Event:
         """The inverse of `to_json`.    Raises: ValueError, KeyError or TypeError on anything else."""
         data = json.loads(line)
-        return cls(**{**data, "kind": EventKind(data["kind"])})
+        event = cls(**{**data, "kind": EventKind(data["kind"])})
+        if not isinstance(event.fields, dict) or not isinstance(event.step, int | None):
+            raise TypeError("fields is no object, or step no number")
+        return event
