@@ -132,6 +132,8 @@ def describe(result: RunResult) -> str:
         rows.append(("checkpoint", result.checkpoint))
     if result.report:
         rows.append(("report", result.report))
+    if result.table:
+        rows.append(("table", result.table))
     rows += [(name, f"sha256 {digest}") for name, digest in sorted(result.digest.items())]
     return "\n".join(f"{name:>10}  {value}" for name, value in rows)
 

@@ -1,6 +1,6 @@
 """Commands about a run that is there: look at it from its log, reach into it through its cluster.
 
-`status`, `logs` and `report` need its storage only, from any machine; `scale`, `stop` and `drain` need the cluster that
+`status`, `logs`, `report` and `export` need its storage only, from any machine; `scale`, `stop` and `drain` need the cluster that
 trains it.
 """
 
@@ -95,6 +95,27 @@ def report(
         except OSError as error:
             raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
         say(out)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[
+        str | None, typer.Option(help="FILE.parquet or FILE.csv; else metrics/steps.parquet in the run's folder.")
+    ] = None,
+) -> None:
+    """Write the run's table of steps: a row for each, with its loss, time, tokens, workers and so on."""
+    with told_errors():
+        from elastic_lm.events.log import read
+        from elastic_lm.monitor import table
+
+        address = find(run)
+        log = address.log()
+        if out is None:
+            out = table.write(address.name, address.folder())
+        else:
+            table.write_file(read(log), out)
+    say(out)
 
 
 @app.command()

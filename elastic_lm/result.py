@@ -13,7 +13,8 @@ class RunResult:
     `verdict`: done, stopped, failed_bug, poisoned, data_error, refused or failed; `message` says it in a sentence.
     `last_step` is the number of committed steps. `metrics`: final loss, tokens per second, goodput and the like.
     `checkpoint` is the address of the newest one, `digest` the sha256 of the final state ("state": weights and optimizer
-    state; "weights": the weights alone), `report` the address of the HTML report. What is not known is None or missing.
+    state; "weights": the weights alone), `report` the address of the HTML report, `table` that of the table of steps
+    (Parquet). What is not known is None or missing.
     """
 
     verdict: str
@@ -23,6 +24,7 @@ class RunResult:
     checkpoint: str | None = None
     digest: dict[str, str] = field(default_factory=dict)
     report: str | None = None
+    table: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from elastic_lm import RunConfig, cli_run
@@ -84,9 +85,32 @@ def test_report_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
     assert Path(url, "report.html").read_text() == Path(tmp_path, "mine.html").read_text()
 
 
+def test_table_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    assert run("export", url).stdout == f"file://{url}/metrics/steps.parquet\n"
+    for name in ("mine.parquet", "mine.csv"):
+        assert run("export", url, "--out", f"{tmp_path}/{name}").stdout == f"{tmp_path}/{name}\n"
+    expected = pandas.read_parquet(Path(url, "metrics/steps.parquet"))
+    assert expected["step"].tolist() == [0, 1]
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "mine.parquet"), expected)
+    dtypes = {"generation": "str"}
+    found = pandas.read_csv(tmp_path / "mine.csv", dtype=dtypes)
+    pandas.testing.assert_frame_equal(found, expected, check_dtype=False)  # 2.0 is written as 2
+
+
+def test_run_that_is_exported_while_it_trains_is_exported_as_far_as_it_is(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    assert run("export", url).exit_code == 0
+    write_log(tmp_path, committed(8, 2))
+    assert run("export", url).exit_code == 0
+    assert pandas.read_parquet(Path(url, "metrics/steps.parquet"))["step"].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "nowhere/runs/x"], "there is no run at"),
+        (["export", "x"], "'x' alone does not say where the run is stored"),
         (["status", "nowhere/runs/x"], "there is no run at"),
         (["logs", "x"], "'x' alone does not say where the run is stored"),
         (["report", "no.yaml"], "no.yaml"),
@@ -106,6 +130,13 @@ def test_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     told = run("report", write_log(tmp_path, *STORY), "--out", f"{tmp_path}/no/folder.html")
     assert told.exit_code == 2
     assert "--out" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["no/folder.csv", "mine.xlsx"])
+def test_table_that_cannot_be_written_says_why(name: str, tmp_path: Path) -> None:
+    told = run("export", write_log(tmp_path, *STORY), "--out", f"{tmp_path}/{name}")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"elastic-lm: {tmp_path}/{name} ")
 
 
 @pytest.mark.parametrize(

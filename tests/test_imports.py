@@ -34,7 +34,7 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.errors", "elastic_lm.storage", "elastic_lm.failpoints",
     },
     "elastic_lm.monitor": {
-        "prometheus_client", "grafana_foundation_sdk", "rich", "elastic_lm.__version__", "elastic_lm.errors",
+        "prometheus_client", "grafana_foundation_sdk", "pyarrow", "rich", "elastic_lm.__version__", "elastic_lm.errors",
         "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.config": {

@@ -30,6 +30,7 @@ from elastic_lm.runtime.mailbox import Command, create_mailbox
 
 if TYPE_CHECKING:
     from elastic_lm.runtime.coordinator import Plan
+    from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +69,28 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print, view: View
                 with _stop_on_signal(mailbox):
                     hosted.start()
                     _follow(mailbox, hosted, view)
-                return replace(hosted.result(), report=write_report(plan, view))
+                return with_files(hosted.result(), plan, view)
         finally:
             ray.kill(mailbox)
 
 
-def write_report(plan: Plan, view: View) -> str | None:
-    """The address of the run's report; None, with a line that says why, when it could not be written."""
-    from elastic_lm.monitor import report
+def with_files(result: RunResult, plan: Plan, view: View) -> RunResult:
+    """The result with the addresses of what is made of the log at a run's end: its report and its table of steps."""
+    from elastic_lm.monitor import report, table
 
+    return replace(
+        result,
+        report=_written("report", report.write, plan, view),
+        table=_written("table of steps", table.write, plan, view),
+    )
+
+
+def _written(what: str, write: Callable[[str, Storage], str], plan: Plan, view: View) -> str | None:
+    """The address of what `write` has written; None, with a line that says why, when it could not be."""
     try:
-        return report.write(plan.config.name, plan.run_storage)
+        return write(plan.config.name, plan.run_storage)
     except Exception as error:  # noqa: BLE001 - told; a month's result must not be lost for its picture
-        view.news(News(f"The report could not be written: {type(error).__name__}: {error}", "bad"))
+        view.news(News(f"The {what} could not be written: {type(error).__name__}: {error}", "bad"))
         return None
 
 

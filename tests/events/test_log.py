@@ -157,9 +157,19 @@ def _lose(storage: Storage) -> None:
     storage.delete("000000000001.jsonl")
 
 
+def _misshape(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", event(1).to_json().replace('{"number":1}', "[]").encode())
+
+
+def _mistype(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", event(1).to_json().replace('"step":1', '"step":"1"').encode())
+
+
 @pytest.mark.parametrize(
     ("damage", "left", "told"),
     [
+        (_misshape, [0, 2], "event 1 cannot be read: TypeError"),
+        (_mistype, [0, 2], "event 1 cannot be read: TypeError"),
         (_cut, [0, 2], "event 1 cannot be read"),
         (_garble, [0, 2], "event 1 cannot be read"),
         (_lose, [0, 2], "events 1 to 1 are missing before 000000000002.jsonl"),
