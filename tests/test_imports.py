@@ -185,3 +185,23 @@ def test_names_of_the_package_arrive_on_first_use() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         _ = elastic_lm.fitt
+
+
+UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_nothing_that_is_read_is_unpickled(path: Path) -> None:
+    """No file of ours, and no file of others', can run code: neither by pickle nor by what PyTorch and NumPy do with it."""
+    tree = ast.parse(path.read_text())
+    assert not UNPICKLING & {name.partition(".")[0] for name in imports(path.read_text())}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {
+                ("torch", "load"),
+                ("torch", "save"),
+                ("np", "load"),
+                ("numpy", "load"),
+            }
+        if isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle"

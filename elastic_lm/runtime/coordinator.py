@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from elastic_lm.checkpoint.registry import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -56,6 +57,7 @@ class Plan:
     run_storage: Storage
     start_reader: Callable[[], Any]  # -> actor handle
     resume_step: int | None  # the newest complete checkpoint's
+    skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
 
 
 class Coordinator:
@@ -88,6 +90,8 @@ class Coordinator:
         self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
         stack.callback(self._recorder.close)
         self._recorder.emit(_run_started(plan))
+        for sentence in plan.skipped:
+            self._recorder.emit(Event(EventKind.NOTE, sentence))
         secret = secrets.token_hex(16)
         lifelines = LifelineServer(
             self._host,
@@ -130,7 +134,7 @@ class Coordinator:
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
             identity={"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
-            keep_checkpoints=config.checkpoint.keep,
+            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
             lifeline_address=address,
             lifeline_secret=secret,
             heartbeat_interval_s=config.control.heartbeat_interval_s,

@@ -61,6 +61,8 @@ def fit(config: RunConfig, *, on_line: Callable[[str], None] = print, view: View
     view = view or Lines(on_line, config.metrics.interval_s)
     with cluster.connected(plan.config.workers.min * plan.config.workers.num_cpus) as sentence:
         view.news(News(sentence))
+        for skipped in plan.skipped:
+            view.news(News(skipped, "bad"))
         mailbox = create_mailbox(config.name)
         try:
             plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
