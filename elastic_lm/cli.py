@@ -96,12 +96,10 @@ def resume(run: cli_run.RunName, set_: Overrides = None) -> None:
 
 
 def _train(config: RunConfig) -> RunResult:
-    from elastic_lm.monitor.live import watching
     from elastic_lm.runtime.trainer import fit
 
     say(config.describe())
-    with watching(say, config.metrics.interval_s) as view:
-        return fit(config, view=view)
+    return fit(config)
 
 
 def _end(result: RunResult) -> NoReturn:

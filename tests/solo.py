@@ -5,8 +5,15 @@ What `fit` leaves behind, in a second: for tests about what is made of a run, no
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from elastic_lm.checkpoint import store
 from elastic_lm.config import CONFIG_FILE, RunConfig
@@ -17,7 +24,9 @@ from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
 from elastic_lm.result import RunResult
+from elastic_lm.runtime import trainer
 from elastic_lm.runtime.coordinator import Plan
+from elastic_lm.runtime.mailbox import Mailbox
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.runtime.recorder import Recorder
 from tests.data.corpora import texts, write_lines
@@ -63,13 +72,18 @@ class Solo:
 
     def __init__(self, config: RunConfig, mailbox: Any = None) -> None:
         self.plan: Plan = make_plan(config)
+        self._stopping: str | None = None
         self.plan.run_storage.write(CONFIG_FILE, self.plan.config.to_yaml().encode())
         self._recorder = Recorder(
             self.plan.config, self.plan.run_storage, mailbox or Unheard(), resume_step=self.plan.resume_step
         )
 
-    def train(self, until: int | None = None, verdict: str = "done") -> RunResult:
-        """To the end, or `until` so many steps are done."""
+    def stop(self, reason: str) -> None:
+        """After the running step. From any thread."""
+        self._stopping = reason
+
+    def train(self, until: int | None = None) -> RunResult:
+        """To the end, or until so many steps are done, or until it is told to stop."""
         plan, last = self.plan, until or self.plan.config.training.steps
         begin, fields = plan.resume_step or 0, {"config": plan.config.model_dump(mode="json")}
         self._emit(EventKind.RUN_STARTED, resume_step=plan.resume_step, flops_per_token=None, **fields)
@@ -85,7 +99,9 @@ class Solo:
         report = run_lease(member, lease, self)
         assert report.end in (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY), report.error
         saved = self._save(member)
-        step, reason = member.state.next_step, f"trained {member.state.next_step} steps"
+        step = member.state.next_step
+        verdict = "done" if step == plan.config.training.steps else "stopped"
+        reason = f"trained {step} steps" if verdict == "done" else self._stopping or "enough"
         self._emit(EventKind.RUN_FINISHED, step=step, verdict=verdict, reason=reason)
         digest = {name: saved[name] for name in ("state", "weights")}
         result = RunResult(verdict, reason, step, self._recorder.figures(), saved["url"], digest)
@@ -114,7 +130,7 @@ class Solo:
         return False
 
     def wants_end(self) -> bool:
-        return False
+        return self._stopping is not None
 
     def report(self, phase: Phase) -> None:
         """Nobody waits."""
@@ -129,3 +145,68 @@ def status(config: RunConfig) -> dict[str, Any]:
     member = {"state": "active", "pid": 1, "node_id": "n0"}
     limits = {"min_workers": config.workers.min, "max_workers": config.workers.max}
     return {"members": {"w0": member}, "world_size": 1, "mode": "leased", **limits}
+
+
+# -- under `fit` -----------------------------------------------------------------------------------------------------
+
+
+class LocalMailbox:
+    """The real mailbox in a thread of this process, called as an actor is: `mailbox.post.remote(command)`."""
+
+    def __init__(self) -> None:
+        self._mailbox, self._loop = Mailbox(), asyncio.new_event_loop()
+        self.killed = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mailbox", daemon=True)
+        self._thread.start()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._mailbox, name)
+        return SimpleNamespace(remote=lambda *given: asyncio.run_coroutine_threadsafe(method(*given), self._loop))
+
+    def kill(self) -> None:
+        self.killed = True
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def train_solo(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+    """In the place of Ray Train: one attempt in this thread, which a word in the mailbox stops."""
+    solo = Solo(config, mailbox)
+
+    def told(command: Any) -> None:
+        if not command.cancelled():
+            solo.stop(command.result().arguments["reason"])
+
+    mailbox.take.remote().add_done_callback(told)
+    return solo.train()
+
+
+@contextlib.contextmanager
+def without_ray(run_trainer: Any = train_solo) -> Iterator[list[LocalMailbox]]:
+    """`fit` trains in this process. Yields: the mailboxes that it makes."""
+    mailboxes: list[LocalMailbox] = []
+
+    @contextlib.contextmanager
+    def connected(min_cpus: float) -> Iterator[str]:
+        yield "Using this process."
+
+    def create_mailbox(run: str) -> LocalMailbox:
+        mailboxes.append(LocalMailbox())
+        return mailboxes[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "run_trainer", run_trainer)
+        patch.setattr(trainer, "FOLLOW_S", 0.1)
+        patch.setattr(trainer, "create_mailbox", create_mailbox)
+        patch.setattr(trainer.cluster, "connected", connected)
+        ray = SimpleNamespace(get=lambda future: future.result(), kill=lambda mailbox: mailbox.kill())
+        patch.setattr(trainer, "ray", ray)
+        yield mailboxes

@@ -34,8 +34,8 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.errors", "elastic_lm.storage", "elastic_lm.failpoints",
     },
     "elastic_lm.monitor": {
-        "prometheus_client", "grafana_foundation_sdk", "pyarrow", "rich", "elastic_lm.__version__", "elastic_lm.errors",
-        "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
+        "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
+        "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",

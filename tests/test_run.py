@@ -19,20 +19,15 @@ from elastic_lm.runtime import remote
 from elastic_lm.runtime.trainer import with_files
 from tests.monitor.story import committed
 from tests.monitor.test_history import begun, finished
-from tests.solo import Solo, solo_config, solo_corpus
+from tests.solo import Solo, solo_config
 from tests.test_cli_run import write_log
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "api.md"
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return solo_corpus(tmp_path_factory.mktemp("solo"))
-
-
 @pytest.fixture
-def config(tokens: str, tmp_path: Path) -> RunConfig:
-    return solo_config(tokens, f"file://{tmp_path}")
+def config(small_corpus: str, tmp_path: Path) -> RunConfig:
+    return solo_config(small_corpus, f"file://{tmp_path}")
 
 
 def whole(config: RunConfig) -> RunResult:
@@ -110,7 +105,7 @@ def test_run_that_trains_has_no_result(config: RunConfig) -> None:
     assert Run.open(config).url == config.run_url
     with pytest.raises(NotFoundError, match="no event log"):
         _ = Run.open(config).result
-    Solo(config).train(until=4, verdict="stopped")
+    Solo(config).train(until=4)
     assert Run.open(config).result is not None
     log = EventLog(Run.open(config).address.log())
     log.append(begun(attempt=2))
@@ -119,7 +114,7 @@ def test_run_that_trains_has_no_result(config: RunConfig) -> None:
 
 
 def test_result_of_several_attempts_is_that_of_the_last(config: RunConfig) -> None:
-    first = Solo(config).train(until=4, verdict="stopped")
+    first = Solo(config).train(until=4)
     assert (first.last_step, Run.open(config).result) == (4, first)
     second = Solo(config).train()
     assert Run.open(config).result == second
@@ -127,7 +122,7 @@ def test_result_of_several_attempts_is_that_of_the_last(config: RunConfig) -> No
 
 
 def test_digest_is_not_that_of_an_older_checkpoint(config: RunConfig, tmp_path: Path) -> None:
-    Solo(config).train(until=4, verdict="stopped")
+    Solo(config).train(until=4)
     Solo(config).train()
     manifest = tmp_path / "runs/solo/checkpoints/step-00000006/manifest.json"
     manifest.write_text("damaged")
