@@ -86,24 +86,24 @@ def train(
 
 
 @app.command()
-def resume(run: cli_run.Run, set_: cli_run.Overrides = None) -> None:
+def resume(run: cli_run.RunName, set_: cli_run.Overrides = None) -> None:
     """Go on with a run as it was last trained, from its newest checkpoint."""
     with told_errors():
-        result = _train(cli_run.find(run).config(set_ or ()))
+        from elastic_lm.run import Run
+
+        result = _train(Run.open(run).address.config(set_ or ()))
     _end(result)
 
 
 def _train(config: RunConfig) -> RunResult:
-    from elastic_lm.monitor.live import watching
     from elastic_lm.runtime.trainer import fit
 
     say(config.describe())
-    with watching(say, config.metrics.interval_s) as view:
-        return fit(config, view=view)
+    return fit(config)
 
 
 def _end(result: RunResult) -> NoReturn:
-    say(describe(result))
+    say(str(result))
     raise typer.Exit(OF_VERDICT.get(result.verdict, Exit.FAILED))
 
 
@@ -111,31 +111,6 @@ def _end(result: RunResult) -> NoReturn:
 def version() -> None:
     """Print the version."""
     say(__version__)
-
-
-def describe(result: RunResult) -> str:
-    """The end of a run, for people."""
-    figures = result.metrics
-    rows = [("verdict", f"{result.verdict}: {result.message}")]
-    if result.last_step is not None:
-        rows.append(("steps", f"{result.last_step}"))
-    if figures.get("loss") is not None:
-        rows.append(("loss", f"{figures['loss']:.6f}"))
-    if figures.get("tokens_per_s"):
-        rows.append(("tokens/s", f"{figures['tokens_per_s']:,.0f}"))
-    if figures.get("goodput") is not None:
-        rows.append(("goodput", f"{figures['goodput']:.1%}"))
-    lost = {cause: seconds for cause, seconds in figures.get("lost_worker_s", {}).items() if seconds >= 0.05}
-    if lost:
-        rows.append(("lost", ", ".join(f"{cause} {seconds:.1f} worker-s" for cause, seconds in lost.items())))
-    if result.checkpoint:
-        rows.append(("checkpoint", result.checkpoint))
-    if result.report:
-        rows.append(("report", result.report))
-    if result.table:
-        rows.append(("table", result.table))
-    rows += [(name, f"sha256 {digest}") for name, digest in sorted(result.digest.items())]
-    return "\n".join(f"{name:>10}  {value}" for name, value in rows)
 
 
 def _folder(address: str) -> Storage:

@@ -194,36 +194,6 @@ def test_secret_in_the_environment_is_not_told(fake_fit: Fake, tmp_path: Path, m
     assert SECRET not in run("train", write_config(tmp_path)).output
 
 
-# -- the end in words ------------------------------------------------------------------------------------------------
-
-
-def test_described_end_has_a_row_for_everything_that_is_known() -> None:
-    metrics = {
-        "loss": 2.5, "tokens_per_s": 12_345.6, "goodput": 0.987,
-        "lost_worker_s": {"starting": 3.21, "failure": 0.04},
-    }  # fmt: skip
-    result = RunResult("done", "all steps", 100, metrics, "s3://b/step-100", {"weights": "w" * 4, "state": "s" * 4})
-    assert command.describe(result).splitlines() == [
-        "   verdict  done: all steps",
-        "     steps  100",
-        "      loss  2.500000",
-        "  tokens/s  12,346",
-        "   goodput  98.7%",
-        "      lost  starting 3.2 worker-s",  # what is less than a twentieth of a second is left out
-        "checkpoint  s3://b/step-100",
-        "     state  sha256 ssss",
-        "   weights  sha256 wwww",
-    ]
-
-
-def test_described_end_leaves_out_what_is_not_known() -> None:
-    lost = RunResult("failed", "no cluster", metrics={"loss": None, "tokens_per_s": None, "goodput": None})
-    assert command.describe(lost).splitlines() == ["   verdict  failed: no cluster"]
-    stopped = RunResult("stopped", "SIGINT", 0, {"loss": 0.0, "goodput": 0.0})  # zero is a figure
-    assert "steps  0" in command.describe(stopped)
-    assert "loss  0.000000" in command.describe(stopped) and "goodput  0.0%" in command.describe(stopped)
-
-
 # -- prepare ---------------------------------------------------------------------------------------------------------
 
 

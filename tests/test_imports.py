@@ -34,8 +34,8 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.errors", "elastic_lm.storage", "elastic_lm.failpoints",
     },
     "elastic_lm.monitor": {
-        "prometheus_client", "grafana_foundation_sdk", "pyarrow", "rich", "elastic_lm.__version__", "elastic_lm.errors",
-        "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
+        "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
+        "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",
@@ -61,12 +61,19 @@ ALLOWED = {
         "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.storage",
     },
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
+    "elastic_lm.run": {
+        "pyarrow", "elastic_lm.checkpoint.layout", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
+        "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.runtime.remote",
+        "elastic_lm.storage",
+    },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
-    "elastic_lm": {"elastic_lm.config", "elastic_lm.result", "elastic_lm.runtime.trainer"},
+    "elastic_lm": {
+        "elastic_lm.config", "elastic_lm.events.types", "elastic_lm.result", "elastic_lm.run", "elastic_lm.runtime.trainer",
+    },
 }  # fmt: skip
 
 # `(state, event, now) -> (state, actions)`: no clock, no chance, no input or output.
@@ -167,12 +174,13 @@ except SystemExit as end:
         ("import elastic_lm", ("ray", "torch", "pydantic", "numpy", "typer")),
         (HELP, ("ray", "torch", "pydantic", "numpy")),
         ("from elastic_lm import RunConfig", ("ray", "torch", "numpy")),
+        ("from elastic_lm import Run, RunStatus", ("ray", "torch", "numpy", "pyarrow")),
         ("import elastic_lm.control.controller, elastic_lm.monitor.exporter", ("ray", "torch", "pydantic", "s3fs")),
         ("import elastic_lm.data.prepare, elastic_lm.events.log", ("ray", "torch", "pydantic", "s3fs")),
         # A worker shows a sign of life before it imports torch, and a reader never does.
         ("import elastic_lm.runtime.reader, elastic_lm.runtime.worker", ("torch",)),
     ],
-    ids=["the package", "--help", "a config", "control and monitor", "data and events", "a worker's start"],
+    ids=["the package", "--help", "a config", "a run", "control and monitor", "data and events", "a worker's start"],
 )
 def test_import_is_as_light_as_it_says(statement: str, names: tuple[str, ...]) -> None:
     assert loaded_after(statement, *names) == []

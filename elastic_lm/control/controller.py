@@ -614,7 +614,8 @@ class Control:
             self._end_lease("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
-        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind)
+        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
+                   reason=message)  # fmt: skip
         self._do(act.Finish(act.Verdict(kind, message, step)))
         self._verdict = act.Verdict(kind, message, step)
 

@@ -132,7 +132,8 @@ CATALOGUE: dict[EventKind, Kind] = {
         },
     ),
     EventKind.RUN_FINISHED: Kind(
-        "The verdict; the event's step is the number of committed steps.", {"verdict": "as in `RunResult`"}
+        "The verdict; the event's step is the number of committed steps.",
+        {"verdict": "as in `RunResult`", "reason": "its message there"},
     ),
 }
 OPTIONAL = {(EventKind.NOTE, name) for name in CATALOGUE[EventKind.NOTE].fields}  # not in every event of the kind

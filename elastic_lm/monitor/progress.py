@@ -171,6 +171,18 @@ class Lines:
         self._tell(" · ".join(parts))
 
 
+class Quiet:
+    """A view that shows nothing: the result and the log have everything."""
+
+    tick_s = math.inf
+
+    def news(self, news: News) -> None:
+        """Nobody wants to know."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Nobody wants to know."""
+
+
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds; days when there are any."""
     minutes, second = divmod(int(seconds), 60)

@@ -201,6 +201,40 @@ def test_overlapping_segments_are_read_once(folder: Storage) -> None:
     assert "begins before event 3" in problems[0]
 
 
+class _Counting(Storage):
+    """Notes what is read."""
+
+    def read(self, path: str) -> bytes:
+        self.reads = [*getattr(self, "reads", []), path]
+        return super().read(path)
+
+
+def test_followed_log_is_read_on_from_where_one_was_until_the_run_has_finished(folder_url: str) -> None:
+    storage = _Counting(folder_url)
+    written = log.EventLog(storage)
+
+    def store(*events: Event) -> None:
+        for each in events:
+            written.append(each)
+        assert written.flush()
+
+    store(event(0), event(1))
+    followed = log.read(storage, poll_s=0.01)
+    assert [next(followed), next(followed)] == [event(0), event(1)]
+    store(event(2))
+    assert next(followed) == event(2)
+    finished = Event(EventKind.RUN_FINISHED, "done")
+    store(finished)
+    assert list(followed) == [finished]
+    assert sorted(storage.reads) == storage.list()  # each segment once
+    store(event(3))  # it was resumed: the end that is not the last is none
+    followed = log.read(storage, poll_s=0.01)
+    assert [next(followed) for _ in range(5)] == [event(0), event(1), event(2), finished, event(3)]
+    store(finished)
+    assert list(followed) == [finished]
+    assert written.close()
+
+
 def test_appending_from_many_threads_loses_nothing(folder: Storage) -> None:
     written = log.EventLog(folder, flush_s=0.001)
     threads = [
