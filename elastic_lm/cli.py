@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_config, cli_run
+from elastic_lm import __version__, cli_config, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
@@ -27,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
+app.add_typer(cli_estimate.app)
 
 
 @app.callback()
@@ -76,12 +77,17 @@ def prepare(
 def train(
     config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
     set_: cli_run.Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; start nothing.")] = False,
 ) -> None:
     """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
     with told_errors():
         from elastic_lm.config import RunConfig
 
-        result = _train(RunConfig.load(config, set_ or ()))
+        chosen = RunConfig.load(config, set_ or ())
+        if dry_run:
+            cli_estimate.dry_run(chosen)
+            return
+        result = _train(chosen)
     _end(result)
 
 

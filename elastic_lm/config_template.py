@@ -95,6 +95,7 @@ def _header(file: str, preset: str, tokens: str) -> Iterator[str]:
     )
     yield "#"
     yield f"#   {shlex.join(['elastic-lm', 'config', 'validate', file])}"
+    yield f"#   {shlex.join(['elastic-lm', 'estimate', file])}"
 
 
 def _fields(

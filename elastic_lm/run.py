@@ -213,14 +213,14 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
 
 
 def _newest_checkpoint(folder: Storage, last_step: int | None) -> dict[str, Any]:
-    """Where the newest one is that has a manifest, and the digests of the final state if it holds that. Nothing is verified."""
-    from elastic_lm.checkpoint.layout import folder_of, newest_manifest
+    """Where the newest complete one is, and the digests of the final state if it holds that. Its parts are not read."""
+    from elastic_lm.checkpoint import registry
 
-    manifest = newest_manifest(folder)
-    if manifest is None:
+    complete = [found for found in registry.found(folder) if found.state == "complete"]
+    if not complete:
         return {}
-    digest = manifest.meta.get("digest", {}) if manifest.step == last_step else {}
-    return {"checkpoint": f"{folder.url}/{folder_of(manifest.step)}", "digest": digest}
+    newest = complete[-1]
+    return {"checkpoint": newest.url, "digest": newest.meta.get("digest", {}) if newest.step == last_step else {}}
 
 
 def _files(folder: Storage) -> dict[str, Any]:

@@ -180,10 +180,10 @@ def test_mistake_writes_nothing(arguments: list[str], words: str, here: Path) ->
 def test_written_config_trains_on_the_corpus_that_its_first_lines_prepare(here: Path) -> None:
     source = write_lines(here / "text.jsonl", texts(600))
     assert run("init", "--preset", "tiny").exit_code == 0
-    prepare, train, validate = commands_in(Path("my-run.yaml").read_text())
+    prepare, train, validate, estimate = commands_in(Path("my-run.yaml").read_text())
     assert run(*[source if word == "TEXT" else word for word in prepare[1:]], "--local").exit_code == 0
     assert train == ["elastic-lm", "train", "my-run.yaml"]
-    assert run(*validate[1:]).exit_code == 0
+    assert run(*validate[1:]).exit_code == run(*estimate[1:]).exit_code == 0
     config = RunConfig.load("my-run.yaml", [f"training.steps={STEPS}", "schedule.warmup_steps=0"])
     _, steps = undisturbed(config)
     losses = [loss for _, loss, *_ in steps]

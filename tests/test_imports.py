@@ -50,6 +50,7 @@ ALLOWED = {
     "elastic_lm.config_template": {
         "pydantic", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.model.presets",
     },
+    "elastic_lm.estimate": {"elastic_lm.config", "elastic_lm.model.flops", "elastic_lm.model.spec"},
     "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
@@ -62,12 +63,13 @@ ALLOWED = {
     },
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
-        "pyarrow", "elastic_lm.checkpoint.layout", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
+        "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.runtime.remote",
         "elastic_lm.storage",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
+    "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
@@ -175,12 +177,22 @@ except SystemExit as end:
         (HELP, ("ray", "torch", "pydantic", "numpy")),
         ("from elastic_lm import RunConfig", ("ray", "torch", "numpy")),
         ("from elastic_lm import Run, RunStatus", ("ray", "torch", "numpy", "pyarrow")),
+        ("import elastic_lm.config_template, elastic_lm.config_schema, elastic_lm.estimate", ("ray", "torch", "numpy")),
         ("import elastic_lm.control.controller, elastic_lm.monitor.exporter", ("ray", "torch", "pydantic", "s3fs")),
         ("import elastic_lm.data.prepare, elastic_lm.events.log", ("ray", "torch", "pydantic", "s3fs")),
         # A worker shows a sign of life before it imports torch, and a reader never does.
         ("import elastic_lm.runtime.reader, elastic_lm.runtime.worker", ("torch",)),
     ],
-    ids=["the package", "--help", "a config", "a run", "control and monitor", "data and events", "a worker's start"],
+    ids=[
+        "the package",
+        "--help",
+        "a config",
+        "a run",
+        "what is made of configs",
+        "control and monitor",
+        "data and events",
+        "a worker's start",
+    ],  # fmt: skip
 )
 def test_import_is_as_light_as_it_says(statement: str, names: tuple[str, ...]) -> None:
     assert loaded_after(statement, *names) == []

@@ -13,8 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from elastic_lm.errors import CheckpointError, NotFoundError
-from elastic_lm.storage import Storage
+from elastic_lm.errors import CheckpointError
 
 FORMAT = "elastic-lm checkpoint"
 VERSION = 1
@@ -85,16 +84,6 @@ def steps_in(paths: list[str]) -> dict[int, list[str]]:
         if match := _STEP.match(path):
             found.setdefault(int(match[1]), []).append(path)
     return found
-
-
-def newest_manifest(storage: Storage) -> Manifest | None:
-    """Of the newest checkpoint in the run's folder that has a readable one. Parts are not looked at; nothing is changed."""
-    for step in sorted(steps_in(storage.list(f"{FOLDER}/")), reverse=True):
-        try:
-            return Manifest.from_json(storage.read(f"{folder_of(step)}/{MANIFEST}"))
-        except (CheckpointError, NotFoundError):
-            continue
-    return None
 
 
 def _hash(body: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Manifest, Part, folder_of, steps_in
@@ -36,7 +36,7 @@ class CheckpointInfo:
 class Found:
     """A checkpoint as it lies in storage. `complete`: it has a manifest that fits it; its parts were not read.
 
-    `reason`: why it is not complete. `size_bytes`: of its parts, None when they are not known.
+    `reason`: why it is not complete. `size_bytes` of its parts and `meta` are those of a complete one's manifest.
     """
 
     step: int
@@ -44,6 +44,7 @@ class Found:
     state: Literal["complete", "unfinished", "damaged"]
     size_bytes: int | None = None
     reason: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _look(storage: Storage, step: int, paths: list[str]) -> Found:
         return Found(step, folder.url, "damaged", reason=str(error))
     if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
         return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
-    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts))
+    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
 def _manifest(folder: Storage, step: int) -> Manifest:
