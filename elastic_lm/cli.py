@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_config, cli_estimate, cli_run
+from elastic_lm import __version__, cli_checkpoints, cli_config, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
@@ -27,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
+app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_estimate.app)
 
 

@@ -68,6 +68,7 @@ ALLOWED = {
         "elastic_lm.storage",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
+    "elastic_lm.cli_checkpoints": {"typer", "elastic_lm"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
