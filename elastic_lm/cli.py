@@ -53,8 +53,9 @@ def prepare(
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
-        chosen = {} if block_tokens is None else {"block_tokens": block_tokens}
-        options = PrepareOptions(vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, **chosen)
+        options = PrepareOptions(
+            vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, block_tokens=block_tokens
+        )
         for address in sources:
             _folder(address)
         storage = _folder(out)

@@ -14,7 +14,8 @@ from ray.exceptions import RayTaskError
 
 from elastic_lm.data import prepare as local
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.data.prepare import Part, PartResult, PrepareOptions
+from elastic_lm.data.parts import Part, PartResult
+from elastic_lm.data.prepare import PrepareOptions
 from elastic_lm.storage import Storage
 
 MAX_RETRIES = 5  # of a task whose process or node died; its own exceptions are final
