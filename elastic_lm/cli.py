@@ -45,16 +45,21 @@ def prepare(
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary that is trained.")] = 16_384,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation, by their hash.")] = 0.005,
+    text_column: Annotated[str, typer.Option(help="Where .jsonl and .parquet have their text.")] = "text",
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
-    """Turn text (.txt .md .py .jsonl ...) into verified shards of tokens. Run again, it goes on where it was stopped."""
+    """Turn text into verified shards of tokens. Run again, it goes on where it was."""
     with told_errors():
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
         options = PrepareOptions(
-            vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, block_tokens=block_tokens
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            held_out=held_out,
+            block_tokens=block_tokens,
+            text_column=text_column,
         )
         for address in sources:
             _folder(address)

@@ -248,6 +248,13 @@ def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
     assert Manifest.load(Storage.open(two)).hash == Manifest.load(Storage.open(one)).hash
 
 
+def test_text_may_be_in_another_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "well"}')
+    arguments = ["prepare", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/out", "--local", "--held-out", "0"]
+    assert run(*arguments, "--text-column", "body").exit_code == 0
+    assert run(*arguments).exit_code == command.Exit.DATA
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

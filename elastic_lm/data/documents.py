@@ -70,6 +70,10 @@ class Format(Protocol):
     def unit(self) -> Literal["byte", "row"]:
         """What places count: bytes of the text (of the unpacked one, where it is compressed), or rows."""
 
+    @property
+    def unpacks(self) -> bool:
+        """Whether there is more text in a chunk than bytes that are read."""
+
     def cut(self, file: File) -> list[Chunk]:
         """The chunks of a file, in order.    Raises: DataError when it cannot hold documents."""
 

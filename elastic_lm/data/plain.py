@@ -24,6 +24,7 @@ class Text:
     """A file is one document."""
 
     unit: Literal["byte"] = "byte"
+    unpacks: bool = False
 
     def cut(self, file: File) -> list[Chunk]:
         size = file.size_bytes
@@ -51,6 +52,7 @@ class Lines:
 
     text_column: str
     unit: Literal["byte"] = "byte"
+    unpacks: bool = False
 
     def cut(self, file: File) -> list[Chunk]:
         size, step = file.size_bytes, documents.CHUNK_BYTES

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from elastic_lm.data.documents import Chunk
+from elastic_lm.data.documents import CHUNK_BYTES, Chunk
 from elastic_lm.data.manifest import Manifest, Shard
 from elastic_lm.data.parts import (
     EMPTY,
@@ -112,11 +112,17 @@ def _encoder(chunks: Sequence[Chunk], options: PrepareOptions) -> TextEncoder:
 
 
 def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions) -> Iterator[str]:
-    """Every n-th chunk's documents, without held-out ones."""
-    total = sum(chunk.num_bytes for chunk in chunks)
+    """Every n-th chunk's documents, without held-out ones; of a chunk that unpacks, only as many as are its share."""
+    total = sum(min(chunk.num_bytes, CHUNK_BYTES) if chunk.format.unpacks else chunk.num_bytes for chunk in chunks)
     stride = max(1, -(-total // options.tokenizer_bytes))
-    for chunk in chunks[:: min(stride, max(1, len(chunks) // 2))]:
+    chosen = chunks[:: min(stride, max(1, len(chunks) // 2))]
+    share = max(CHUNK_BYTES, options.tokenizer_bytes // max(1, len(chosen)))
+    for chunk in chosen:
+        num_characters = 0
         for document in chunk.documents():
+            if chunk.format.unpacks and num_characters >= share:
+                break
+            num_characters += len(document.text)
             if not is_held_out(document.text, options.held_out):
                 yield document.text
 

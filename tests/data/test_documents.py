@@ -185,7 +185,7 @@ def test_folder_may_end_like_a_text_file(tmp_path: Path) -> None:
 
 
 def test_hidden_files_and_unknown_suffixes_do_not_count(tmp_path: Path) -> None:
-    for path in ("a.txt", ".git/b.txt", ".c.txt", "d.png", "e", "f.TXT", "g.txt~", "h.txt.gz"):
+    for path in ("a.txt", ".git/b.txt", ".c.txt", "d.png", "e", "f.TXT", "g.txt~", "h.tar.gz", "i.gz"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(path)
     assert found(tmp_path) == ["a.txt"]
