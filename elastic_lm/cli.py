@@ -40,7 +40,10 @@ def _about() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders, patterns (* ? **) or s3:// addresses.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, patterns, s3://; =2.5 behind: a weight.", metavar="SOURCE[=WEIGHT]"),
+    ],
     out: Annotated[str, typer.Option(help="Where the tokens go: s3://bucket/prefix or a folder.")],
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary that is trained.")] = 16_384,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
@@ -51,6 +54,7 @@ def prepare(
 ) -> None:
     """Turn text into verified shards of tokens. Run again, it goes on where it was."""
     with told_errors():
+        from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
@@ -61,17 +65,16 @@ def prepare(
             block_tokens=block_tokens,
             text_column=text_column,
         )
-        for address in sources:
-            _folder(address)
+        found = [Source.parse(source) for source in sources]
         storage = _folder(out)
         if local:
-            manifest = prepare_here(sources, storage, options)
+            manifest = prepare_here(found, storage, options)
         else:
             from elastic_lm.runtime import cluster, fan_out
 
             with cluster.connected() as sentence:
                 say(sentence)
-                manifest = fan_out.prepare(sources, storage, options)
+                manifest = fan_out.prepare(found, storage, options)
         say(
             f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks, vocabulary {manifest.vocab_size}, "
             f"in {storage.url} (manifest {manifest.hash[:12]})."

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
+from elastic_lm.data.mixture import Source
 from elastic_lm.errors import DataError
 from elastic_lm.storage import Storage
 
@@ -29,11 +30,12 @@ class Document:
 
 @dataclass(frozen=True)
 class File:
-    """A file with text in it. `size_bytes` as it is stored."""
+    """A file with text in it. `size_bytes` as it is stored. `source`: what it was named by."""
 
     storage: Storage
     path: str
     size_bytes: int
+    source: Source = Source(".")
 
     @property
     def url(self) -> str:

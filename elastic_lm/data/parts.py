@@ -1,9 +1,9 @@
 """Parts: documents that one task encodes, and what it leaves in storage until the shards are written.
 
-Invariant: what a part leaves is a pure function of its documents, the tokenizer and the share that is held out, and is kept
-under the hash of these: a part that was encoded once is found again, whatever became of the process. Memory is bounded by
-the largest document, not by the part. Trade-off: documents that do not fit into memory together are read twice, once
-for the hash and once to be encoded, which costs a few per cent of encoding them.
+Invariant: what a part leaves is a pure function of its documents, the tokenizer, the weight and the share that is held out,
+and is kept under the hash of these: a part that was encoded once is found again, whatever became of the process. Memory is
+bounded by the largest document, not by the part. Trade-off: documents that do not fit into memory together are read
+twice, once for the hash and once to be encoded, which costs a few per cent of encoding them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from elastic_lm.data.documents import Chunk, Document
+from elastic_lm.data.mixture import Source, is_chosen
 from elastic_lm.data.pieces import PieceWriter, read_pieces
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import Tokens
@@ -29,8 +30,12 @@ KEPT_BYTES = 64 * 2**20  # of text: two parts of the usual size
 DONE = "done.json"
 
 # What became of a document, as bits. The first are names of streams of tokens, too.
-TRAIN, HELD_OUT, EMPTY, REPLACED = 1, 2, 4, 8
-STREAMS = {"train": TRAIN, "held_out": HELD_OUT}
+TRAIN, HELD_OUT, EXTRA, EMPTY, REPLACED = 1, 2, 4, 8, 16
+STREAMS = {
+    "train": TRAIN,  # in every pass with all documents of the source
+    "held_out": HELD_OUT,  # once, whatever the weight
+    "extra": EXTRA,  # in the pass with the chosen ones
+}
 
 # `chunk`: its number in the part. `num_bytes`: of the text as UTF-8. A document that is in no stream has no tokens.
 Records = NDArray[np.void]
@@ -41,9 +46,14 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class Part:
-    """What one task encodes: neighbouring chunks."""
+    """What one task encodes: neighbouring chunks of one weight."""
 
     chunks: tuple[Chunk, ...]
+
+    @property
+    def source(self) -> Source:
+        """That of its first chunk: another one of its chunks may be another source's, of the same weight."""
+        return self.chunks[0].file.source
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +87,8 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
 
     Raises: DataError with the place of what is no document, or cannot be encoded; StorageError.
     """
-    content = _Content(part, (PARTS_VERSION, tokenizer_json, repr(held_out)))
+    has_passes, share = part.source.num_passes > 0, part.source.share
+    content = _Content(part, (PARTS_VERSION, tokenizer_json, repr(held_out), f"{has_passes} {share!r}"))
     folder = out.child(f"parts/{content.name}")
     if folder.exists(DONE):
         return PartResult(**json.loads(folder.read(DONE)))
@@ -85,8 +96,9 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
     streams = {name: PieceWriter(folder, name, encoder.dtype) for name in STREAMS}
     records = PieceWriter(folder, "documents", RECORD)
     for number, document in content:
-        fate = _fate(document, held_out)
-        tokens = _encoded(encoder, document, part.chunks[number]) if fate & (TRAIN | HELD_OUT) else np.empty(0)
+        fate = _fate(document, held_out, has_passes, share)
+        wanted = fate & (TRAIN | HELD_OUT | EXTRA)
+        tokens = _encoded(encoder, document, part.chunks[number]) if wanted else np.empty(0)
         for name, bit in STREAMS.items():
             if fate & bit:
                 streams[name].add(tokens)
@@ -98,11 +110,13 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
     return result
 
 
-def _fate(document: Document, held_out: float) -> int:
+def _fate(document: Document, held_out: float, has_passes: bool, share: float) -> int:
     fate = REPLACED if document.replaced else 0
     if not document.text.strip():
         return fate | EMPTY
-    return fate | (HELD_OUT if is_held_out(document.text, held_out) else TRAIN)
+    if is_held_out(document.text, held_out):
+        return fate | HELD_OUT
+    return fate | (TRAIN if has_passes else 0) | (EXTRA if share and is_chosen(document.text, share) else 0)
 
 
 def _encoded(encoder: TextEncoder, document: Document, chunk: Chunk) -> Tokens:

@@ -8,6 +8,7 @@ across parts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +17,12 @@ import numpy as np
 
 from elastic_lm.data.documents import CHUNK_BYTES, Chunk
 from elastic_lm.data.manifest import Manifest, Shard
+from elastic_lm.data.mixture import Source, is_chosen, passes
 from elastic_lm.data.parts import (
     EMPTY,
+    EXTRA,
     HELD_OUT,
     REPLACED,
-    STREAMS,
     TRAIN,
     Part,
     PartResult,
@@ -34,12 +36,7 @@ from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
 
 TOKENIZER_FILE = "tokenizer.json"
-COUNTS = {
-    "documents": TRAIN,
-    "held_out_documents": HELD_OUT,
-    "empty_documents": EMPTY,
-    "replaced_documents": REPLACED,
-}  # fmt: skip
+COUNTS = ("documents", "held_out_documents", "empty_documents", "replaced_documents")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class PrepareOptions:
 Map = Callable[[Callable[[Part], PartResult], Iterable[Part]], Iterable[PartResult]]
 
 
-def prepare(sources: Sequence[str], out: Storage, options: PrepareOptions, map: Map = map) -> Manifest:
+def prepare(sources: Sequence[str | Source], out: Storage, options: PrepareOptions, map: Map = map) -> Manifest:
     """Prepare the corpus into `out`. `map` may run parts anywhere, in any order, if it returns them in order.
 
     Raises: ConfigError when nothing is found; DataError with the place of what is no document; StorageError.
@@ -83,17 +80,19 @@ def prepare(sources: Sequence[str], out: Storage, options: PrepareOptions, map: 
     chunks = find_chunks(sources, options.text_column)
     encoder = _encoder(chunks, options)
     encode = partial(encode_part, out=out, tokenizer_json=encoder.json, held_out=options.held_out)
-    results = list(map(encode, plan(chunks, options.part_bytes)))
-    return finish(results, out, encoder, options.block_tokens)
+    parts = plan(chunks, options.part_bytes)
+    results = list(map(encode, parts))
+    return finish(parts, results, out, encoder, options.block_tokens)
 
 
 def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
-    """Neighbouring chunks in parts of about `part_bytes`."""
+    """Neighbouring chunks of one weight in parts of about `part_bytes`."""
     parts: list[Part] = []
     group: list[Chunk] = []
     group_bytes = 0
     for chunk in chunks:
-        if group and group_bytes + chunk.num_bytes > part_bytes:
+        is_full = group_bytes + chunk.num_bytes > part_bytes
+        if group and (is_full or chunk.file.source.weight != group[-1].file.source.weight):
             parts.append(Part(tuple(group)))
             group, group_bytes = [], 0
         group.append(chunk)
@@ -112,28 +111,43 @@ def _encoder(chunks: Sequence[Chunk], options: PrepareOptions) -> TextEncoder:
 
 
 def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions) -> Iterator[str]:
-    """Every n-th chunk's documents, without held-out ones; of a chunk that unpacks, only as many as are its share."""
-    total = sum(min(chunk.num_bytes, CHUNK_BYTES) if chunk.format.unpacks else chunk.num_bytes for chunk in chunks)
+    """Every n-th chunk's documents as often as they occur, without held-out ones; of one that unpacks its share only."""
+    occurring = list(passes(chunks, [chunk.file.source for chunk in chunks]))
+    total = sum(_sampled_bytes(chunk, is_whole) for chunk, is_whole in occurring)
     stride = max(1, -(-total // options.tokenizer_bytes))
-    chosen = chunks[:: min(stride, max(1, len(chunks) // 2))]
-    share = max(CHUNK_BYTES, options.tokenizer_bytes // max(1, len(chosen)))
-    for chunk in chosen:
+    chosen = occurring[:: min(stride, max(1, len(occurring) // 2))]
+    most_characters = max(CHUNK_BYTES, options.tokenizer_bytes // max(1, len(chosen)))
+    for chunk, is_whole in chosen:
+        share = 1.0 if is_whole else chunk.file.source.share
         num_characters = 0
         for document in chunk.documents():
-            if chunk.format.unpacks and num_characters >= share:
+            if chunk.format.unpacks and num_characters >= most_characters:
                 break
-            num_characters += len(document.text)
-            if not is_held_out(document.text, options.held_out):
+            if not is_held_out(document.text, options.held_out) and is_chosen(document.text, share):
+                num_characters += len(document.text)
                 yield document.text
+
+
+def _sampled_bytes(chunk: Chunk, is_whole: bool) -> int:
+    num_bytes = min(chunk.num_bytes, CHUNK_BYTES) if chunk.format.unpacks else chunk.num_bytes
+    return num_bytes if is_whole else int(num_bytes * chunk.file.source.share)
 
 
 # -- shards ----------------------------------------------------------------------------------------------------------
 
+Stream = list[tuple[PartResult, str]]  # what tokens come from, in order
 
-def finish(results: Sequence[PartResult], out: Storage, encoder: TextEncoder, block_tokens: int | None) -> Manifest:
+
+def finish(
+    parts: Sequence[Part], results: Sequence[PartResult], out: Storage, encoder: TextEncoder, block_tokens: int | None
+) -> Manifest:
     """Cut the parts' tokens into blocks and shards, write the manifest, and remove the parts."""
-    counts = _counts(results, out)
-    num_tokens = sum(result.num_tokens["train"] for result in results)
+    counts = _counts(parts, results, out)
+    train: Stream = [
+        (result, "train" if is_whole else "extra")
+        for result, is_whole in passes(results, [part.source for part in parts])
+    ]
+    num_tokens = sum(result.num_tokens[name] for result, name in train)
     if num_tokens == 0:
         raise DataError(f"the sources hold no text to train on: {counts}; add documents or lower held_out")
     manifest = Manifest(
@@ -145,28 +159,35 @@ def finish(results: Sequence[PartResult], out: Storage, encoder: TextEncoder, bl
         shards=(),
         counts=counts,
     )
-    train, held_out = (_write_shards(manifest, out, stream, results) for stream in STREAMS)
+    shards = _write_shards(manifest, out, "train", train)
+    held_out = _write_shards(manifest, out, "held_out", [(result, "held_out") for result in results])
     out.write(TOKENIZER_FILE, encoder.json.encode())
-    manifest = replace(manifest, shards=train, held_out=held_out)
+    manifest = replace(manifest, shards=shards, held_out=held_out)
     manifest.save(out)
     for path in out.list("parts/"):
         out.delete(path)
     return manifest
 
 
-def _counts(results: Sequence[PartResult], out: Storage) -> dict[str, int]:
-    """How many documents met which fate."""
-    counts = dict.fromkeys(COUNTS, 0)
-    for result in results:
+def _counts(parts: Sequence[Part], results: Sequence[PartResult], out: Storage) -> dict[str, int]:
+    """How many documents met which fate; those to train on as often as they occur."""
+    counts: Counter[str] = Counter()
+    for part, result in zip(parts, results, strict=True):
         for records in result.records(out):
-            for name, bit in COUNTS.items():
-                counts[name] += int(np.count_nonzero(records["fate"] & bit))
-    return counts
+            for name, bit, times in (
+                ("documents", TRAIN, part.source.num_passes),
+                ("documents", EXTRA, 1),
+                ("held_out_documents", HELD_OUT, 1),
+                ("empty_documents", EMPTY, 1),
+                ("replaced_documents", REPLACED, 1),
+            ):
+                counts[name] += times * int(np.count_nonzero(records["fate"] & bit))
+    return {name: counts[name] for name in COUNTS}
 
 
-def _write_shards(manifest: Manifest, out: Storage, stream: str, results: Sequence[PartResult]) -> tuple[Shard, ...]:
-    writer = ShardWriter(out, stream, manifest.dtype, manifest.block_tokens)
-    for result in results:
-        for tokens in result.tokens(out, stream, manifest.dtype):
+def _write_shards(manifest: Manifest, out: Storage, kind: str, stream: Stream) -> tuple[Shard, ...]:
+    writer = ShardWriter(out, kind, manifest.dtype, manifest.block_tokens)
+    for result, name in stream:
+        for tokens in result.tokens(out, name, manifest.dtype):
             writer.add(tokens)
     return writer.close()

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 
 from elastic_lm.data.documents import Chunk, File
 from elastic_lm.data.formats import KNOWN, format_of
+from elastic_lm.data.mixture import Source
 from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
 
 
-def find_chunks(sources: Sequence[str], text_column: str = "text") -> list[Chunk]:
+def find_chunks(sources: Sequence[str | Source], text_column: str = "text") -> list[Chunk]:
     """All chunks of files, folders and patterns (`*`, `?`, `**`), in order. A file that is named twice comes once.
 
-    Raises: ConfigError when a source matches nothing or has an unknown suffix; DataError when a link leads out of a folder,
-    or a file cannot hold documents.
+    Raises: ConfigError when a source matches nothing or has an unknown suffix, or a file has two weights; DataError when a
+    link leads out of a folder, or a file cannot hold documents.
     """
     if not sources:
         raise ConfigError("no sources; name files, folders or patterns, e.g. texts/ or s3://bucket/**/*.jsonl")
@@ -32,14 +33,20 @@ def _chunks(file: File, text_column: str) -> list[Chunk]:
     return format.cut(file)
 
 
-def _files(sources: Sequence[str]) -> Iterator[File]:
-    seen = set()
-    for source in sources:
-        for storage, path in _find(source):
+def _files(sources: Sequence[str | Source]) -> Iterator[File]:
+    seen: dict[str, Source] = {}
+    for source in map(Source.of, sources):
+        for storage, path in _find(source.address):
             url = f"{storage.url}/{path}"
-            if url not in seen:
-                seen.add(url)
-                yield File(storage, path, storage.size(path))
+            first = seen.get(url)
+            if first is None:
+                seen[url] = source
+                yield File(storage, path, storage.size(path), source)
+            elif first.weight != source.weight:
+                raise ConfigError(
+                    f"{url} is named by {first.address} with weight {first.weight:g} and by {source.address} with weight "
+                    f"{source.weight:g}; name it once, or give both the same weight"
+                )
 
 
 def _find(source: str) -> list[tuple[Storage, str]]:
@@ -56,7 +63,10 @@ def _find(source: str) -> list[tuple[Storage, str]]:
     storage = Storage.open(root)
     names = [path for path in storage.list() if _is_wanted(path) and (pattern is None or pattern.fullmatch(path))]
     if not names:
-        raise ConfigError(f"{source}: no such file, or nothing in it ends in {KNOWN}; hidden files do not count")
+        weight = "; a weight is a number, e.g. texts/=2.5" if "=" in source else ""
+        raise ConfigError(
+            f"{source}: no such file, or nothing in it ends in {KNOWN}; hidden files do not count{weight}"
+        )
     for path in names:
         _check_inside(storage, path)
         _check_is_file(storage, path)
