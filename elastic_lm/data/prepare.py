@@ -8,35 +8,19 @@ across parts.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
+from elastic_lm.data.corpus import write_corpus
 from elastic_lm.data.documents import CHUNK_BYTES, Chunk
-from elastic_lm.data.manifest import Manifest, Shard
+from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.mixture import Source, is_chosen, passes
-from elastic_lm.data.parts import (
-    EMPTY,
-    EXTRA,
-    HELD_OUT,
-    REPLACED,
-    TRAIN,
-    Part,
-    PartResult,
-    encode_part,
-    is_held_out,
-)
-from elastic_lm.data.shards import ShardWriter, block_tokens_for
+from elastic_lm.data.parts import Part, PartResult, encode_part, is_held_out
 from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import TextEncoder, train
-from elastic_lm.errors import ConfigError, DataError
+from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
-
-TOKENIZER_FILE = "tokenizer.json"
-COUNTS = ("documents", "held_out_documents", "empty_documents", "replaced_documents")
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,7 @@ def prepare(sources: Sequence[str | Source], out: Storage, options: PrepareOptio
     encode = partial(encode_part, out=out, tokenizer_json=encoder.json, held_out=options.held_out)
     parts = plan(chunks, options.part_bytes)
     results = list(map(encode, parts))
-    return finish(parts, results, out, encoder, options.block_tokens)
+    return write_corpus([Source.of(source) for source in sources], parts, results, out, encoder, options.block_tokens)
 
 
 def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
@@ -131,63 +115,3 @@ def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions) -> Iterato
 def _sampled_bytes(chunk: Chunk, is_whole: bool) -> int:
     num_bytes = min(chunk.num_bytes, CHUNK_BYTES) if chunk.format.unpacks else chunk.num_bytes
     return num_bytes if is_whole else int(num_bytes * chunk.file.source.share)
-
-
-# -- shards ----------------------------------------------------------------------------------------------------------
-
-Stream = list[tuple[PartResult, str]]  # what tokens come from, in order
-
-
-def finish(
-    parts: Sequence[Part], results: Sequence[PartResult], out: Storage, encoder: TextEncoder, block_tokens: int | None
-) -> Manifest:
-    """Cut the parts' tokens into blocks and shards, write the manifest, and remove the parts."""
-    counts = _counts(parts, results, out)
-    train: Stream = [
-        (result, "train" if is_whole else "extra")
-        for result, is_whole in passes(results, [part.source for part in parts])
-    ]
-    num_tokens = sum(result.num_tokens[name] for result, name in train)
-    if num_tokens == 0:
-        raise DataError(f"the sources hold no text to train on: {counts}; add documents or lower held_out")
-    manifest = Manifest(
-        dtype=encoder.dtype,
-        vocab_size=encoder.vocab_size,
-        tokenizer_hash=encoder.hash,
-        special_ids=encoder.special_ids,
-        block_tokens=block_tokens or block_tokens_for(num_tokens, encoder.dtype),
-        shards=(),
-        counts=counts,
-    )
-    shards = _write_shards(manifest, out, "train", train)
-    held_out = _write_shards(manifest, out, "held_out", [(result, "held_out") for result in results])
-    out.write(TOKENIZER_FILE, encoder.json.encode())
-    manifest = replace(manifest, shards=shards, held_out=held_out)
-    manifest.save(out)
-    for path in out.list("parts/"):
-        out.delete(path)
-    return manifest
-
-
-def _counts(parts: Sequence[Part], results: Sequence[PartResult], out: Storage) -> dict[str, int]:
-    """How many documents met which fate; those to train on as often as they occur."""
-    counts: Counter[str] = Counter()
-    for part, result in zip(parts, results, strict=True):
-        for records in result.records(out):
-            for name, bit, times in (
-                ("documents", TRAIN, part.source.num_passes),
-                ("documents", EXTRA, 1),
-                ("held_out_documents", HELD_OUT, 1),
-                ("empty_documents", EMPTY, 1),
-                ("replaced_documents", REPLACED, 1),
-            ):
-                counts[name] += times * int(np.count_nonzero(records["fate"] & bit))
-    return {name: counts[name] for name in COUNTS}
-
-
-def _write_shards(manifest: Manifest, out: Storage, kind: str, stream: Stream) -> tuple[Shard, ...]:
-    writer = ShardWriter(out, kind, manifest.dtype, manifest.block_tokens)
-    for result, name in stream:
-        for tokens in result.tokens(out, name, manifest.dtype):
-            writer.add(tokens)
-    return writer.close()

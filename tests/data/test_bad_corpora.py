@@ -32,7 +32,7 @@ from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import AccessDeniedError, ConfigError, DataError, ElasticLMError
 from elastic_lm.storage import Storage
-from tests.data.corpora import small_corpus, texts
+from tests.data.corpora import identity, small_corpus, texts
 
 OPTIONS = PrepareOptions(vocab_size=261, block_tokens=65, held_out=0.0)
 
@@ -266,7 +266,7 @@ def test_odd_names_change_nothing_about_the_corpus(tmp_path: Path) -> None:
             (folder / name).write_text(text)
         out = Storage.open(str(folder.parent / "out"))
         prepare([str(folder)], out, OPTIONS)
-        corpora.append({path: out.read(path) for path in out.list()})
+        corpora.append(identity(out))
     assert corpora[0] == corpora[1]
 
 
@@ -461,7 +461,7 @@ def test_corpus_does_not_depend_on_parts_or_on_the_order_of_work(
             return [done[number] for number in range(len(parts))]
 
         prepare([str(base / name)], out, options, at_random)  # type: ignore[arg-type]
-        return {path: out.read(path) for path in out.list()}
+        return identity(out)
 
     numbers = list(range(6))
     options = dataclasses.replace(OPTIONS, held_out=held_out)
