@@ -42,32 +42,41 @@ def _about() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders, patterns (* ? **) or s3:// addresses.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, patterns, s3://; =2.5 behind: a weight.", metavar="SOURCE[=WEIGHT]"),
+    ],
     out: Annotated[str, typer.Option(help="Where the tokens go: s3://bucket/prefix or a folder.")],
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary that is trained.")] = 16_384,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation, by their hash.")] = 0.005,
+    text_column: Annotated[str, typer.Option(help="Where .jsonl and .parquet have their text.")] = "text",
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
-    """Turn text (.txt .md .py .jsonl ...) into verified shards of tokens. Run again, it goes on where it was stopped."""
+    """Turn text into verified shards of tokens. Run again, it goes on where it was."""
     with told_errors():
+        from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
-        chosen = {} if block_tokens is None else {"block_tokens": block_tokens}
-        options = PrepareOptions(vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, **chosen)
-        for address in sources:
-            _folder(address)
+        options = PrepareOptions(
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            held_out=held_out,
+            block_tokens=block_tokens,
+            text_column=text_column,
+        )
+        found = [Source.parse(source) for source in sources]
         storage = _folder(out)
         if local:
-            manifest = prepare_here(sources, storage, options)
+            manifest = prepare_here(found, storage, options)
         else:
             from elastic_lm.runtime import cluster, fan_out
 
             with cluster.connected() as sentence:
                 say(sentence)
-                manifest = fan_out.prepare(sources, storage, options)
+                manifest = fan_out.prepare(found, storage, options)
         say(
             f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks, vocabulary {manifest.vocab_size}, "
             f"in {storage.url} (manifest {manifest.hash[:12]})."

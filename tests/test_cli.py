@@ -218,6 +218,24 @@ def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
     assert Manifest.load(Storage.open(two)).hash == Manifest.load(Storage.open(one)).hash
 
 
+def test_weight_behind_a_source_is_how_often_it_occurs(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "text.jsonl", texts(50))
+    arguments = ["--local", "--vocab-size", "261", "--held-out", "0", "--out"]
+    for name, weighted in (("one", source), ("three", f"{source}=3")):
+        assert run("prepare", weighted, *arguments, f"{tmp_path}/{name}").exit_code == 0
+    one, three = (Manifest.load(Storage.open(f"{tmp_path}/{name}")) for name in ("one", "three"))
+    assert (three.counts["documents"], three.num_tokens) == (150, 3 * one.num_tokens)
+    refused = run("prepare", f"{source}=0", *arguments, f"{tmp_path}/zero")
+    assert refused.exit_code == command.Exit.USAGE and "weight=0 is not how often" in refused.stderr
+
+
+def test_text_may_be_in_another_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "well"}')
+    arguments = ["prepare", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/out", "--local", "--held-out", "0"]
+    assert run(*arguments, "--text-column", "body").exit_code == 0
+    assert run(*arguments).exit_code == command.Exit.DATA
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
