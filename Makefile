@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-fast lint format bench docs clean clean-env
+.PHONY: env demo test test-fast lint format hooks bench docs clean clean-env
 
 env: .venv/.installed
 
@@ -45,6 +45,10 @@ format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Format, lint and types on every commit, the fast suite on every push.
+hooks: env
+	$(BIN)/pre-commit install
+
 bench: env
 	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -52,6 +56,8 @@ bench: env
 docs: env
 	$(BIN)/python -m elastic_lm.monitor.metrics > docs/metrics.md
 	$(BIN)/python -m elastic_lm.cli_reference > docs/commands.md
+	$(BIN)/python -m elastic_lm.monitor.table > docs/steps.md
+	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

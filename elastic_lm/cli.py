@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_config, cli_doctor, cli_estimate, cli_run
+from elastic_lm import __version__, cli_checkpoints, cli_config, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_errors
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
+app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
 
@@ -51,35 +52,44 @@ def _about() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders, patterns (* ? **) or s3:// addresses.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, patterns, s3://; =2.5 behind: a weight.", metavar="SOURCE[=WEIGHT]"),
+    ],
     out: Annotated[str, typer.Option(help="Where the tokens go: s3://bucket/prefix or a folder.")],
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary that is trained.")] = 16_384,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation, by their hash.")] = 0.005,
+    text_column: Annotated[str, typer.Option(help="Where .jsonl and .parquet have their text.")] = "text",
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
     """Turn text into verified shards of tokens.
 
-    Text is .txt .md .py .jsonl and the like. Run again, it goes on where it was stopped.
+    Text is .txt .md .py .jsonl .parquet and the like, .gz and .zst around them. Run again, it goes on where it was.
     """
     with told_errors():
+        from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
         from elastic_lm.data.prepare import prepare as prepare_here
 
-        chosen = {} if block_tokens is None else {"block_tokens": block_tokens}
-        options = PrepareOptions(vocab_size=vocab_size, tokenizer=tokenizer, held_out=held_out, **chosen)
-        for address in sources:
-            _folder(address)
+        options = PrepareOptions(
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            held_out=held_out,
+            block_tokens=block_tokens,
+            text_column=text_column,
+        )
+        found = [Source.parse(source) for source in sources]
         storage = _folder(out)
         if local:
-            manifest = prepare_here(sources, storage, options)
+            manifest = prepare_here(found, storage, options)
         else:
             from elastic_lm.runtime import cluster, fan_out
 
             with cluster.connected() as sentence:
                 say(sentence)
-                manifest = fan_out.prepare(sources, storage, options)
+                manifest = fan_out.prepare(found, storage, options)
         say(
             f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks, vocabulary {manifest.vocab_size}, "
             f"in {storage.url} (manifest {manifest.hash[:12]})."
@@ -108,27 +118,27 @@ def train(
 
 
 @app.command()
-def resume(run: cli_run.Run, set_: cli_run.Overrides = None) -> None:
+def resume(run: cli_run.RunName, set_: cli_run.Overrides = None) -> None:
     """Go on with a run from its newest checkpoint.
 
     With the config that it was last trained with.
     """
     with told_errors():
-        result = _train(cli_run.find(run).config(set_ or ()))
+        from elastic_lm.run import Run
+
+        result = _train(Run.open(run).address.config(set_ or ()))
     _end(result)
 
 
 def _train(config: RunConfig) -> RunResult:
-    from elastic_lm.monitor.live import watching
     from elastic_lm.runtime.trainer import fit
 
     say(config.describe())
-    with watching(say, config.metrics.interval_s) as view:
-        return fit(config, view=view)
+    return fit(config)
 
 
 def _end(result: RunResult) -> NoReturn:
-    say(describe(result))
+    say(str(result))
     raise typer.Exit(OF_VERDICT.get(result.verdict, Exit.FAILED))
 
 
@@ -136,29 +146,6 @@ def _end(result: RunResult) -> NoReturn:
 def version() -> None:
     """Print the version."""
     say(__version__)
-
-
-def describe(result: RunResult) -> str:
-    """The end of a run, for people."""
-    figures = result.metrics
-    rows = [("verdict", f"{result.verdict}: {result.message}")]
-    if result.last_step is not None:
-        rows.append(("steps", f"{result.last_step}"))
-    if figures.get("loss") is not None:
-        rows.append(("loss", f"{figures['loss']:.6f}"))
-    if figures.get("tokens_per_s"):
-        rows.append(("tokens/s", f"{figures['tokens_per_s']:,.0f}"))
-    if figures.get("goodput") is not None:
-        rows.append(("goodput", f"{figures['goodput']:.1%}"))
-    lost = {cause: seconds for cause, seconds in figures.get("lost_worker_s", {}).items() if seconds >= 0.05}
-    if lost:
-        rows.append(("lost", ", ".join(f"{cause} {seconds:.1f} worker-s" for cause, seconds in lost.items())))
-    if result.checkpoint:
-        rows.append(("checkpoint", result.checkpoint))
-    if result.report:
-        rows.append(("report", result.report))
-    rows += [(name, f"sha256 {digest}") for name, digest in sorted(result.digest.items())]
-    return "\n".join(f"{name:>10}  {value}" for name, value in rows)
 
 
 def _folder(address: str) -> Storage:

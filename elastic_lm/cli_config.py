@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="Show, check and describe configs."
 
 @app.command()
 def show(
-    run: cli_run.Run,
+    run: cli_run.RunName,
     set_: cli_run.Overrides = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -113,7 +113,9 @@ def _load(run: str, overrides: list[str] | tuple[()]) -> RunConfig:
         from elastic_lm.config import RunConfig
 
         return RunConfig.load(run, overrides)
-    return cli_run.find(run).config(overrides)
+    from elastic_lm.run import Run
+
+    return Run.open(run).address.config(overrides)
 
 
 def _derived(config: RunConfig) -> dict[str, Any]:

@@ -238,6 +238,8 @@ class CheckpointConfig(Part):
     """Steps between checkpoints. None: only at the end."""
     keep: int = Field(default=2, ge=1, le=1_000_000)
     """Newest complete checkpoints that are kept."""
+    keep_every: Count | None = None
+    """Steps: a checkpoint of every multiple of this is kept for good. None: none is."""
 
 
 class ControlConfig(Part):

@@ -24,7 +24,9 @@ SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|api_?key|access_key|cred
 
 def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
-    rules = (_check_model, _check_schedule, _check_skip, _check_workers, _check_control, _check_failpoints)
+    rules = (
+        _check_model, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control, _check_failpoints,
+    )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
         raise ConfigError("\n".join(broken))
 
@@ -122,6 +124,16 @@ def _check_workers(config: RunConfig) -> Iterator[str]:
     for name, amount in workers.resources.items():
         if not (math.isfinite(amount) and amount >= 0):
             yield f"workers.resources.{name}={amount} is not a finite amount from 0; write e.g. {name}: 1"
+
+
+def _check_checkpoint(config: RunConfig) -> Iterator[str]:
+    every, milestone = config.checkpoint.every_steps, config.checkpoint.keep_every
+    if milestone is not None and (every is None or milestone % every):
+        wanted = "set every_steps too" if every is None else f"use a multiple of {every}, e.g. {10 * every}"
+        yield (
+            f"checkpoint.keep_every={milestone} is not a multiple of checkpoint.every_steps={every}, so that most of what it "
+            f"keeps is never saved; {wanted}"
+        )
 
 
 def _check_control(config: RunConfig) -> Iterator[str]:

@@ -63,22 +63,26 @@ class RunAddress:
         return log
 
     def config(self, overrides: Sequence[str] = ()) -> RunConfig:
-        """What the run was last trained with, with `a.b=value` overrides on top.
+        """What the run is to go on with: what it was last trained with, with `a.b=value` overrides on top.
 
         Raises: ConfigError when it is damaged, or belongs to a run that is stored elsewhere; NotFoundError.
         """
-        folder = self.folder()
-        try:
-            text, source = folder.read(CONFIG_FILE).decode(errors="replace"), f"{folder.url}/{CONFIG_FILE}"
-            config = RunConfig.from_yaml(text, source, overrides)
-        except NotFoundError:
-            config = self._logged_config().replace(*overrides)
+        folder, config = self.folder(), self.stored_config(overrides)
         if Storage.open(config.run_url).url != folder.url:
             raise ConfigError(
                 f"the config in {folder.url} is of the run at {config.run_url}; if it was moved, say where it is now: "
                 f"--set storage=... --set name=..."
             )
         return config
+
+    def stored_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The same wherever the run is stored now.    Raises: ConfigError when it is damaged; NotFoundError."""
+        folder = self.folder()
+        try:
+            text, source = folder.read(CONFIG_FILE).decode(errors="replace"), f"{folder.url}/{CONFIG_FILE}"
+            return RunConfig.from_yaml(text, source, overrides)
+        except NotFoundError:
+            return self._logged_config().replace(*overrides)
 
     def _logged_config(self) -> RunConfig:
         """Of a run whose config file is gone."""

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from elastic_lm.config import RunConfig
-from elastic_lm.monitor.progress import News, View
 from elastic_lm.result import RunResult
+from elastic_lm.terminal import say
+from tests.notebook import Notebook, become_a_kernel
 
 if TYPE_CHECKING:
     from elastic_lm.runtime.cluster import LocalCluster
@@ -111,6 +112,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a corpus for runs without Ray (tests/solo.py)."""
+    from tests.solo import solo_corpus
+
+    return solo_corpus(tmp_path_factory.mktemp("small-corpus"))
+
+
 @pytest.fixture
 def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs; afterwards nothing of them may be left."""
@@ -130,6 +139,12 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     assert_nothing_left(cluster)
 
 
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Notebook:
+    """This process looks like the kernel of this notebook."""
+    return become_a_kernel(monkeypatch)
+
+
 Fake = Callable[[RunResult | Exception], list[RunConfig]]
 
 
@@ -140,9 +155,9 @@ def fake_fit(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def fake(outcome: RunResult | Exception) -> list[RunConfig]:
         configs: list[RunConfig] = []
 
-        def fit(config: RunConfig, *, view: View) -> RunResult:
+        def fit(config: RunConfig) -> RunResult:
             configs.append(config)
-            view.news(News("Step 1."))
+            say("Step 1.")
             if isinstance(outcome, RunResult):
                 return outcome
             raise outcome

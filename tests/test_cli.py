@@ -194,36 +194,6 @@ def test_secret_in_the_environment_is_not_told(fake_fit: Fake, tmp_path: Path, m
     assert SECRET not in run("train", write_config(tmp_path)).output
 
 
-# -- the end in words ------------------------------------------------------------------------------------------------
-
-
-def test_described_end_has_a_row_for_everything_that_is_known() -> None:
-    metrics = {
-        "loss": 2.5, "tokens_per_s": 12_345.6, "goodput": 0.987,
-        "lost_worker_s": {"starting": 3.21, "failure": 0.04},
-    }  # fmt: skip
-    result = RunResult("done", "all steps", 100, metrics, "s3://b/step-100", {"weights": "w" * 4, "state": "s" * 4})
-    assert command.describe(result).splitlines() == [
-        "   verdict  done: all steps",
-        "     steps  100",
-        "      loss  2.500000",
-        "  tokens/s  12,346",
-        "   goodput  98.7%",
-        "      lost  starting 3.2 worker-s",  # what is less than a twentieth of a second is left out
-        "checkpoint  s3://b/step-100",
-        "     state  sha256 ssss",
-        "   weights  sha256 wwww",
-    ]
-
-
-def test_described_end_leaves_out_what_is_not_known() -> None:
-    lost = RunResult("failed", "no cluster", metrics={"loss": None, "tokens_per_s": None, "goodput": None})
-    assert command.describe(lost).splitlines() == ["   verdict  failed: no cluster"]
-    stopped = RunResult("stopped", "SIGINT", 0, {"loss": 0.0, "goodput": 0.0})  # zero is a figure
-    assert "steps  0" in command.describe(stopped)
-    assert "loss  0.000000" in command.describe(stopped) and "goodput  0.0%" in command.describe(stopped)
-
-
 # -- prepare ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +216,24 @@ def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
     assert run("prepare", source, "--out", one, "--vocab-size", "290", "--local").exit_code == 0
     assert run("prepare", source, "--out", two, "--tokenizer", f"{one}/tokenizer.json", "--local").exit_code == 0
     assert Manifest.load(Storage.open(two)).hash == Manifest.load(Storage.open(one)).hash
+
+
+def test_weight_behind_a_source_is_how_often_it_occurs(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "text.jsonl", texts(50))
+    arguments = ["--local", "--vocab-size", "261", "--held-out", "0", "--out"]
+    for name, weighted in (("one", source), ("three", f"{source}=3")):
+        assert run("prepare", weighted, *arguments, f"{tmp_path}/{name}").exit_code == 0
+    one, three = (Manifest.load(Storage.open(f"{tmp_path}/{name}")) for name in ("one", "three"))
+    assert (three.counts["documents"], three.num_tokens) == (150, 3 * one.num_tokens)
+    refused = run("prepare", f"{source}=0", *arguments, f"{tmp_path}/zero")
+    assert refused.exit_code == command.Exit.USAGE and "weight=0 is not how often" in refused.stderr
+
+
+def test_text_may_be_in_another_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "well"}')
+    arguments = ["prepare", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/out", "--local", "--held-out", "0"]
+    assert run(*arguments, "--text-column", "body").exit_code == 0
+    assert run(*arguments).exit_code == command.Exit.DATA
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
-from elastic_lm import RunConfig, cli_run
+import elastic_lm.run
+from elastic_lm import RunConfig
 from elastic_lm.errors import ClusterError
 from elastic_lm.events.log import EventLog
 from elastic_lm.events.types import Event, EventKind
@@ -52,7 +54,7 @@ def test_status_tells_people_and_programs_the_same(tmp_path: Path) -> None:
 
 
 def test_status_of_a_long_run_looks_at_its_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_run, "LOOK_EVENTS", 3)
+    monkeypatch.setattr(elastic_lm.run, "LOOK_EVENTS", 3)
     url = write_log(tmp_path, *STORY)
     assert json.loads(run("status", url, "--json").stdout)["step"] == 2
 
@@ -66,7 +68,7 @@ def test_logs_are_the_lines_that_were_told(tmp_path: Path) -> None:
 
 
 def test_followed_logs_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_run, "FOLLOW_S", 0.05)
+    monkeypatch.setattr(elastic_lm.run, "FOLLOW_S", 0.05)
     url = write_log(tmp_path, begun())
     later = threading.Timer(0.5, write_log, (tmp_path, lost(5, "w1"), finished(6, "done")))
     later.start()
@@ -84,9 +86,32 @@ def test_report_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
     assert Path(url, "report.html").read_text() == Path(tmp_path, "mine.html").read_text()
 
 
+def test_table_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    assert run("export", url).stdout == f"file://{url}/metrics/steps.parquet\n"
+    for name in ("mine.parquet", "mine.csv"):
+        assert run("export", url, "--out", f"{tmp_path}/{name}").stdout == f"{tmp_path}/{name}\n"
+    expected = pandas.read_parquet(Path(url, "metrics/steps.parquet"))
+    assert expected["step"].tolist() == [0, 1]
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "mine.parquet"), expected)
+    dtypes = {"generation": "str"}
+    found = pandas.read_csv(tmp_path / "mine.csv", dtype=dtypes)
+    pandas.testing.assert_frame_equal(found, expected, check_dtype=False)  # 2.0 is written as 2
+
+
+def test_run_that_is_exported_while_it_trains_is_exported_as_far_as_it_is(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    assert run("export", url).exit_code == 0
+    write_log(tmp_path, committed(8, 2))
+    assert run("export", url).exit_code == 0
+    assert pandas.read_parquet(Path(url, "metrics/steps.parquet"))["step"].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "nowhere/runs/x"], "there is no run at"),
+        (["export", "x"], "'x' alone does not say where the run is stored"),
         (["status", "nowhere/runs/x"], "there is no run at"),
         (["logs", "x"], "'x' alone does not say where the run is stored"),
         (["report", "no.yaml"], "no.yaml"),
@@ -105,7 +130,14 @@ def test_mistakes_end_in_one_message_and_code_2(arguments: list[str], message: s
 def test_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     told = run("report", write_log(tmp_path, *STORY), "--out", f"{tmp_path}/no/folder.html")
     assert told.exit_code == 2
-    assert "--out" in told.stderr
+    assert told.stderr == f"elastic-lm: {tmp_path}/no/folder.html cannot be written: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", ["no/folder.csv", "mine.xlsx"])
+def test_table_that_cannot_be_written_says_why(name: str, tmp_path: Path) -> None:
+    told = run("export", write_log(tmp_path, *STORY), "--out", f"{tmp_path}/{name}")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"elastic-lm: {tmp_path}/{name} ")
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ FIELDS = (
     Row("workers.collectives", "mpi", "'mpi'", "should be auto, gloo or nccl", "gloo", False),
     number("checkpoint.every_steps", "0", NOT_BELOW_1, "10"),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
+    number("checkpoint.keep_every", "0", NOT_BELOW_1, "20", under=("checkpoint.every_steps=10",)),
     number("control.heartbeat_interval_s", "0", ABOVE_0, "0.1"),
     number("control.heartbeat_timeout_s", "0", ABOVE_0, "2"),
     number("control.lost_connection_grace_s", "0", ABOVE_0, "0.2"),
@@ -434,6 +435,16 @@ TOGETHER = [
     (
         ["workers.resources={rack: .nan}"],
         "workers.resources.rack=nan is not a finite amount from 0; write e.g. rack: 1",
+    ),
+    (
+        ["checkpoint.keep_every=25", "checkpoint.every_steps=10"],
+        "checkpoint.keep_every=25 is not a multiple of checkpoint.every_steps=10, so that most of what it keeps is never saved; "
+        "use a multiple of 10, e.g. 100",
+    ),
+    (
+        ["checkpoint.keep_every=25"],
+        "checkpoint.keep_every=25 is not a multiple of checkpoint.every_steps=None, so that most of what it keeps is never "
+        "saved; set every_steps too",
     ),
     (
         ["control.heartbeat_timeout_s=0.5", "control.heartbeat_interval_s=0.2"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.message
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,10 +13,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from elastic_lm import __version__
 
 ROOT = Path(__file__).parents[1]
+HOOKS = ROOT / ".pre-commit-config.yaml"
 INFO = f"elastic_lm-{__version__}.dist-info"
 
 
@@ -104,3 +107,16 @@ def test_installed_report_finds_its_page(installed: Path, tmp_path: Path) -> Non
     page = run(sys.executable, "-c", script, PYTHONPATH=str(installed), cwd=str(tmp_path))
     assert "a-run" in page
     assert page.rstrip().endswith("</html>")
+
+
+def test_hooks_are_the_tools_of_make_lint() -> None:
+    """Hook, `make lint` and CI never differ: the same programs out of the same environment."""
+    hooks = {hook["id"]: hook for repo in yaml.safe_load(HOOKS.read_text())["repos"] for hook in repo["hooks"]}
+    run(Path(sys.executable).with_name("pre-commit"), "validate-config", HOOKS)
+    lint = re.findall(
+        r"^\t\$\(BIN\)/(.*)$", (ROOT / "Makefile").read_text().partition("\nlint:")[2], flags=re.MULTILINE
+    )
+    for hook_id, command in (("format", "ruff format"), ("lint", "ruff check"), ("types", "mypy")):
+        assert hooks[hook_id]["entry"].startswith(f".venv/bin/{command}")
+        assert any(line.startswith(command) for line in lint[:3])
+    assert all(hook["language"] == "system" for hook in hooks.values())

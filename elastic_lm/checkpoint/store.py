@@ -1,15 +1,15 @@
 """Saving and loading whole states: the only way back when every worker is lost.
 
-Invariant: a checkpoint that has a manifest is complete, whoever died when; one that lost it again (damage found while
-reading) is never chosen. Parts are read and verified one at a time and loaded by name, so a checkpoint fits any world
-size. Trade-off: everything is hashed with sha256 (1.2 GB/s) on both ways; a state that silently changed costs more.
+Invariant: a checkpoint that has a manifest is complete, whoever died when. Parts are read and verified one at a time and
+loaded by name, so a checkpoint fits any world size. Trade-off: everything is hashed with sha256 (1.2 GB/s) on both ways; a
+state that silently changed costs more.
 No pickle is written or read.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +18,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Manifest, Part, folder_of, part_name, steps_in
+from elastic_lm.checkpoint.layout import MANIFEST, Manifest, Part, folder_of, part_name
+from elastic_lm.checkpoint.registry import CheckpointInfo, read_part, verified
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
 PART_BYTES = 256 * 2**20  # one request's worth; a larger tensor is a part of its own
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A complete checkpoint. `step`: steps that its state has applied. `meta`: what its writer said about it."""
-
-    step: int
-    url: str
-    size_bytes: int
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,8 @@ def save(
         parts.append(part)
         failpoints.hit("save", step)
     manifest = Manifest(step, tuple(parts), dict(meta))
-    _publish(folder, manifest)
-    return _info(storage, manifest)
+    _publish(storage, manifest)
+    return CheckpointInfo.of(storage, manifest)
 
 
 def load(storage: Storage, step: int) -> Checkpoint:
@@ -73,50 +64,10 @@ def load(storage: Storage, step: int) -> Checkpoint:
         manifest = Manifest.from_json(folder.read(MANIFEST))
         tensors: dict[str, Tensor] = {}
         for part in manifest.parts:
-            tensors |= _tensors_of(part, _read_part(folder, part))
+            tensors |= _tensors_of(part, read_part(folder, part))
     except (CheckpointError, NotFoundError) as error:
         raise CheckpointError(f"checkpoint {folder.url} cannot be used: {error}") from error
-    return Checkpoint(_info(storage, manifest), tensors)
-
-
-def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | None = None) -> CheckpointInfo | None:
-    """The newest checkpoint of the run whose every byte is as it was written, or None.
-
-    What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
-    (it is kept under another name), so that nobody chooses it and its step can be saved again.    Raises: StorageError.
-    """
-    tell = on_skipped or (lambda sentence: None)
-    for step, paths in sorted(steps_in(storage.list(f"{FOLDER}/")).items(), reverse=True):
-        folder = storage.child(folder_of(step))
-        if f"{folder_of(step)}/{MANIFEST}" not in paths:
-            tell(f"Passing over checkpoint {folder.url}: it has no manifest, so its writer did not finish.")
-            continue
-        try:
-            manifest = _verified(folder, step)
-        except (CheckpointError, NotFoundError) as error:
-            tell(f"Passing over checkpoint {folder.url}: {error}.")
-            _set_aside(folder)
-            continue
-        return _info(storage, manifest)
-    return None
-
-
-def prune(storage: Storage, *, keep: int) -> list[int]:
-    """Delete all but the `keep` newest complete checkpoints, and what unfinished older ones have left.
-
-    An unfinished one newer than every complete one may be about to finish and stays.    Returns: the steps deleted.
-    """
-    found = steps_in(storage.list(f"{FOLDER}/"))
-    complete = sorted(step for step, paths in found.items() if f"{folder_of(step)}/{MANIFEST}" in paths)
-    if not complete:
-        return []
-    kept = complete[-keep:]
-    deleted = [step for step in sorted(found) if step not in kept and step < complete[-1]]
-    for step in deleted:
-        # The manifest goes first: whatever interrupts us leaves an unfinished checkpoint, not a damaged one.
-        for path in sorted(found[step], key=lambda path: not path.endswith(MANIFEST)):
-            storage.delete(path)
-    return deleted
+    return Checkpoint(CheckpointInfo.of(storage, manifest), tensors)
 
 
 def _split(tensors: dict[str, Tensor], part_bytes: int) -> Iterator[list[str]]:
@@ -143,39 +94,20 @@ def _write_part(folder: Storage, part: Part, data: bytes) -> None:
             folder.write(part.name, data)
 
 
-def _publish(folder: Storage, manifest: Manifest) -> None:
+def _publish(storage: Storage, manifest: Manifest) -> None:
+    folder = storage.child(folder_of(manifest.step))
     try:
         folder.create(MANIFEST, manifest.to_json())
         return
     except AlreadyExistsError:
         pass
     try:
-        there = _verified(folder, manifest.step)
+        there = verified(storage, manifest.step)
     except (CheckpointError, NotFoundError):
         folder.write(MANIFEST, manifest.to_json())
         return
     if there.parts != manifest.parts:
         raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
-
-
-def _verified(folder: Storage, step: int) -> Manifest:
-    manifest = Manifest.from_json(folder.read(MANIFEST))
-    if manifest.step != step:
-        raise CheckpointError(f"its manifest is that of step {manifest.step}")
-    for part in manifest.parts:
-        _read_part(folder, part)
-    return manifest
-
-
-def _read_part(folder: Storage, part: Part) -> bytes:
-    """The part's bytes. One wrong read may be the network's fault, two are the object's."""
-    for _ in range(2):
-        data = folder.read(part.name)
-        if len(data) == part.size_bytes and hashlib.sha256(data).hexdigest() == part.sha256:
-            return data
-    raise CheckpointError(
-        f"part {part.name} is damaged: {len(data)} bytes of {part.size_bytes}, or another sha256 than {part.sha256[:16]}…"
-    )
 
 
 def _tensors_of(part: Part, data: bytes) -> dict[str, Tensor]:
@@ -186,17 +118,3 @@ def _tensors_of(part: Part, data: bytes) -> dict[str, Tensor]:
     if set(tensors) != set(part.tensors):
         raise CheckpointError(f"part {part.name} holds other tensors than its manifest says")
     return tensors
-
-
-def _set_aside(folder: Storage) -> None:
-    try:
-        data = folder.read(MANIFEST)
-    except NotFoundError:
-        return
-    folder.write(SET_ASIDE, data)
-    folder.delete(MANIFEST)
-
-
-def _info(storage: Storage, manifest: Manifest) -> CheckpointInfo:
-    url = storage.child(folder_of(manifest.step)).url
-    return CheckpointInfo(manifest.step, url, sum(part.size_bytes for part in manifest.parts), manifest.meta)

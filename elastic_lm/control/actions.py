@@ -71,6 +71,13 @@ class SaveCheckpoint:
 
 
 @dataclass(frozen=True)
+class AskAfterNode:
+    """A worker was lost there: tell if the node turns out to be dead."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
 class Emit:
     event: Event
 
@@ -80,4 +87,4 @@ class Finish:
     verdict: Verdict
 
 
-Action = StartMember | KillMember | Retire | Fence | Grant | EndLease | SaveCheckpoint | Emit | Finish
+Action = StartMember | KillMember | Retire | Fence | Grant | EndLease | SaveCheckpoint | AskAfterNode | Emit | Finish

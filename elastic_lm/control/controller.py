@@ -24,14 +24,15 @@ from elastic_lm.control.health import Health
 from elastic_lm.control.leases import catch_up_lease, common_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.retries import Retries
+from elastic_lm.control.saving import FINAL_TRIES, Saving
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
 
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-FINAL_SAVE_TRIES = 3
 START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
+NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
 
@@ -54,22 +55,12 @@ class Interruption:
     generation: Generation  # the one that broke off; work in a later one ends the interruption
 
 
-@dataclass
-class Save:
-    """The checkpoint that is being written."""
-
-    member_id: str
-    step: int
-    began: float
-    final: bool
-
-
 class Control:
     """State and decisions of one attempt of a run."""
 
     def __init__(self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0) -> None:
         self._spec = spec
-        self._checkpoint_step = resume_step
+        self._saving = Saving(spec.checkpoint_every, resume_step, self._do, self._emit)
         self._generation = Generation(owner_epoch, 0)
         self._members: dict[str, Member] = {}
         self._num_created = 0
@@ -78,7 +69,6 @@ class Control:
         self._waiting: set[str] = set()  # members of the lease that owe a report
         self._catching_up = False  # the lease is only for those behind
         self._fenced_at = 0.0
-        self._restorable_at: float | None = None  # when what could be restored was the run's newest state
         self._health = Health(spec)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
@@ -88,10 +78,9 @@ class Control:
         self._join_at: float | None = None
         self._last_rebalance = 0.0
         self._next_scan = 0.0
-        self._save: Save | None = None
-        self._final_tries = 0
         self._stopping: str | None = None
         self._draining_nodes: set[str] = set()
+        self._lost_lately: list[tuple[float, str, str]] = []  # (when, node, member): its node may turn out to be dead
         self._verdict: act.Verdict | None = None
         self._actions: list[act.Action] = []
 
@@ -154,9 +143,12 @@ class Control:
                 if member_id in self._members:
                     self._members[member_id].lost_connection_at = None
             case ev.Saved():
-                self._on_saved(event, now)
+                if self._saving.ended(event, now):
+                    self._decide(now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
+            case ev.NodeLost(node_id):
+                self._on_lost_node(node_id, now)
             case ev.DrainRequested(member_id, node_id):
                 named = [m for m in self._members.values()
                          if m.member_id == member_id or (node_id is not None and m.node_id == node_id)]  # fmt: skip
@@ -264,12 +256,16 @@ class Control:
                    f"{member.member_id} is lost ({cause}): {left} of {self._count()} workers left.",
                    member_id=member.member_id, node_id=member.node_id,
                    cause="preemption" if preempted else cause)  # fmt: skip
+        if member.node_id is not None:
+            self._lost_lately = [lost for lost in self._lost_lately if now - lost[0] < NODE_LOSS_S]
+            self._lost_lately.append((now, member.node_id, member.member_id))
+            self._do(act.AskAfterNode(member.node_id))
         self._remove(member, cause, now, crash=not preempted)
 
     def _remove(self, member: Member, cause: str, now: float, *, crash: bool) -> None:
         del self._members[member.member_id]
         self._do(act.KillMember(member.member_id))
-        self._abandon_save(member, "its worker was lost")
+        self._saving.abandon(member, "its worker was lost")
         if crash and self._retries.crashed(member.node_id, now):
             self._emit(EventKind.NODE_QUARANTINED,
                        f"Node {member.node_id} lost {self._spec.quarantine_failures} workers within "
@@ -307,7 +303,7 @@ class Control:
 
     def _retire(self, member: Member) -> None:
         del self._members[member.member_id]
-        self._abandon_save(member, "its worker left")
+        self._saving.abandon(member, "its worker left")
         # Before it has joined, nothing runs there yet that could answer.
         self._do(act.Retire(member.member_id) if member.has_joined else act.KillMember(member.member_id))
         if member.state is not MemberState.PENDING:
@@ -320,6 +316,11 @@ class Control:
         self._emit(EventKind.NODE_DRAINING, f"Node {node_id[:8]} is going away with {len(leaving)} of our workers.",
                    node_id=node_id)  # fmt: skip
         self._drain(leaving, "preemption", now)
+
+    def _on_lost_node(self, node_id: str, now: float) -> None:
+        gone = [member_id for at, node, member_id in self._lost_lately if node == node_id and now - at < NODE_LOSS_S]
+        self._emit(EventKind.NODE_LOST, f"Node {node_id[:8]} is lost: {', '.join(gone) or 'nobody'} went with it.",
+                   node_id=node_id, members=gone)  # fmt: skip
 
     def _on_resized(self, low: int, high: int, now: float) -> None:
         if not 1 <= low <= high:
@@ -395,9 +396,9 @@ class Control:
 
     def _worth_s(self, member: Member) -> float:
         """How long a member is waited for on account of what it holds: the last state costs what it took to compute."""
-        if not self._is_last_whole(member) or member.last_beat is None or self._restorable_at is None:
+        if not self._is_last_whole(member) or member.last_beat is None or self._saving.restorable_at is None:
             return 0.0
-        return max(self._spec.progress_timeout_s, member.last_beat - self._restorable_at)
+        return max(self._spec.progress_timeout_s, member.last_beat - self._saving.restorable_at)
 
     def _end_stall(self, now: float) -> None:
         """All live and all wait for each other: nobody's fault that could be told, so they form anew."""
@@ -488,8 +489,8 @@ class Control:
         if ending:
             self._end_run(now_standing.whole, now_standing.head, now)
             return
-        if now_standing.head is not None and not now_standing.behind:
-            self._save_if_due(now_standing.whole, now_standing.head, now)
+        if now_standing.head is not None and not now_standing.behind and self._saving.is_due(now_standing.head):
+            self._saving.begin(now_standing.whole, now_standing.head, now)
         self._let_go()
         self._grant(now)
 
@@ -518,7 +519,7 @@ class Control:
         if self._catching_up:
             lease = catch_up_lease(current, self._generation, self._spec)
         else:
-            lease = common_lease(members, current, self._generation, self._spec, restore=self._checkpoint_step)
+            lease = common_lease(members, current, self._generation, self._spec, restore=self._saving.newest_step)
         self._lease, self._mode = lease, Mode.LEASED
         self._waiting = set(lease.members)
         self._last_rebalance = now
@@ -529,8 +530,8 @@ class Control:
             if lease.source is None or lease.rank_of(member_id) not in lease.receivers:
                 continue
             member.whole = False
-        if self._restorable_at is None:
-            self._restorable_at = now
+        if self._saving.restorable_at is None:
+            self._saving.restorable_at = now
         self._do(act.Grant(lease))
         counts = [len(part) for part in lease.assignments]
         self._emit(EventKind.LEASE_GRANTED,
@@ -584,64 +585,25 @@ class Control:
                            f"{member_id} needs {pace:.2f} s per micro-batch, the median is {usual:.2f} s.",
                            member_id=member_id, micro_batch_s=pace, median_s=usual)  # fmt: skip
 
-    # -- checkpoints and the end -------------------------------------------------------------------------------------
-
-    def _save_if_due(self, whole: tuple[Member, ...], step: int, now: float) -> None:
-        """A store that is slower than the interval delays the next save, never training."""
-        every = self._spec.checkpoint_every
-        if every and step and step % every == 0 and step != self._checkpoint_step and self._save is None:
-            self._begin_save(whole, step, now, final=False)
-
-    def _begin_save(self, whole: tuple[Member, ...], step: int, now: float, *, final: bool) -> None:
-        """By a member that is likely to stay until the upload is complete."""
-        member = min(whole, key=lambda m: (m.leaving is not None, m.lost_connection_at is not None))
-        self._save = Save(member.member_id, step, now, final)
-        self._do(act.SaveCheckpoint(member.member_id, step))
-
-    def _on_saved(self, event: ev.Saved, now: float) -> None:
-        save = self._save
-        if save is None or (save.member_id, save.step) != (event.member_id, event.step):
-            if event.ok:  # its worker was given up, but the checkpoint is there
-                self._checkpoint_step = max(event.step, self._checkpoint_step or 0)
-            return
-        self._save = None
-        seconds = now - save.began
-        if event.ok:
-            self._checkpoint_step, self._restorable_at = event.step, save.began
-            self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {event.step} saved in {seconds:.1f} s.",
-                       step=event.step, seconds=seconds)  # fmt: skip
-        else:
-            self._final_tries += save.final
-            self._tell_failed_save(event.step, event.error)
-        self._decide(now)
-
-    def _abandon_save(self, member: Member, why: str) -> None:
-        """The member that wrote the checkpoint goes. That is no failure of the store: final tries are not counted."""
-        if self._save is not None and self._save.member_id == member.member_id:
-            self._tell_failed_save(self._save.step, why)
-            self._save = None
-
-    def _tell_failed_save(self, step: int, error: str | None) -> None:
-        self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {step} failed: {error}.", step=step, error=error)
+    # -- the end -----------------------------------------------------------------------------------------------------
 
     def _end_run(self, whole: tuple[Member, ...], head: int | None, now: float) -> None:
         """Everything is trained, or the run was told to stop: save once more, then give the verdict."""
-        if self._save is not None:
+        newest_step = self._saving.newest_step
+        if self._saving.under_way:
             return  # its end calls us again
-        if head is None or head == self._checkpoint_step or not whole:
-            step = head if head is not None else (self._checkpoint_step or 0)
+        if head is None or head == newest_step or not whole:
+            step = head if head is not None else (newest_step or 0)
             if head is None and self._stopping is None:
                 return
             if self._stopping is not None and head != self._spec.total_steps:
                 self._finish("stopped", self._stopping, step)
             else:
                 self._finish("done", f"trained {step} steps", step)
-        elif self._final_tries == FINAL_SAVE_TRIES:
-            self._finish(
-                "failed", f"the checkpoint of step {head} could not be written in {FINAL_SAVE_TRIES} tries", head
-            )
+        elif self._saving.is_hopeless:
+            self._finish("failed", f"the checkpoint of step {head} could not be written in {FINAL_TRIES} tries", head)
         else:
-            self._begin_save(tuple(m for m in whole if m.next_step == head), head, now, final=True)
+            self._saving.begin([m for m in whole if m.next_step == head], head, now, final=True)
 
     def _on_stop(self, reason: str, now: float) -> None:
         self._stopping = self._stopping or reason
@@ -652,7 +614,8 @@ class Control:
             self._end_lease("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
-        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind)
+        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
+                   reason=message)  # fmt: skip
         self._do(act.Finish(act.Verdict(kind, message, step)))
         self._verdict = act.Verdict(kind, message, step)
 

@@ -72,6 +72,13 @@ class NodeDraining:
 
 
 @dataclass(frozen=True)
+class NodeLost:
+    """A node that was asked after is dead. Its workers are told of one by one, most of them earlier."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
 class DrainRequested:
     """Somebody wants a member, or every member of a node, to leave between leases."""
 
@@ -111,5 +118,5 @@ class Tick:
 
 Input = (
     MemberStarted | MemberReady | MemberFailed | ConnectionLost | ConnectionRestored | Beat | Reported | Saved
-    | NodeDraining | DrainRequested | Resized | StopRequested | ReaderReplaced | CoordinatorSlept | Tick
+    | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested | ReaderReplaced | CoordinatorSlept | Tick
 )  # fmt: skip

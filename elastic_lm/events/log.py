@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from elastic_lm.errors import AlreadyExistsError, ElasticLMError
-from elastic_lm.events.types import Event
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -145,14 +145,35 @@ class EventLog:
         self._problem = problem
 
 
-def read(storage: Storage, *, on_problem: Callable[[str], None] | None = None) -> Iterator[Event]:
+def read(
+    storage: Storage, *, on_problem: Callable[[str], None] | None = None, poll_s: float | None = None
+) -> Iterator[Event]:
     """All events of the run's `events` folder, in order. Gaps, overlaps and unreadable lines are told to `on_problem`.
 
-    Raises: StorageError.
+    With `poll_s`, goes on looking for new ones every so many seconds, until the last of all says that the run has
+    finished.    Raises: StorageError.
     """
     tell = on_problem or (lambda sentence: logger.warning("%s", sentence))
-    expected = 0
-    for name, first in _segments(storage):
+    expected, finished = 0, False
+    known: set[str] = set()  # segments never change, and none comes before one that is there
+    while True:
+        new = [(name, first) for name, first in _segments(storage) if name not in known]
+        for event, end in _read_segments(storage, new, expected, tell):
+            expected = end
+            if event is not None:
+                finished = event.kind is EventKind.RUN_FINISHED
+                yield event
+        known.update(name for name, _ in new)
+        if finished or poll_s is None:
+            return
+        time.sleep(poll_s)
+
+
+def _read_segments(
+    storage: Storage, segments: list[tuple[str, int]], expected: int, tell: Callable[[str], None]
+) -> Iterator[tuple[Event | None, int]]:
+    """(event, number of the next one) of these segments; None for a line that cannot be read."""
+    for name, first in segments:
         lines = storage.read(name).decode(errors="replace").splitlines()
         if first > expected:
             tell(f"events {expected} to {first - 1} are missing before {name}")
@@ -161,8 +182,8 @@ def read(storage: Storage, *, on_problem: Callable[[str], None] | None = None) -
                 f"{name} begins before event {expected}, where the segment before it ends; the later copies are left out"
             )
         for number, line in enumerate(lines, start=first):
-            if number >= expected and (event := _parse(line, number, tell)) is not None:
-                yield event
+            if number >= expected:
+                yield _parse(line, number, tell), number + 1
         expected = max(expected, first + len(lines))
 
 

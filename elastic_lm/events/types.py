@@ -9,29 +9,29 @@ from typing import Any
 
 
 class EventKind(StrEnum):
-    """What happened. The fields that each kind carries are named behind it."""
+    """What happened. catalogue.py says what each kind means and which fields it carries."""
 
-    RUN_STARTED = "run_started"  # resume_step, config, flops_per_token (None: unknown)
-    MEMBER_REQUESTED = "member_requested"  # member_id
-    MEMBER_STARTED = "member_started"  # member_id, node_id, pid
-    MEMBER_READY = "member_ready"  # member_id, node_id, startup_s, environment
-    MEMBER_REFUSED = "member_refused"  # member_id, environment, expected
-    MEMBER_LOST = "member_lost"  # member_id, cause, node_id
-    MEMBER_LEFT = "member_left"  # member_id, cause (drain, resize, end)
-    NODE_DRAINING = "node_draining"  # node_id
-    NODE_QUARANTINED = "node_quarantined"  # node_id, failures
-    LEASE_GRANTED = "lease_granted"  # members, start_step, stop_step, shares
-    REFORMED = "reformed"  # cause (failure, hang, join, drain, checkpoint, start, resize, straggler), lost_s
-    STEP_COMMITTED = "step_committed"  # all of StepRecord
-    STEP_MISMATCH = "step_mismatch"  # logged, told: an alarm
-    WORKER_PACES = "worker_paces"  # paces: {member_id: [seconds per micro-batch, micro-batches per step]}
-    STRAGGLER = "straggler"  # member_id, micro_batch_s, median_s
-    CHECKPOINT_SAVED = "checkpoint_saved"  # step, seconds
-    CHECKPOINT_FAILED = "checkpoint_failed"  # step, error
-    READER_REPLACED = "reader_replaced"  # reader_id, replacement, cause
-    RESIZED = "resized"  # min_workers, max_workers
-    NOTE = "note"  # a sentence for people
-    RUN_FINISHED = "run_finished"  # verdict
+    RUN_STARTED = "run_started"
+    MEMBER_STARTED = "member_started"
+    MEMBER_READY = "member_ready"
+    MEMBER_REFUSED = "member_refused"
+    MEMBER_LOST = "member_lost"
+    MEMBER_LEFT = "member_left"
+    NODE_DRAINING = "node_draining"
+    NODE_LOST = "node_lost"
+    NODE_QUARANTINED = "node_quarantined"
+    LEASE_GRANTED = "lease_granted"
+    REFORMED = "reformed"
+    STEP_COMMITTED = "step_committed"
+    STEP_MISMATCH = "step_mismatch"
+    WORKER_PACES = "worker_paces"
+    STRAGGLER = "straggler"
+    CHECKPOINT_SAVED = "checkpoint_saved"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    READER_REPLACED = "reader_replaced"
+    RESIZED = "resized"
+    NOTE = "note"
+    RUN_FINISHED = "run_finished"
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,7 @@ class Event:
     def from_json(cls, line: str) -> Event:
         """The inverse of `to_json`.    Raises: ValueError, KeyError or TypeError on anything else."""
         data = json.loads(line)
-        return cls(**{**data, "kind": EventKind(data["kind"])})
+        event = cls(**{**data, "kind": EventKind(data["kind"])})
+        if not isinstance(event.fields, dict) or not isinstance(event.step, int | None):
+            raise TypeError("fields is no object, or step no number")
+        return event

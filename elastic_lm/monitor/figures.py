@@ -20,6 +20,7 @@ COUNTED = {
     EventKind.MEMBER_READY: "members_ready_total",
     EventKind.MEMBER_LEFT: "members_left_total",
     EventKind.MEMBER_REFUSED: "members_refused_total",
+    EventKind.NODE_LOST: "nodes_lost_total",
     EventKind.NODE_QUARANTINED: "nodes_quarantined_total",
     EventKind.STRAGGLER: "stragglers_total",
     EventKind.READER_REPLACED: "readers_replaced_total",

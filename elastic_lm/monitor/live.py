@@ -29,8 +29,16 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @contextlib.contextmanager
 def watching(tell: Callable[[str], None], interval_s: float, console: Console | None = None) -> Iterator[View]:
-    """The view that suits where standard output goes: a live display on a terminal, else lines through `tell`."""
+    """The view that suits where output goes: a live display on a terminal or in a notebook, else lines through `tell`."""
     console = console or Console(highlight=False)
+    if console.is_jupyter:
+        from IPython.display import display
+
+        from elastic_lm.monitor.notebook import NotebookView
+
+        with NotebookView(display) as cell:
+            yield cell
+        return
     if console.is_terminal and not console.is_dumb_terminal and console.width >= NARROWEST:
         with LiveView(console) as view:
             yield view

@@ -74,6 +74,7 @@ CATALOGUE = (
     Metric("members_lost_total", "counter", "workers", "Workers that died, hung or were preempted.", ("cause",)),
     Metric("members_left_total", "counter", "workers", "Workers that left in peace between two leases."),
     Metric("members_refused_total", "counter", "workers", "Workers that compute other bits than the run."),
+    Metric("nodes_lost_total", "counter", "nodes", "Nodes that died while workers of the run were on them."),
     Metric("nodes_quarantined_total", "counter", "nodes", "Nodes that lost too many workers in a short time."),
     Metric("stragglers_total", "counter", "", "How often a worker was named as slow."),
     Metric("readers_replaced_total", "counter", "readers", "Readers that died or fell silent."),

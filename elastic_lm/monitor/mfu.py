@@ -17,19 +17,23 @@ class Mfu:
     def __init__(self) -> None:
         self._flops_per_token: int | None = None
         self._precision = ""
-        self._peak: float | None = None  # FLOP/s of one worker's device
+        self._num_gpus = 1.0  # that a worker holds; a part of one where several share it
+        self._peak: float | None = None  # FLOP/s of one device
 
     def observe(self, event: Event) -> None:
         """Learn of the model from the run's start, of the device from its members."""
         if event.kind is EventKind.RUN_STARTED:
             self._flops_per_token = event.fields.get("flops_per_token")
-            self._precision = event.fields["config"].get("training", {}).get("precision", "")
+            config = event.fields["config"]
+            self._precision = config.get("training", {}).get("precision", "")
+            self._num_gpus = config.get("workers", {}).get("num_gpus", 1.0)
         elif event.kind is EventKind.MEMBER_READY:
             device = (event.fields.get("environment") or {}).get("gpu")
             self._peak = peak_flops(device, self._precision) if device else None
 
-    def ratio(self, tokens_per_s: float | None, num_devices: int) -> float | None:
-        """From 0 to 1; None when anything that it takes is unknown. `num_devices`: held, whether or not they train."""
+    def ratio(self, tokens_per_s: float | None, num_workers: int) -> float | None:
+        """From 0 to 1; None when anything that it takes is unknown. `num_workers`: held, whether or not they train."""
+        num_devices = num_workers * self._num_gpus
         if tokens_per_s is None or not self._flops_per_token or not self._peak or not num_devices:
             return None
         return tokens_per_s * self._flops_per_token / (self._peak * num_devices)

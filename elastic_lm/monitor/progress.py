@@ -23,6 +23,7 @@ TONES: dict[EventKind, Tone] = {
     EventKind.MEMBER_LOST: "bad",
     EventKind.MEMBER_LEFT: "plain",
     EventKind.NODE_DRAINING: "plain",
+    EventKind.NODE_LOST: "bad",
     EventKind.NODE_QUARANTINED: "bad",
     EventKind.STEP_MISMATCH: "bad",
     EventKind.STRAGGLER: "plain",
@@ -168,6 +169,18 @@ class Lines:
         if snapshot.eta_s and not is_last:
             parts.append(f"{clock(snapshot.eta_s)} left")
         self._tell(" · ".join(parts))
+
+
+class Quiet:
+    """A view that shows nothing: the result and the log have everything."""
+
+    tick_s = math.inf
+
+    def news(self, news: News) -> None:
+        """Nobody wants to know."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Nobody wants to know."""
 
 
 def clock(seconds: float) -> str:

@@ -26,6 +26,7 @@ MARKED = {  # kinds of news that the charts over time show
     EventKind.MEMBER_REFUSED,
     EventKind.STEP_MISMATCH,
     EventKind.CHECKPOINT_FAILED,
+    EventKind.NODE_LOST,
     EventKind.NODE_QUARANTINED,
     EventKind.MEMBER_READY,
     EventKind.MEMBER_LEFT,

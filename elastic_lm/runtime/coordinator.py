@@ -1,7 +1,7 @@
 """The coordinator: one loop that hands events to `control/` and does what it answers.
 
 Invariant: it decides nothing. Every choice is made by `Control`, which is tested in milliseconds; here are only the hands
-(Ray actors, stores, storage) and the ears (lifelines, futures, mailbox, drain notices). The step path never waits for
+(Ray actors, stores, storage) and the ears (lifelines, futures, mailbox, news of nodes). The step path never waits for
 this process.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from elastic_lm.checkpoint.registry import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -31,10 +32,10 @@ from elastic_lm.model.flops import training_flops_per_token
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
-from elastic_lm.runtime.drain import DrainWatcher
 from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
 from elastic_lm.runtime.members import Members
+from elastic_lm.runtime.nodes import NodeWatcher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.runtime.worker import WorkerBoot
@@ -56,6 +57,7 @@ class Plan:
     run_storage: Storage
     start_reader: Callable[[], Any]  # -> actor handle
     resume_step: int | None  # the newest complete checkpoint's
+    skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
 
 
 class Coordinator:
@@ -88,6 +90,8 @@ class Coordinator:
         self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
         stack.callback(self._recorder.close)
         self._recorder.emit(_run_started(plan))
+        for sentence in plan.skipped:
+            self._recorder.emit(Event(EventKind.NOTE, sentence))
         secret = secrets.token_hex(16)
         lifelines = LifelineServer(
             self._host,
@@ -113,8 +117,11 @@ class Coordinator:
         )
         stack.callback(self._close_store)
         stack.callback(self._members.end_all)
-        drains = DrainWatcher(lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)))
-        stack.callback(drains.close)
+        self._nodes = NodeWatcher(
+            on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
+            on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
+        )
+        stack.callback(self._nodes.close)
         self._await_command()
 
     def _boot(self, address: tuple[str, int], secret: str) -> WorkerBoot:
@@ -127,7 +134,7 @@ class Coordinator:
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
             identity={"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
-            keep_checkpoints=config.checkpoint.keep,
+            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
             lifeline_address=address,
             lifeline_secret=secret,
             heartbeat_interval_s=config.control.heartbeat_interval_s,
@@ -197,6 +204,8 @@ class Coordinator:
                 self._grant(lease)
             case act.EndLease(generation, member_ids):
                 self._members.end_lease(member_ids, generation)
+            case act.AskAfterNode(node_id):
+                self._nodes.ask_after(node_id)
             case act.SaveCheckpoint(member_id, step):
                 self._save(member_id, step)
             case act.Emit(event):

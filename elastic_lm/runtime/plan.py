@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from elastic_lm.checkpoint import store
-from elastic_lm.checkpoint.store import CheckpointInfo
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError
@@ -32,7 +32,8 @@ def make_plan(config: RunConfig) -> Plan:
         skip=config.training.skip,
     )
     run_storage = Storage.open(config.run_url)
-    newest = store.newest_complete(run_storage)
+    skipped: list[str] = []
+    newest = registry.newest_complete(run_storage, on_skipped=skipped.append)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(
@@ -49,6 +50,7 @@ def make_plan(config: RunConfig) -> Plan:
             num_cpus=config.data.reader_num_cpus,
         ),
         resume_step=None if newest is None else newest.step,
+        skipped=tuple(skipped),
     )
 
 

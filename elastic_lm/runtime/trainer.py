@@ -23,13 +23,14 @@ from ray.exceptions import RayActorError
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import ElasticLMError
-from elastic_lm.monitor.progress import Lines, News, View
+from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.mailbox import Command, create_mailbox
 
 if TYPE_CHECKING:
     from elastic_lm.runtime.coordinator import Plan
+    from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -45,42 +46,83 @@ RAY_TRAIN_SETTINGS = {
 }
 
 
-def fit(config: RunConfig, *, on_line: Callable[[str], None] = print, view: View | None = None) -> RunResult:
+def fit(
+    config: RunConfig,
+    *,
+    on_line: Callable[[str], None] | None = None,
+    view: View | None = None,
+    quiet: bool = False,
+) -> RunResult:
     """Train until done, stopped or beyond help. Blocks.
 
-    Args: `on_line` gets one line of progress or news at a time; a `view`, when there is one, gets news and figures as objects
-    in its place. Both are called in this thread.
-    In the main thread, the first SIGINT, SIGTERM or SIGHUP stops the run with a checkpoint, the second ends it at once.
+    Args: how the run is shown: by a live display on a terminal or in a notebook and by lines elsewhere; `on_line` gets such
+    lines one at a time in its place, a `view` gets news and figures as objects, and `quiet` shows nothing. All are called
+    in this thread.
+    In the main thread, the first SIGINT (a notebook's interrupt), SIGTERM or SIGHUP stops the run with a checkpoint, and
+    its result is returned; the second ends it at once. In another thread signals are left alone; `Run.stop` stops it.
     Returns: the verdict with its figures; an interrupted or failed run has a verdict too.
     Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
     """
     from elastic_lm.runtime.plan import make_plan
 
     plan = make_plan(config)
-    view = view or Lines(on_line, config.metrics.interval_s)
-    with cluster.connected(plan.config.workers.min * plan.config.workers.num_cpus) as sentence:
+    with _shown(plan.config, on_line, view, quiet) as chosen:
+        return _fit(plan, chosen)
+
+
+@contextlib.contextmanager
+def _shown(config: RunConfig, on_line: Callable[[str], None] | None, view: View | None, quiet: bool) -> Iterator[View]:
+    """The view that was chosen, or the one that suits where output goes."""
+    from elastic_lm.monitor.live import watching
+    from elastic_lm.terminal import say
+
+    if quiet:
+        yield Quiet()
+    elif view is not None:
+        yield view
+    elif on_line is not None:
+        yield Lines(on_line, config.metrics.interval_s)
+    else:
+        with watching(say, config.metrics.interval_s) as suitable:
+            yield suitable
+
+
+def _fit(plan: Plan, view: View) -> RunResult:
+    config = plan.config
+    with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
+        for skipped in plan.skipped:
+            view.news(News(skipped, "bad"))
         mailbox = create_mailbox(config.name)
         try:
-            plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
+            plan.run_storage.write(CONFIG_FILE, config.to_yaml().encode())
             with _temporary_folder() as folder:
-                hosted = _Hosted(plan.config, mailbox, folder)
+                hosted = _Hosted(config, mailbox, folder)
                 with _stop_on_signal(mailbox):
                     hosted.start()
                     _follow(mailbox, hosted, view)
-                return replace(hosted.result(), report=write_report(plan, view))
+                return with_files(hosted.result(), plan, view)
         finally:
             ray.kill(mailbox)
 
 
-def write_report(plan: Plan, view: View) -> str | None:
-    """The address of the run's report; None, with a line that says why, when it could not be written."""
-    from elastic_lm.monitor import report
+def with_files(result: RunResult, plan: Plan, view: View) -> RunResult:
+    """The result with the addresses of what is made of the log at a run's end: its report and its table of steps."""
+    from elastic_lm.monitor import report, table
 
+    return replace(
+        result,
+        report=_written("report", report.write, plan, view),
+        table=_written("table of steps", table.write, plan, view),
+    )
+
+
+def _written(what: str, write: Callable[[str, Storage], str], plan: Plan, view: View) -> str | None:
+    """The address of what `write` has written; None, with a line that says why, when it could not be."""
     try:
-        return report.write(plan.config.name, plan.run_storage)
+        return write(plan.config.name, plan.run_storage)
     except Exception as error:  # noqa: BLE001 - told; a month's result must not be lost for its picture
-        view.news(News(f"The report could not be written: {type(error).__name__}: {error}", "bad"))
+        view.news(News(f"The {what} could not be written: {type(error).__name__}: {error}", "bad"))
         return None
 
 
@@ -99,7 +141,7 @@ class _Hosted(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._outcome = _train(self._config, self._mailbox, self._folder)
+            self._outcome = run_trainer(self._config, self._mailbox, self._folder)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread by `result`
             self._outcome = error
 
@@ -111,7 +153,8 @@ class _Hosted(threading.Thread):
         raise self._outcome
 
 
-def _train(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+def run_trainer(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+    """What Ray Train makes of the run. It writes to `folder`."""
     os.environ.update({name: value for name, value in RAY_TRAIN_SETTINGS.items() if name not in os.environ})
     from ray import train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer

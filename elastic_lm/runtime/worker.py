@@ -23,6 +23,7 @@ from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseReport, Phase
 from elastic_lm.runtime.lifeline import Lifeline
 
 if TYPE_CHECKING:
+    from elastic_lm.checkpoint.registry import Retention
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
     from elastic_lm.engine.state import ReplicaState
@@ -46,7 +47,7 @@ class WorkerBoot:
     reader_timeout_s: float
     run_storage: Storage
     identity: dict[str, Any]  # goes into every checkpoint's manifest
-    keep_checkpoints: int
+    retention: Retention
     lifeline_address: tuple[str, int]
     lifeline_secret: str
     heartbeat_interval_s: float
@@ -271,7 +272,7 @@ class Upload:
         self._thread.start()
 
     def _run(self) -> None:
-        from elastic_lm.checkpoint import store
+        from elastic_lm.checkpoint import registry, store
         from elastic_lm.engine.state import digest_of
 
         try:
@@ -279,7 +280,7 @@ class Upload:
             digests = {"state": digest_of(self._tensors, self._step), "weights": digest_of(weights, self._step)}
             meta = {**self._boot.identity, "digest": digests}
             info = store.save(self._boot.run_storage, self._step, self._tensors, meta)
-            store.prune(self._boot.run_storage, keep=self._boot.keep_checkpoints)
+            registry.prune(self._boot.run_storage, self._boot.retention)
             self._outcome = {"url": info.url, **digests}
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
             self._outcome = error

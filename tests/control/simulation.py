@@ -572,6 +572,9 @@ class Cluster:
             case act.EndLease(generation, member_ids):
                 for process in map(self._member, member_ids):
                     process.later(self.latency(), lambda p=process: p.end_lease(generation), trains=False)  # type: ignore[misc]
+            case act.AskAfterNode(node_id):
+                if node_id not in self.slots:
+                    self.at(self.pace.message_s, lambda: self.tell(ev.NodeLost(node_id)))
             case act.SaveCheckpoint(member_id, step):
                 process = self._member(member_id)
                 process.later(self.pace.message_s / 4, lambda: process.save(step))

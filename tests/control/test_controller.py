@@ -8,7 +8,7 @@ import pytest
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
-from elastic_lm.control.controller import SCAN_S, Control
+from elastic_lm.control.controller import NODE_LOSS_S, SCAN_S, Control
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
@@ -486,6 +486,39 @@ def test_draining_node_takes_its_members_and_those_that_land_there() -> None:
     run.start("w3", "n1")
     assert killed(run) == ["w1", "w3"]
     assert set(run.members) == {"w0", "w2", "w4", "w5"}
+
+
+def test_dead_node_is_told_with_the_workers_that_went_with_it() -> None:
+    run = Run(max_workers=4)
+    for member_id, node_id in (("w0", "n0"), ("w1", "n1"), ("w2", "n1"), ("w3", "n0")):
+        run.ready(member_id, node_id)
+    run.listen()
+    for member_id in ("w1", "w2"):
+        run.dies(member_id)
+    assert [asked.node_id for asked in run.all(act.AskAfterNode)] == ["n1", "n1"]
+    assert not run.events(EventKind.NODE_LOST)
+    run.tell(ev.NodeLost("n1"))
+    (event,) = run.events(EventKind.NODE_LOST)
+    assert event.fields == {"node_id": "n1", "members": ["w1", "w2"]}
+    assert event.message == "Node n1 is lost: w1, w2 went with it."
+
+
+def test_worker_that_was_lost_long_before_its_node_did_not_go_with_it() -> None:
+    run = Run(max_workers=3).training("w0")
+    run.ready("w1", "n1")
+    run.dies("w1")
+    run.wait(NODE_LOSS_S, beating="w0")
+    run.ready("w3", "n1")
+    run.dies("w3")
+    run.tell(ev.NodeLost("n1"))
+    (event,) = run.events(EventKind.NODE_LOST)
+    assert event.fields["members"] == ["w3"]
+
+
+def test_member_that_was_never_placed_has_no_node_to_ask_after() -> None:
+    run = Run(max_workers=3).training("w0")
+    run.dies("w1")
+    assert not run.all(act.AskAfterNode)
 
 
 def test_preempted_members_that_die_early_are_no_crashes() -> None:

@@ -29,3 +29,13 @@ def small_corpus(folder: Path, *, num_documents: int = 60, block_tokens: int = 6
     out = Storage.open(str(folder / "tokens"))
     source = write_lines(folder / "text.jsonl", texts(num_documents))
     return out, prepare([source], out, PrepareOptions(vocab_size=300, block_tokens=block_tokens, held_out=0.1))
+
+
+def contents(storage: Storage) -> dict[str, bytes]:
+    """All that a corpus consists of."""
+    return {path: storage.read(path) for path in storage.list()}
+
+
+def identity(storage: Storage) -> dict[str, bytes]:
+    """All that does not say where the text was read from: what is the same for the same documents."""
+    return {path: data for path, data in contents(storage).items() if not path.startswith(("documents", "summary"))}

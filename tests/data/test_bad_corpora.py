@@ -21,14 +21,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_lm.data import documents as documents_module
-from elastic_lm.data.documents import Chunk, find_chunks, read_chunk
+from elastic_lm.data import plain
+from elastic_lm.data.documents import Chunk, File
 from elastic_lm.data.manifest import Block, Manifest
-from elastic_lm.data.prepare import Part, PrepareOptions, is_held_out, plan, prepare
+from elastic_lm.data.parts import Part, is_held_out
+from elastic_lm.data.plain import Text
+from elastic_lm.data.prepare import PrepareOptions, plan, prepare
+from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import AccessDeniedError, ConfigError, DataError, ElasticLMError
 from elastic_lm.storage import Storage
-from tests.data.corpora import small_corpus, texts
+from tests.data.corpora import identity, small_corpus, texts
 
 OPTIONS = PrepareOptions(vocab_size=261, block_tokens=65, held_out=0.0)
 
@@ -211,7 +215,7 @@ def test_text_file_beyond_the_largest_document_is_refused(source: Path, monkeypa
 def test_line_beyond_the_largest_document_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "LARGEST_DOCUMENT_BYTES", 1_000)
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(documents_module, "READ_AHEAD_BYTES", 50)
+    monkeypatch.setattr(plain, "READ_AHEAD_BYTES", 50)
     (source / "a.jsonl").write_text('{"text": "short"}\n' * 10 + json.dumps({"text": "x" * 2_000}) + "\n")
     assert f"{source}/a.jsonl, byte 100: a line exceeds 1000 bytes; split the document" in refusal(source)
 
@@ -224,10 +228,14 @@ def test_giant_line_among_short_ones_is_read_whole(source: Path, monkeypatch: py
     assert prepared(source)[0] == ["before", giant, "after"]
 
 
+def text_chunk(storage: Storage, path: str, size: int) -> Chunk:
+    return Chunk(File(storage, path, size), Text(), 0, size, size)
+
+
 def test_many_small_files_are_planned_in_linear_time() -> None:
     # With a sum over the part for every file this took minutes; the time limit of every test is what fails.
     storage = Storage.open("file:///nowhere")
-    chunks = [Chunk(storage, f"{number}.txt", 0, number % 3, number % 3) for number in range(120_000)]
+    chunks = [text_chunk(storage, f"{number}.txt", number % 3) for number in range(120_000)]
     parts = plan(chunks, part_bytes=10**9)
     assert [chunk for part in parts for chunk in part.chunks] == chunks
     assert len(parts) == 1
@@ -236,7 +244,7 @@ def test_many_small_files_are_planned_in_linear_time() -> None:
 @given(st.lists(st.integers(0, 30), max_size=30), st.integers(1, 60))
 def test_parts_are_neighbours_and_no_larger_than_wanted(sizes: list[int], part_bytes: int) -> None:
     storage = Storage.open("file:///nowhere")
-    chunks = [Chunk(storage, f"{number}.txt", 0, size, size) for number, size in enumerate(sizes)]
+    chunks = [text_chunk(storage, f"{number}.txt", size) for number, size in enumerate(sizes)]
     parts = plan(chunks, part_bytes)
     assert [chunk for part in parts for chunk in part.chunks] == chunks
     bytes_of = [sum(chunk.num_bytes for chunk in part.chunks) for part in parts]
@@ -258,7 +266,7 @@ def test_odd_names_change_nothing_about_the_corpus(tmp_path: Path) -> None:
             (folder / name).write_text(text)
         out = Storage.open(str(folder.parent / "out"))
         prepare([str(folder)], out, OPTIONS)
-        corpora.append({path: out.read(path) for path in out.list()})
+        corpora.append(identity(out))
     assert corpora[0] == corpora[1]
 
 
@@ -324,9 +332,9 @@ class _Denied(Storage):
 
 def test_file_that_may_not_be_read_is_refused_with_its_name() -> None:
     # Who runs the tests may be allowed to read everything, so storage says no.
-    chunk = Chunk(_Denied("s3://bucket/texts"), "a.txt", 0, 5, 5)
+    chunk = text_chunk(_Denied("s3://bucket/texts"), "a.txt", 5)
     with pytest.raises(AccessDeniedError, match=r"s3://bucket/texts/a\.txt: access denied"):
-        read_chunk(chunk)
+        list(chunk.documents())
 
 
 def test_file_that_shrank_meanwhile_is_refused_with_its_name(source: Path) -> None:
@@ -334,7 +342,7 @@ def test_file_that_shrank_meanwhile_is_refused_with_its_name(source: Path) -> No
     (chunk,) = find_chunks([str(source)])
     (source / "a.txt").write_text("short")
     with pytest.raises(ElasticLMError, match=rf"{source}/a\.txt: .*got 5 of 11 bytes"):
-        read_chunk(chunk)
+        list(chunk.documents())
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------
@@ -453,7 +461,7 @@ def test_corpus_does_not_depend_on_parts_or_on_the_order_of_work(
             return [done[number] for number in range(len(parts))]
 
         prepare([str(base / name)], out, options, at_random)  # type: ignore[arg-type]
-        return {path: out.read(path) for path in out.list()}
+        return identity(out)
 
     numbers = list(range(6))
     options = dataclasses.replace(OPTIONS, held_out=held_out)

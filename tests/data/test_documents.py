@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_lm.data import documents as documents_module
-from elastic_lm.data.documents import Chunk, Document, documents, find_chunks, read_chunk
+from elastic_lm.data import plain
+from elastic_lm.data.documents import Chunk, Document, File
+from elastic_lm.data.plain import Lines
+from elastic_lm.data.sources import find_chunks
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
 
@@ -27,11 +30,11 @@ def found(*sources: str | Path) -> list[str]:
 
 def all_documents(*sources: str | Path) -> list[Document]:
     chunks = find_chunks([str(source) for source in sources])
-    return [document for chunk in chunks for document in documents(chunk, read_chunk(chunk))]
+    return [document for chunk in chunks for document in chunk.documents()]
 
 
 def places(*sources: str | Path) -> list[str]:
-    return [f"{chunk.storage.url}/{chunk.path}" for chunk in find_chunks([str(source) for source in sources])]
+    return [chunk.file.url for chunk in find_chunks([str(source) for source in sources])]
 
 
 def lines(texts: list[str], end: str = "\n", *, last_end: bool = True, ascii_only: bool = True) -> bytes:
@@ -58,7 +61,7 @@ def test_every_line_is_read_once_wherever_the_file_is_cut(
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents_module, "CHUNK_BYTES", chunk_bytes)
-        patch.setattr(documents_module, "READ_AHEAD_BYTES", ahead_bytes)
+        patch.setattr(plain, "READ_AHEAD_BYTES", ahead_bytes)
         chunks = find_chunks([str(path)])
         assert found(path) == texts
     assert [chunk.start for chunk in chunks] == list(range(0, len(content), chunk_bytes))
@@ -182,7 +185,7 @@ def test_folder_may_end_like_a_text_file(tmp_path: Path) -> None:
 
 
 def test_hidden_files_and_unknown_suffixes_do_not_count(tmp_path: Path) -> None:
-    for path in ("a.txt", ".git/b.txt", ".c.txt", "d.png", "e", "f.TXT", "g.txt~", "h.txt.gz"):
+    for path in ("a.txt", ".git/b.txt", ".c.txt", "d.png", "e", "f.TXT", "g.txt~", "h.tar.gz", "i.gz"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(path)
     assert found(tmp_path) == ["a.txt"]
@@ -233,5 +236,5 @@ def test_no_sources_are_refused_with_an_example() -> None:
 
 
 def test_place_counts_bytes_of_the_file() -> None:
-    chunk = Chunk(Storage.open("s3://bucket/prefix"), "a b.jsonl", 100, 200, 1_000)
-    assert chunk.place(7) == "s3://bucket/prefix/a b.jsonl, byte 107"
+    file = File(Storage.open("s3://bucket/prefix"), "a b.jsonl", 1_000)
+    assert Chunk(file, Lines("text"), 100, 200, 100).at(107) == "s3://bucket/prefix/a b.jsonl, byte 107"

@@ -10,20 +10,19 @@ import pyarrow as pa
 import pytest
 
 from elastic_lm.data import documents as documents_module
+from elastic_lm.data import plain
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.data.prepare import Part, PartResult, PrepareOptions, is_held_out, prepare
+from elastic_lm.data.parts import Part, PartResult, is_held_out
+from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.data.shards import block_tokens_for
+from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import PIECE_CHARACTERS, SPECIAL_NAMES, TextEncoder, pieces, train
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
-from tests.data.corpora import small_corpus, texts, write_lines
+from tests.data.corpora import contents, identity, small_corpus, texts, write_lines
 
 OPTIONS = PrepareOptions(vocab_size=300, block_tokens=65, held_out=0.2)
-
-
-def contents(storage: Storage) -> dict[str, bytes]:
-    return {path: storage.read(path) for path in storage.list()}
 
 
 def decoded(out: Storage, manifest: Manifest) -> list[str]:
@@ -58,15 +57,16 @@ def test_shards_are_plain_arrow_files(tmp_path: Path) -> None:
 
 def test_bytes_do_not_depend_on_parts_or_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 500)
-    monkeypatch.setattr(documents_module, "READ_AHEAD_BYTES", 7)
+    monkeypatch.setattr(plain, "READ_AHEAD_BYTES", 7)
     outs = []
-    for name, part_bytes in (("x", 1), ("y", 2_000), ("z", 10**9)):
-        source = write_lines(tmp_path / name / "a.jsonl", texts(40))
-        (tmp_path / name / "b.txt").write_text("one more document")
+    for place, name, part_bytes in (("x", "1", 1), ("x", "2", 2_000), ("x", "3", 10**9), ("y", "4", 2_000)):
+        source = write_lines(tmp_path / place / "a.jsonl", texts(40))
+        (tmp_path / place / "b.txt").write_text("one more document")
         outs.append(Storage.open(str(tmp_path / f"out-{name}")))
         options = PrepareOptions(vocab_size=300, block_tokens=65, held_out=0.2, part_bytes=part_bytes)
-        prepare([source, str(tmp_path / name / "b.txt")], outs[-1], options)
+        prepare([source, str(tmp_path / place / "b.txt")], outs[-1], options)
     assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
+    assert contents(outs[3]) != contents(outs[0]) and identity(outs[3]) == identity(outs[0])
 
 
 def test_interrupted_preparation_goes_on_with_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_patterns_match_as_shells_do(tmp_path: Path, pattern: str, expected: lis
     for path in ("a.txt", "b/c.txt", "b/d/e.txt", "f.md"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("x")
-    found = documents_module.find_chunks([str(tmp_path / pattern), str(tmp_path / "a.txt")])
-    places = [f"{chunk.storage.url}/{chunk.path}".removeprefix(f"file://{tmp_path}/") for chunk in found]
+    found = find_chunks([str(tmp_path / pattern), str(tmp_path / "a.txt")])
+    places = [chunk.file.url.removeprefix(f"file://{tmp_path}/") for chunk in found]
     assert places == expected
 
 

@@ -157,9 +157,19 @@ def _lose(storage: Storage) -> None:
     storage.delete("000000000001.jsonl")
 
 
+def _misshape(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", event(1).to_json().replace('{"number":1}', "[]").encode())
+
+
+def _mistype(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", event(1).to_json().replace('"step":1', '"step":"1"').encode())
+
+
 @pytest.mark.parametrize(
     ("damage", "left", "told"),
     [
+        (_misshape, [0, 2], "event 1 cannot be read: TypeError"),
+        (_mistype, [0, 2], "event 1 cannot be read: TypeError"),
         (_cut, [0, 2], "event 1 cannot be read"),
         (_garble, [0, 2], "event 1 cannot be read"),
         (_lose, [0, 2], "events 1 to 1 are missing before 000000000002.jsonl"),
@@ -189,6 +199,40 @@ def test_overlapping_segments_are_read_once(folder: Storage) -> None:
     assert numbers(folder, problems) == [0, 1, 2, 3]
     assert len(problems) == 1
     assert "begins before event 3" in problems[0]
+
+
+class _Counting(Storage):
+    """Notes what is read."""
+
+    def read(self, path: str) -> bytes:
+        self.reads = [*getattr(self, "reads", []), path]
+        return super().read(path)
+
+
+def test_followed_log_is_read_on_from_where_one_was_until_the_run_has_finished(folder_url: str) -> None:
+    storage = _Counting(folder_url)
+    written = log.EventLog(storage)
+
+    def store(*events: Event) -> None:
+        for each in events:
+            written.append(each)
+        assert written.flush()
+
+    store(event(0), event(1))
+    followed = log.read(storage, poll_s=0.01)
+    assert [next(followed), next(followed)] == [event(0), event(1)]
+    store(event(2))
+    assert next(followed) == event(2)
+    finished = Event(EventKind.RUN_FINISHED, "done")
+    store(finished)
+    assert list(followed) == [finished]
+    assert sorted(storage.reads) == storage.list()  # each segment once
+    store(event(3))  # it was resumed: the end that is not the last is none
+    followed = log.read(storage, poll_s=0.01)
+    assert [next(followed) for _ in range(5)] == [event(0), event(1), event(2), finished, event(3)]
+    store(finished)
+    assert list(followed) == [finished]
+    assert written.close()
 
 
 def test_appending_from_many_threads_loses_nothing(folder: Storage) -> None:

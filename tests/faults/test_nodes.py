@@ -60,3 +60,19 @@ def test_announced_drain_of_a_node_recomputes_nothing(start: Callable[..., Run],
         event for event in run.events() if event.kind is EventKind.REFORMED and event.fields["cause"] == "failure"
     ]
     assert not broken
+
+
+def test_dead_node_is_told_with_its_workers(start: Callable[..., Run], cluster: LocalCluster) -> None:
+    run = start(steps=100_000, workers={"min": 1, "max": 2})
+    status = run.await_status(lambda s: s["world_size"] == 2 and s["step"] >= 5, "two workers at work")
+    member_id, member = min(status["members"].items())
+    node = next(node for node in cluster.nodes if node.node_id == member["node_id"])
+    there = sorted(m for m, found in status["members"].items() if found["node_id"] == node.node_id)
+    node.kill()
+    cluster.nodes.remove(node)
+    wait_for(lambda: run.count(EventKind.NODE_LOST), timeout_s=60, what="the news of the node", poll_s=0.2)
+    run.command("stop", reason="enough")
+    assert run.result().verdict == "stopped"
+    (event,) = [event for event in run.events() if event.kind is EventKind.NODE_LOST]
+    assert event.fields == {"node_id": node.node_id, "members": there}
+    assert member_id in event.message

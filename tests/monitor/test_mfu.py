@@ -11,8 +11,9 @@ from tests.monitor.story import at
 H100 = "NVIDIA H100 80GB HBM3"
 
 
-def begun(flops_per_token: int | None, precision: str = "bf16") -> Event:
-    return at(0, EventKind.RUN_STARTED, config={"training": {"precision": precision}}, flops_per_token=flops_per_token)
+def begun(flops_per_token: int | None, precision: str = "bf16", **workers: float) -> Event:
+    config = {"training": {"precision": precision}, "workers": workers}
+    return at(0, EventKind.RUN_STARTED, config=config, flops_per_token=flops_per_token)
 
 
 def ready(**environment: str) -> Event:
@@ -32,6 +33,11 @@ def test_ratio_is_needed_flops_by_the_peak_of_all_devices_held() -> None:
     assert fed(begun(10**9), ready(gpu=H100)).ratio(tokens_per_s, 2) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_workers_that_share_a_device_hold_a_part_of_it_each() -> None:
+    tokens_per_s = 989.4e12 / 1e9
+    assert fed(begun(10**9, num_gpus=0.25), ready(gpu=H100)).ratio(tokens_per_s, 4) == pytest.approx(1.0, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -47,6 +53,6 @@ def test_ratio_is_unknown_where_a_part_of_it_is(events: list[Event]) -> None:
     assert fed(*events).ratio(1e6, 2) is None
 
 
-@pytest.mark.parametrize(("tokens_per_s", "num_devices"), [(None, 2), (1e6, 0)])
-def test_ratio_needs_a_rate_and_a_device(tokens_per_s: float | None, num_devices: int) -> None:
-    assert fed(begun(10**9), ready(gpu=H100)).ratio(tokens_per_s, num_devices) is None
+@pytest.mark.parametrize(("tokens_per_s", "num_workers"), [(None, 2), (1e6, 0)])
+def test_ratio_needs_a_rate_and_a_worker(tokens_per_s: float | None, num_workers: int) -> None:
+    assert fed(begun(10**9), ready(gpu=H100)).ratio(tokens_per_s, num_workers) is None

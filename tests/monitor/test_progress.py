@@ -109,7 +109,7 @@ def test_interruption_of_every_day_is_not_told(cause: str) -> None:
     assert news_of(reformed(3, cause, lost_s=0.01)) is None
 
 
-@pytest.mark.parametrize("kind", [EventKind.LEASE_GRANTED, EventKind.MEMBER_REQUESTED, EventKind.STEP_COMMITTED])
+@pytest.mark.parametrize("kind", [EventKind.LEASE_GRANTED, EventKind.MEMBER_STARTED, EventKind.STEP_COMMITTED])
 def test_what_only_the_log_needs_is_not_told(kind: EventKind) -> None:
     assert news_of(at(3, kind, member_id="w0", members=["w0"])) is None
 

@@ -57,7 +57,10 @@ def test_plan_resumes_at_the_newest_complete_checkpoint(config: RunConfig) -> No
     save(config, 3)
     save(config, 7)
     Storage.open(config.run_url).write("checkpoints/step-00000009/part-00000-0.safetensors", b"its writer died")
-    assert make_plan(config).resume_step == 7
+    plan = make_plan(config)
+    assert plan.resume_step == 7
+    (skipped,) = plan.skipped
+    assert "step-00000009: it has no manifest, so its writer did not finish" in skipped
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A node that Ray is told to drain is noticed once, with its deadline."""
+"""A node that Ray is told to drain is noticed once, with its deadline; a dead one is told to who asked after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elastic_lm.runtime.cluster import LocalCluster, LogicalNode
-from elastic_lm.runtime.drain import DrainWatcher, draining_nodes
+from elastic_lm.runtime.nodes import POLL_S, NodeWatcher, draining_nodes
 
 pytestmark = pytest.mark.ray
 
@@ -51,7 +51,7 @@ def drain(cluster: LocalCluster, node: LogicalNode) -> None:
 
 def test_drained_node_is_noticed_once_with_its_deadline(cluster: LocalCluster, leaving: LogicalNode) -> None:
     notices: queue.Queue[tuple[str, float]] = queue.Queue()
-    watcher = DrainWatcher(lambda node_id, deadline: notices.put((node_id, deadline)))
+    watcher = NodeWatcher(lambda node_id, deadline: notices.put((node_id, deadline)), on_lost=lambda _: None)
     try:
         assert draining_nodes() == {}
         before = time.time()
@@ -68,8 +68,26 @@ def test_drained_node_is_noticed_once_with_its_deadline(cluster: LocalCluster, l
 def test_watcher_that_comes_later_is_told_too(cluster: LocalCluster, leaving: LogicalNode) -> None:
     drain(cluster, leaving)
     notices: queue.Queue[str] = queue.Queue()
-    watcher = DrainWatcher(lambda node_id, deadline: notices.put(node_id))
+    watcher = NodeWatcher(lambda node_id, deadline: notices.put(node_id), on_lost=lambda _: None)
     try:
         assert notices.get(timeout=WAIT_S) == leaving.node_id
     finally:
         watcher.close()
+
+
+def test_dead_node_is_told_to_who_asked_after_it_and_a_living_one_is_not(cluster: LocalCluster) -> None:
+    node = cluster.add_node()
+    told: queue.Queue[str] = queue.Queue()
+    watcher = NodeWatcher(on_draining=lambda *_: None, on_lost=told.put)
+    try:
+        watcher.ask_after(cluster.head.node_id)
+        watcher.ask_after(node.node_id)
+        with pytest.raises(queue.Empty):  # both live: a few looks find nothing to tell
+            told.get(timeout=3 * POLL_S)
+        node.kill()
+        assert told.get(timeout=WAIT_S) == node.node_id
+        with pytest.raises(queue.Empty):  # once
+            told.get(timeout=3 * POLL_S)
+    finally:
+        watcher.close()
+        cluster.nodes.remove(node)

@@ -1,0 +1,170 @@
+"""Which checkpoints a run has, which of them can be used, and which of them stay.
+
+Invariant: what is chosen is complete, every byte verified; what is damaged is told and never chosen again; deleting begins
+with the manifest, so that whatever interrupts it leaves an unfinished checkpoint and not a damaged one. Bytes only: tensors
+are store.py's, so looking at a run's checkpoints needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Manifest, Part, folder_of, steps_in
+from elastic_lm.errors import CheckpointError, NotFoundError
+from elastic_lm.storage import Storage
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint. `step`: steps that its state has applied. `meta`: what its writer said about it."""
+
+    step: int
+    url: str
+    size_bytes: int
+    meta: dict[str, Any]
+
+    @classmethod
+    def of(cls, storage: Storage, manifest: Manifest) -> CheckpointInfo:
+        url = storage.child(folder_of(manifest.step)).url
+        return cls(manifest.step, url, sum(part.size_bytes for part in manifest.parts), manifest.meta)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint as it lies in storage. `complete`: it has a manifest that fits it; its parts were not read.
+
+    `reason`: why it is not complete. `size_bytes` of its parts and `meta` are those of a complete one's manifest.
+    """
+
+    step: int
+    url: str
+    state: Literal["complete", "unfinished", "damaged"]
+    size_bytes: int | None = None
+    reason: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which complete checkpoints stay: the `newest` ones, and for good those of every multiple of `every_steps`."""
+
+    newest: int
+    every_steps: int | None = None
+
+    def keeps(self, steps: list[int]) -> set[int]:
+        """Of these steps, ascending."""
+        milestones = {step for step in steps if self.every_steps and step % self.every_steps == 0}
+        return {*steps[-self.newest :], *milestones}
+
+
+def found(storage: Storage) -> list[Found]:
+    """All checkpoints of the run, by step. Reads their manifests only.    Raises: StorageError."""
+    return [_look(storage, step, paths) for step, paths in sorted(_all(storage).items())]
+
+
+def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | None = None) -> CheckpointInfo | None:
+    """The newest checkpoint of the run whose every byte is as it was written, or None.
+
+    What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
+    (it is kept under another name), so that nobody chooses it and its step can be saved again.    Raises: StorageError.
+    """
+    tell = on_skipped or (lambda sentence: None)
+    for step, paths in sorted(_all(storage).items(), reverse=True):
+        folder = storage.child(folder_of(step))
+        if not _has(paths, step, MANIFEST):
+            tell(f"Passing over checkpoint {folder.url}: {_why_unfinished(paths, step)}.")
+            continue
+        try:
+            return CheckpointInfo.of(storage, verified(storage, step))
+        except (CheckpointError, NotFoundError) as error:
+            tell(f"Passing over checkpoint {folder.url}: {error}.")
+            _set_aside(folder)
+    return None
+
+
+def verified(storage: Storage, step: int) -> Manifest:
+    """The manifest of the checkpoint at `step`, when it and every part have the hashes that they should have.
+
+    Raises: CheckpointError naming what is damaged; NotFoundError what is missing; StorageError.
+    """
+    folder = storage.child(folder_of(step))
+    manifest = _manifest(folder, step)
+    for part in manifest.parts:
+        read_part(folder, part)
+    return manifest
+
+
+def read_part(folder: Storage, part: Part) -> bytes:
+    """The part's bytes. One wrong read may be the network's fault, two are the object's.    Raises: CheckpointError."""
+    for _ in range(2):
+        data = folder.read(part.name)
+        if len(data) == part.size_bytes and hashlib.sha256(data).hexdigest() == part.sha256:
+            return data
+    raise CheckpointError(
+        f"part {part.name} is damaged: {len(data)} bytes of {part.size_bytes}, or another sha256 than {part.sha256[:16]}…"
+    )
+
+
+def prune(storage: Storage, retention: Retention, *, dry_run: bool = False) -> list[int]:
+    """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
+
+    What is newer than every complete one stays: an unfinished one may be about to finish.
+    Returns: the steps that were deleted, or would be.
+    """
+    there = _all(storage)
+    complete = [step for step, paths in sorted(there.items()) if _look(storage, step, paths).state == "complete"]
+    if not complete:
+        return []
+    kept = retention.keeps(complete)
+    deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
+    for step in deleted if not dry_run else ():
+        for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
+            storage.delete(path)
+    return deleted
+
+
+def _all(storage: Storage) -> dict[int, list[str]]:
+    return steps_in(storage.list(f"{FOLDER}/"))
+
+
+def _has(paths: list[str], step: int, name: str) -> bool:
+    return f"{folder_of(step)}/{name}" in paths
+
+
+def _why_unfinished(paths: list[str], step: int) -> str:
+    if _has(paths, step, SET_ASIDE):
+        return "it was found to be damaged before"
+    return "it has no manifest, so its writer did not finish"
+
+
+def _look(storage: Storage, step: int, paths: list[str]) -> Found:
+    folder = storage.child(folder_of(step))
+    if not _has(paths, step, MANIFEST):
+        state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
+        return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
+    try:
+        manifest = _manifest(folder, step)
+    except (CheckpointError, NotFoundError) as error:
+        return Found(step, folder.url, "damaged", reason=str(error))
+    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
+        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
+    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
+
+
+def _manifest(folder: Storage, step: int) -> Manifest:
+    manifest = Manifest.from_json(folder.read(MANIFEST))
+    if manifest.step != step:
+        raise CheckpointError(f"its manifest is that of step {manifest.step}")
+    return manifest
+
+
+def _set_aside(folder: Storage) -> None:
+    try:
+        data = folder.read(MANIFEST)
+    except NotFoundError:
+        return
+    folder.write(SET_ASIDE, data)
+    folder.delete(MANIFEST)

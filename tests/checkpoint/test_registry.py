@@ -1,0 +1,186 @@
+"""What a run has of checkpoints: the newest that can be used, what is passed over and why, and what is deleted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elastic_lm.checkpoint import layout, registry, store
+from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.errors import CheckpointError, StorageError
+from elastic_lm.storage import Storage
+from tests.checkpoint.saved import assert_same, flip, parts_of, save, state
+
+
+def test_newest_complete_of_an_empty_run_is_none(run: Storage) -> None:
+    assert registry.newest_complete(run) is None
+
+
+def test_newest_complete_is_the_highest_step(run: Storage) -> None:
+    for step in (9, 100_000_000, 10):  # by number, not by text
+        save(run, step)
+    newest = registry.newest_complete(run)
+    assert newest is not None
+    assert newest.step == 100_000_000
+
+
+def test_checkpoint_without_manifest_is_passed_over(run: Storage) -> None:
+    save(run, 10)
+    run.write("checkpoints/step-00000020/part-00000-0123456789abcdef.safetensors", b"")
+    run.write("checkpoints/notes.txt", b"not ours")
+    told: list[str] = []
+    newest = registry.newest_complete(run, on_skipped=told.append)
+    assert newest is not None
+    assert newest.step == 10
+    assert len(told) == 1
+    assert "step-00000020: it has no manifest" in told[0]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"{", b"null", b"[]", b"7", b'{"sha256": "x"}', b"\xff\xfe"],
+    ids=["empty", "cut", "null", "list", "number", "other", "not-text"],
+)
+def test_garbage_manifest_is_passed_over_and_set_aside(run: Storage, garbage: bytes) -> None:
+    save(run, 10)
+    run.write("checkpoints/step-00000020/manifest.json", garbage)
+    told: list[str] = []
+    for _ in range(2):
+        newest = registry.newest_complete(run, on_skipped=told.append)
+        assert newest is not None
+        assert newest.step == 10
+    assert "manifest" in told[0]
+    assert run.read("checkpoints/step-00000020/manifest.damaged.json") == garbage
+    assert not run.exists("checkpoints/step-00000020/manifest.json")
+
+
+@pytest.mark.parametrize("index", [0, 40, -1], ids=["header-size", "header", "tensor"])
+def test_flipped_byte_in_a_part_falls_back(run: Storage, index: int) -> None:
+    save(run, 10)
+    save(run, 20, seed=1)
+    damaged = parts_of(run, 20)[1]
+    flip(run, damaged, index)
+    with pytest.raises(CheckpointError, match=damaged.rpartition("/")[2]):
+        store.load(run, 20)
+    told: list[str] = []
+    newest = registry.newest_complete(run, on_skipped=told.append)
+    assert newest is not None
+    assert newest.step == 10
+    assert "is damaged" in told[0]
+
+
+def test_flipped_value_in_a_manifest_falls_back(run: Storage) -> None:
+    save(run, 10)
+    save(run, 20)
+    path = "checkpoints/step-00000020/manifest.json"
+    body = json.loads(run.read(path))
+    body["meta"]["fingerprint"] = "g"
+    run.write(path, json.dumps(body).encode())
+    with pytest.raises(CheckpointError, match="hash"):
+        store.load(run, 20)
+    newest = registry.newest_complete(run)
+    assert newest is not None
+    assert newest.step == 10
+
+
+def test_missing_or_cut_part_falls_back(run: Storage) -> None:
+    for step in (10, 20, 30):
+        save(run, step, seed=step)
+    run.delete(parts_of(run, 30)[0])
+    cut = parts_of(run, 20)[0]
+    run.write(cut, run.read(cut)[:-1])
+    newest = registry.newest_complete(run)
+    assert newest is not None
+    assert newest.step == 10
+
+
+def test_manifest_of_another_step_is_not_believed(run: Storage) -> None:
+    save(run, 10)
+    for path in run.list("checkpoints/step-00000010"):
+        run.write(path.replace("10/", "20/"), run.read(path))
+    newest = registry.newest_complete(run)
+    assert newest is not None
+    assert newest.step == 10
+
+
+def test_damaged_step_can_be_saved_again(run: Storage) -> None:
+    save(run, 10)
+    save(run, 20, seed=1)
+    flip(run, parts_of(run, 20)[0])
+    registry.newest_complete(run)
+    save(run, 20, seed=1)
+    assert_same(store.load(run, 20).tensors, state(1))
+    assert registry.prune(run, Retention(1)) == [10]
+
+
+def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
+    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"left by a dead writer")
+    for step in (10, 20, 30):
+        save(run, step)
+    run.write("checkpoints/step-00000040/part-00000-0123456789abcdef.safetensors", b"being written")
+    assert registry.prune(run, Retention(2)) == [5, 10]
+    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [20, 30, 40]
+    assert registry.prune(run, Retention(2)) == []
+
+
+def test_prune_without_a_complete_checkpoint_deletes_nothing(run: Storage) -> None:
+    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"being written")
+    assert registry.prune(run, Retention(1)) == []
+
+
+class _Unreachable(Storage):
+    def child(self, path: str) -> Storage:
+        return _Unreachable(super().child(path).url)
+
+    def read(self, path: str) -> bytes:
+        raise StorageError("503 for ever")
+
+
+def test_unreachable_storage_is_not_taken_for_damage(run: Storage) -> None:
+    save(run, 10)
+    with pytest.raises(StorageError, match="503"):
+        registry.newest_complete(_Unreachable(run.url))
+    assert registry.newest_complete(run) is not None
+
+
+def test_milestones_stay_for_good(run: Storage) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(run, step)
+    assert registry.prune(run, Retention(1, every_steps=20), dry_run=True) == [10, 30]
+    assert len(registry.found(run)) == 5
+    assert registry.prune(run, Retention(1, every_steps=20)) == [10, 30]
+    assert [found.step for found in registry.found(run)] == [20, 40, 50]
+
+
+def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
+    assert registry.prune(run, Retention(2)) == [20]
+    assert [found.step for found in registry.found(run)] == [10, 30]
+
+
+def test_found_says_of_each_what_it_is_and_why(run: Storage) -> None:
+    for step in (10, 20, 30, 40):
+        save(run, step)
+    run.delete(f"{layout.folder_of(10)}/{layout.MANIFEST}")
+    run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
+    run.delete(parts_of(run, 30)[1])
+    unfinished, garbage, cut, whole = registry.found(run)
+    assert (unfinished.state, garbage.state, cut.state, whole.state) == ("unfinished", "damaged", "damaged", "complete")
+    assert "its writer did not finish" in str(unfinished.reason)
+    assert "torn or not one" in str(garbage.reason)
+    assert "is not there" in str(cut.reason)
+    assert whole.size_bytes == sum(run.size(path) for path in parts_of(run, 40))
+
+
+def test_what_was_set_aside_is_told_as_damaged(run: Storage) -> None:
+    save(run, 10)
+    flip(run, parts_of(run, 10)[0])
+    assert registry.newest_complete(run) is None
+    told: list[str] = []
+    assert registry.newest_complete(run, on_skipped=told.append) is None
+    assert "was found to be damaged before" in told[0]
+    (found,) = registry.found(run)
+    assert found.state == "damaged"
