@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_run
+from elastic_lm import __version__, cli_data, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
 
@@ -27,6 +27,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a f
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_run.app)
+app.add_typer(cli_data.app, name="data")
 
 
 @app.callback()

@@ -59,6 +59,7 @@ ALLOWED = {
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
+    "elastic_lm.cli_data": {"typer", "rich", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
     "elastic_lm": {"elastic_lm.config", "elastic_lm.result", "elastic_lm.runtime.trainer"},
