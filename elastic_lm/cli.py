@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_checkpoints, cli_config, cli_doctor, cli_estimate, cli_run
+from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_errors
 
@@ -36,6 +36,7 @@ app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
+app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
 

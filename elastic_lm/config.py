@@ -367,6 +367,17 @@ class RunConfig(Part):
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
+    def order_fields(self) -> dict[str, Any]:
+        """What the order of samples depends on beside the corpus: arguments of `Manifest.order`."""
+        return {
+            "sequence_length": self.batch.sequence_length,
+            "micro_batches": self.batch.micro_batches,
+            "micro_batch_size": self.batch.micro_batch_size,
+            "seed": self.training.seed,
+            "window_blocks": self.data.window_blocks,
+            "skip": self.training.skip,
+        }
+
     @property
     def run_url(self) -> str:
         """Where everything about this run is kept."""

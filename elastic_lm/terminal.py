@@ -45,9 +45,11 @@ class CommandGroup(TyperGroup):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print. A terminal that is gone or a full disk behind it is no reason to stop training."""
+    """Print; what the stream cannot spell as escapes. A terminal that is gone or a full disk is no reason to stop training."""
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=file, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def bytes_told(size_bytes: float) -> str:

@@ -83,6 +83,7 @@ ALLOWED = {
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
+    "elastic_lm.cli_data": {"typer", "rich", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
     "elastic_lm": {
