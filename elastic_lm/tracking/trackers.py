@@ -103,9 +103,9 @@ class Trackers:
         self._told.update(found)
         return found
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Let all of them write what they were offered, for at most `timeout_s` together."""
-        deadline = time.monotonic() + timeout_s
+    def close(self) -> None:
+        """Let all of them write what they were offered, for at most `CLOSE_S` together."""
+        deadline = time.monotonic() + CLOSE_S
         for feed in self._feeds:
             feed.end()
         for feed in self._feeds:

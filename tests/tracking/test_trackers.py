@@ -17,7 +17,7 @@ from elastic_lm.storage import Storage
 from elastic_lm.tracking import trackers
 from elastic_lm.tracking.folder_lock import FolderLock
 from elastic_lm.tracking.sink import TAGS, Sink
-from elastic_lm.tracking.trackers import Trackers, check_installed, wanted_by
+from elastic_lm.tracking.trackers import check_installed, wanted_by
 from tests.conftest import Fake
 from tests.monitor.story import committed
 from tests.solo import Solo, Unheard, solo_config, without_ray
@@ -88,7 +88,7 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What stands in the place of the trackers, by their keys; what hangs is let go in the end."""
     chosen: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "sink_of", lambda config, key, *, finish_s: chosen[key])
-    monkeypatch.setattr(Trackers.close, "__defaults__", (0.2,))
+    monkeypatch.setattr(trackers, "CLOSE_S", 0.2)
     yield chosen
     for sink in chosen.values():
         if isinstance(sink, Hanging):

@@ -52,7 +52,7 @@ class WandbServer:
             "config": "{}",
             "tags": [],
             "notes": None,
-            "wandbConfig": json.dumps({"t": {"1": []}}),
+            "wandbConfig": json.dumps({"t": {"1": []}}),  # without it a run counts as never begun
         }
         return {"model": {"id": "p", "name": "my-project", "entity": {"id": "e", "name": "me"}, "bucket": told}}
 
