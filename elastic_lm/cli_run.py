@@ -83,15 +83,31 @@ def export(
     out: Annotated[
         str | None, typer.Option(help="FILE.parquet or FILE.csv; else metrics/steps.parquet in the run's folder.")
     ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Fill a tracker in its place: tensorboard or wandb.", metavar="TRACKER")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --to: override a field, e.g. tracking.wandb_project=P.", metavar="A.B=V"),
+    ] = None,
 ) -> None:
     """Write the run's table of steps, for pandas and the like.
 
-    A row for each step, with its loss, time, tokens, workers and so on.
+    A row for each step, with its loss, time, tokens, workers and so on. With --to, write all steps so far into TensorBoard or
+    Weights & Biases as the run's config says; nothing comes to be there twice.
     """
     with told_errors():
         from elastic_lm.run import Run
 
-        say(Run.open(run).export(out))
+        if to is None:
+            if set_:
+                raise ConfigError("--set changes where --to TRACKER writes; give both, or neither")
+            say(Run.open(run).export(out))
+        else:
+            if out is not None:
+                raise ConfigError("--out names a file for the table, and --to a tracker; give one of the two")
+            Run.open(run).refill(to, set_ or ())
+            say(f"Filled {to}.")
 
 
 @app.command()

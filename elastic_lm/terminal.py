@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup, TyperOption
 
-from elastic_lm.errors import ClusterError, DataError, ElasticLMError, NotFoundError, StorageError
+from elastic_lm.errors import ClusterError, DataError, ElasticLMError, NotFoundError, StorageError, TrackingError
 
 
 class Exit(IntEnum):
@@ -29,7 +29,7 @@ class Exit(IntEnum):
     FAILED = 1, "the run failed: a bug, a poisoned step, a coordinator that failed again and again"
     USAGE = 2, "a config, an argument or a checkpoint does not fit, or is not there"
     DATA = 3, "a corpus that must not be trained on"
-    UNAVAILABLE = 4, "storage or the cluster gave no access or no answer"
+    UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer"
     STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
 
 
@@ -73,7 +73,7 @@ def told_errors() -> Iterator[None]:
 def _code_of(error: ElasticLMError) -> Exit:
     if isinstance(error, DataError):
         return Exit.DATA
-    if isinstance(error, (StorageError, ClusterError)) and not isinstance(error, NotFoundError):
+    if isinstance(error, (StorageError, ClusterError, TrackingError)) and not isinstance(error, NotFoundError):
         return Exit.UNAVAILABLE
     return Exit.USAGE
 

@@ -37,6 +37,9 @@ ALLOWED = {
         "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
         "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
+    "elastic_lm.tracking": {
+        "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.table",
+    },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",
         "elastic_lm.engine.spec", "elastic_lm.model.presets", "elastic_lm.model.spec",
@@ -73,7 +76,7 @@ ALLOWED = {
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.runtime.remote",
-        "elastic_lm.storage",
+        "elastic_lm.storage", "elastic_lm.tracking",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),
@@ -192,6 +195,7 @@ except SystemExit as end:
         ("from elastic_lm import Run, RunStatus", ("ray", "torch", "numpy", "pyarrow")),
         ("import elastic_lm.config_template, elastic_lm.config_schema, elastic_lm.estimate", ("ray", "torch", "numpy")),
         ("import elastic_lm.control.controller, elastic_lm.monitor.exporter", ("ray", "torch", "pydantic", "s3fs")),
+        ("import elastic_lm.tracking.trackers", ("ray", "torch", "tensorboardX", "wandb", "pyarrow")),
         ("import elastic_lm.data.prepare, elastic_lm.events.log", ("ray", "torch", "pydantic", "s3fs")),
         # A worker shows a sign of life before it imports torch, and a reader never does.
         ("import elastic_lm.runtime.reader, elastic_lm.runtime.worker", ("torch",)),
@@ -203,9 +207,10 @@ except SystemExit as end:
         "a run",
         "what is made of configs",
         "control and monitor",
+        "trackers",
         "data and events",
         "a worker's start",
-    ],  # fmt: skip
+    ],
 )
 def test_import_is_as_light_as_it_says(statement: str, names: tuple[str, ...]) -> None:
     assert loaded_after(statement, *names) == []
