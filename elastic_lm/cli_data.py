@@ -334,18 +334,20 @@ def _blocks(manifest: Manifest) -> str:
 
 
 def _sources(summary: Summary) -> Iterator[str]:
+    """A table of the sources, the largest numbers aligned."""
     total = summary.total.tokens
-    yield f"{'weight':>8}{'documents':>15}{'tokens':>19}{'share':>8}  source"
+    rows = [("weight", "documents", "tokens", "share", "source")]
     for address, weight, figures in summary.sources[:MOST_SOURCES]:
-        yield _source(weight, figures, total) + visible(address)
-    if more := summary.sources[MOST_SOURCES:]:
-        figures = sum((figures for _, _, figures in more), type(summary.total)())
-        yield _source(None, figures, total) + f"{len(more):,} more"
+        rows.append((f"{weight:g}", *_amounts(figures, total), visible(address)))
+    if more := [figures for _, _, figures in summary.sources[MOST_SOURCES:]]:
+        rows.append(("", *_amounts(sum(more[1:], more[0]), total), f"{len(more):,} more"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, [*widths, 0], strict=True))
 
 
-def _source(weight: float | None, figures: Figures, total: int) -> str:
-    told = "" if weight is None else f"{weight:g}"
-    return f"{told:>8}{figures.documents:>15,}{figures.tokens:>19,}{_share(figures.tokens, total):>8}  "
+def _amounts(figures: Figures, total: int) -> tuple[str, str, str]:
+    return f"{figures.documents:,}", f"{figures.tokens:,}", _share(figures.tokens, total)
 
 
 def _share(part: int, whole: int) -> str:

@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "elastic_lm.monitor": {
         "prometheus_client", "grafana_foundation_sdk", "rich", "elastic_lm.__version__", "elastic_lm.errors",
-        "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
+        "elastic_lm.data.progress", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",
