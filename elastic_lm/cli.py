@@ -45,18 +45,19 @@ def _about() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[
-        list[str], typer.Argument(help="Files, folders, patterns, s3://; a weight behind =.", metavar="SOURCE[=WEIGHT]")
-    ],
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, patterns, s3://.", metavar="SOURCE[=W]")],
     out: Annotated[str, typer.Option(help="Where tokens go: a folder or s3://.")],
-    vocab_size: Annotated[int, typer.Option(help="Entries of the tokenizer that is trained.")] = 16_384,
+    vocab_size: Annotated[int, typer.Option(help="Size of the trained vocabulary.")] = 16_384,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of documents kept from training.")] = 0.005,
+    held_out: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.005,
     text_column: Annotated[str, typer.Option(help="Of .jsonl and .parquet.")] = "text",
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; else by the corpus's size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
-    """Turn text into verified shards of tokens; again, it goes on where it was."""
+    """Turn text into verified shards of tokens. Again, it goes on where it was.
+
+    A number W behind a source is its weight: how often its documents occur in an epoch. See docs/data.md.
+    """
     with told_errors():
         from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
