@@ -27,12 +27,11 @@ from elastic_lm.data.manifest import Block, Manifest
 from elastic_lm.data.parts import Part, is_held_out
 from elastic_lm.data.plain import Text
 from elastic_lm.data.prepare import PrepareOptions, plan, prepare
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import AccessDeniedError, ConfigError, DataError, ElasticLMError
 from elastic_lm.storage import Storage
-from tests.data.corpora import identity, small_corpus, texts
+from tests.data.corpora import find_chunks, identity, small_corpus, texts
 
 OPTIONS = PrepareOptions(vocab_size=261, block_tokens=65, held_out=0.0)
 

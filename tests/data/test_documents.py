@@ -16,9 +16,9 @@ from elastic_lm.data import documents as documents_module
 from elastic_lm.data import plain
 from elastic_lm.data.documents import Chunk, Document, File
 from elastic_lm.data.plain import Lines
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
+from tests.data.corpora import find_chunks
 
 CHARACTERS = st.characters(codec="utf-8")
 TEXTS = st.lists(st.text(CHARACTERS, max_size=40), max_size=12)
