@@ -300,3 +300,15 @@ def test_stream_that_takes_nothing_changes_no_exit_code(stream: str, kind: str, 
         os.close(write)
     assert done.returncode == (command.Exit.DONE if stream == "stdout" else command.Exit.USAGE)
     assert not getattr(done, other)
+
+
+def test_preparation_whose_output_nobody_takes_ends_with_its_corpus(tmp_path: Path) -> None:
+    source, out = write_lines(tmp_path / "text.jsonl", texts(50)), f"{tmp_path}/tokens"
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = process("prepare", source, "--out", out, "--vocab-size", "261", "--local", stdout=write, stderr=-1)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (command.Exit.DONE, "")
+    assert Manifest.load(Storage.open(out)).num_tokens > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -221,6 +222,13 @@ def test_block_size_follows_the_corpus(num_tokens: int, dtype: str, expected: in
 def test_impossible_options_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         PrepareOptions(**fields)  # type: ignore[arg-type]
+
+
+def test_corpus_holds_the_files_that_the_documentation_names(tmp_path: Path) -> None:
+    block = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("CORPUS/\n")[2].partition("```")[0]
+    named = {re.sub(r"-[0-9a-f…]+\.", "-HASH.", line.split()[0]) for line in block.splitlines()} - {"parts/"}
+    out, _ = small_corpus(tmp_path)
+    assert {re.sub(r"-[0-9a-f]{16}\.", "-HASH.", path) for path in out.list()} == named
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
