@@ -7,6 +7,8 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,7 +16,16 @@ import typer
 
 from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
-from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_errors
+from elastic_lm.terminal import (
+    CommandGroup,
+    Exit,
+    deliver,
+    give_up_unsaid,
+    open_closed_streams,
+    say,
+    say_undelivered,
+    told_errors,
+)
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -157,7 +168,7 @@ def _end(result: RunResult) -> NoReturn:
 @app.command()
 def version() -> None:
     """Print the version."""
-    say(__version__)
+    deliver(__version__)
 
 
 def _folder(address: str) -> Storage:
@@ -172,8 +183,14 @@ def _folder(address: str) -> Storage:
 
 def main() -> None:
     """Entry point of the `elastic-lm` command."""
+    open_closed_streams()
     try:
         app(prog_name=PROGRAM)
+    except OSError as error:  # of a help: typer prints it itself
+        if error.errno != errno.ENOSPC:
+            raise
+        say_undelivered(error)
+        sys.exit(Exit.UNAVAILABLE)
     finally:
         give_up_unsaid()
 

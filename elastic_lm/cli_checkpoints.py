@@ -10,7 +10,7 @@ import typer
 
 from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError, DataError
-from elastic_lm.terminal import say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.checkpoint.registry import Found
@@ -28,11 +28,11 @@ def list_(run: cli_run.RunName, as_json: Annotated[bool, typer.Option("--json", 
         folder = _folder(run)
         found = registry.found(folder)
     if as_json:
-        say(json.dumps([asdict(checkpoint) for checkpoint in found], indent=1))
+        deliver(json.dumps([asdict(checkpoint) for checkpoint in found], indent=1))
     elif not found:
         say(f"{folder.url} has no checkpoint.")
     else:
-        say("\n".join(map(_row, found)))
+        deliver("\n".join(map(_row, found)))
 
 
 @app.command()

@@ -16,7 +16,7 @@ import typer
 
 from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError
-from elastic_lm.terminal import say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -42,9 +42,9 @@ def show(
         values = config.model_dump(mode="json", exclude_defaults=changed)
         derived = _derived(config)
     if as_json:
-        say(json.dumps({"config": values, "derived": derived}, indent=1))
+        deliver(json.dumps({"config": values, "derived": derived}, indent=1))
     else:
-        say("\n".join([config_text.dump(values), "# What follows from it:", *_rows(derived)]))
+        deliver("\n".join([config_text.dump(values), "# What follows from it:", *_rows(derived)]))
 
 
 @app.command()
@@ -70,7 +70,7 @@ def schema() -> None:
     """
     from elastic_lm.config_schema import schema as of_configs
 
-    say(json.dumps(of_configs(), indent=1))
+    deliver(json.dumps(of_configs(), indent=1))
 
 
 def init(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elastic_lm.errors import ConfigError, NotFoundError, StorageError
-from elastic_lm.terminal import say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors, visible
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -51,7 +51,7 @@ def info(corpus: Corpus, as_json: AsJson = False) -> None:
         found = _find(corpus)
         summary = Summary.load(found.storage, found.manifest)
         told = json.dumps(facts(found.storage, found.manifest, summary)) if as_json else None
-    say(told or describe(found.storage, found.manifest, summary))
+    deliver(told or describe(found.storage, found.manifest, summary))
 
 
 @app.command()
@@ -92,7 +92,7 @@ def show(
         tell = _Teller(ids=ids, full=full)
         for wanted in ranges:
             if as_json:
-                say(json.dumps(_as_json(wanted, passages, ids=ids)))
+                deliver(json.dumps(_as_json(wanted, passages, ids=ids)))
             else:
                 tell.range(wanted, passages)
         if not passages.has_origins and not as_json:
@@ -244,13 +244,7 @@ class _Teller:
         told = Text(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
         if cut:
             told.truncate(self._width, overflow="ellipsis" if self._encoding.lower().startswith("utf") else "crop")
-        say(told.plain)
-
-
-def visible(text: str, *, line_breaks: bool = False) -> str:
-    """Text without a character that a terminal would act on: as escapes of Python. `line_breaks`: newlines stay."""
-    kept = {"\n"} if line_breaks else set()
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+        deliver(told.plain)
 
 
 def _title(wanted: Range) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from elastic_lm import completion
 from elastic_lm.errors import ConfigError, StorageError
-from elastic_lm.terminal import Exit, say, told_errors
+from elastic_lm.terminal import Exit, deliver, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.doctor import Check
@@ -55,9 +55,9 @@ def doctor(
         for check in examine(config, url):
             found.append(check)
             if not as_json:
-                say(describe(check))
+                deliver(describe(check))
     if as_json:
-        say(json.dumps([asdict(check) for check in found], indent=1))
+        deliver(json.dumps([asdict(check) for check in found], indent=1))
     if failed(found):
         raise typer.Exit(Exit.UNAVAILABLE)
 

@@ -21,7 +21,7 @@ import typer
 
 from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError, DataError, StorageError
-from elastic_lm.terminal import bytes_told, say, told_errors
+from elastic_lm.terminal import bytes_told, deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.config import BatchConfig, RunConfig
@@ -58,7 +58,7 @@ def estimate(
         spec = run.engine_spec(vocab_size or _vocab_size_of(run)).model
         rate, source = (tokens_per_second, "as given") if tokens_per_second else logged_rate(run)
         found = Estimate.of(run, sizes_of(spec, run), rate)
-    say(json.dumps(asdict(found), indent=1) if as_json else describe(found, run, source))
+    deliver(json.dumps(asdict(found), indent=1) if as_json else describe(found, run, source))
 
 
 def dry_run(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from elastic_lm import completion
 from elastic_lm.errors import ConfigError
-from elastic_lm.terminal import say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors, visible
 
 app = typer.Typer()
 RunName = Annotated[
@@ -42,9 +42,9 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="F
 
         facts = asdict(Run.open(run).status())
     if as_json:
-        say(json.dumps(facts))
+        deliver(json.dumps(facts))
     else:
-        say(
+        deliver(
             "\n".join(
                 f"{name.replace('_', ' '):>14}  {_told(value)}" for name, value in facts.items() if value is not None
             )
@@ -62,7 +62,7 @@ def logs(
 
         for event in Run.open(run).events(follow=follow):
             if (news := news_of(event)) is not None:
-                say(news.text)
+                deliver(visible(news.text, line_breaks=True))
 
 
 @app.command()

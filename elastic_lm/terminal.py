@@ -28,7 +28,7 @@ class Exit(IntEnum):
     DONE = 0, "done"
     FAILED = 1, "the run failed: a bug, a poisoned step, a coordinator that failed again and again"
     USAGE = 2, "a config, an argument or a checkpoint does not fit, or is not there"
-    DATA = 3, "a corpus that must not be trained on"
+    DATA = 3, "a corpus that must not be trained on, or a checkpoint that is damaged"
     UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer"
     STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
 
@@ -46,10 +46,34 @@ class CommandGroup(TyperGroup):
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print; what the stream cannot spell as escapes. A terminal that is gone or a full disk is no reason to stop training."""
-    stream = sys.stdout if file is None else file
-    encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        _print(text, sys.stdout if file is None else file)
+
+
+def deliver(text: str) -> None:
+    """Print what a command is there to print. Where nobody reads on, the command ends at once; a full disk is an error."""
+    try:
+        _print(text, sys.stdout)
+    except BrokenPipeError:
+        raise typer.Exit(Exit.DONE) from None
+    except OSError as error:
+        say_undelivered(error)
+        raise typer.Exit(Exit.UNAVAILABLE) from None
+
+
+def say_undelivered(error: OSError) -> None:
+    say(f"elastic-lm: the output could not be written: {error.strerror}; what is there of it is not all", sys.stderr)
+
+
+def visible(text: str, *, line_breaks: bool = False) -> str:
+    """Text without a character that a terminal would act on: as escapes of Python. `line_breaks`: newlines stay."""
+    kept = {"\n"} if line_breaks else set()
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def bytes_told(size_bytes: float) -> str:
@@ -66,7 +90,7 @@ def told_errors() -> Iterator[None]:
     try:
         yield
     except ElasticLMError as error:
-        say(f"elastic-lm: {error}", sys.stderr)
+        say(visible(f"elastic-lm: {error}", line_breaks=True), sys.stderr)
         raise typer.Exit(_code_of(error)) from None
 
 
@@ -76,6 +100,13 @@ def _code_of(error: ElasticLMError) -> Exit:
     if isinstance(error, (StorageError, ClusterError, TrackingError)) and not isinstance(error, NotFoundError):
         return Exit.UNAVAILABLE
     return Exit.USAGE
+
+
+def open_closed_streams() -> None:
+    """Python has None for a stream that was closed before it began, on which half of all libraries stumble."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def give_up_unsaid() -> None:

@@ -296,8 +296,34 @@ def test_process_ends_with_the_code_and_no_traceback(tmp_path: Path) -> None:
     assert done.stderr.startswith("elastic-lm: cannot read the config") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-@pytest.mark.parametrize("kind", ["closed pipe", "full device"])
+@pytest.mark.parametrize("arguments", [["version"], ["config", "schema"], ["--help"], ["data", "show", "--help"]])
+def test_output_that_a_full_disk_does_not_take_is_an_error(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = process(*arguments, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == command.Exit.UNAVAILABLE
+    assert done.stderr.startswith("elastic-lm: the output could not be written: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["version"], 0), (["data", "info", "absent"], 2), (["absent"], 2), ([], 2)], ids=str
+)
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["stdin", "stdout", "stderr"])
+def test_stream_that_was_closed_before_changes_no_exit_code(arguments: list[str], code: int, number: int) -> None:
+    done = process(*arguments, preexec_fn=lambda: os.close(number), stderr=None if number == 2 else subprocess.PIPE)
+    assert done.returncode == code
+    assert "Traceback" not in (done.stderr or "")
+
+
+def test_nothing_that_a_terminal_acts_on_gets_into_a_message() -> None:
+    told = run("data", "info", "no\x1b[31mthing")
+    assert told.exit_code == command.Exit.USAGE
+    assert "\x1b" not in told.stderr and "no\\x1b[31mthing" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind"), [("stdout", "closed pipe"), ("stderr", "closed pipe"), ("stderr", "full device")]
+)
 def test_stream_that_takes_nothing_changes_no_exit_code(stream: str, kind: str, tmp_path: Path) -> None:
     if kind == "closed pipe":
         read, write = os.pipe()

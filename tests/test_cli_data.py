@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from elastic_lm import RunConfig, cli_data
+from elastic_lm import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import LocalTokens, read_block
 from elastic_lm.storage import Storage
-from elastic_lm.terminal import Exit, say
+from elastic_lm.terminal import Exit, say, visible
 from tests.data.corpora import small_corpus, texts, write_lines
 from tests.data.test_formats import write_table
 from tests.test_cli import run, write_config
@@ -334,6 +334,6 @@ def test_corpus_on_s3_is_shown(s3_url: str, tmp_path: Path) -> None:
 
 
 def test_visible_text_leaves_printable_characters_as_they_are() -> None:
-    assert cli_data.visible("a\\b é 日本 😀\u00a0") == "a\\b é 日本 😀\\xa0"
-    assert cli_data.visible("a\r\nb") == "a\\r\\nb"
-    assert cli_data.visible("a\r\nb", line_breaks=True) == "a\\r\nb"
+    assert visible("a\\b é 日本 😀\u00a0") == "a\\b é 日本 😀\\xa0"
+    assert visible("a\r\nb") == "a\\r\\nb"
+    assert visible("a\r\nb", line_breaks=True) == "a\\r\nb"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from elastic_lm.storage import Storage
 from tests.conftest import Fake
 from tests.monitor.story import at, committed, lost, reformed
 from tests.monitor.test_history import begun, finished, granted
-from tests.test_cli import run, write_config
+from tests.test_cli import process, run, write_config
 
 
 def write_log(folder: Path, *events: Event) -> str:
@@ -77,6 +79,17 @@ def test_followed_logs_end_with_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert told.stdout.splitlines() == [
         "0:00:00  run_started happened.", "0:00:05  member_lost happened.", "0:00:06  run_finished happened.",
     ]  # fmt: skip
+
+
+def test_followed_logs_end_when_nobody_reads_them(tmp_path: Path) -> None:
+    url = write_log(tmp_path, begun())  # and no end
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = process("logs", "-f", url, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_report_goes_to_the_run_or_to_a_file(tmp_path: Path) -> None:
