@@ -143,7 +143,10 @@ class Control:
                 if member_id in self._members:
                     self._members[member_id].lost_connection_at = None
             case ev.Saved():
-                if self._saving.ended(event, now):
+                if self._saving.share_ended(event):
+                    self._decide(now)
+            case ev.Published():
+                if self._saving.published(event, now):
                     self._decide(now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
