@@ -224,7 +224,7 @@ class Coordinator:
     def _grant(self, lease: Lease) -> None:
         self._close_store()
         rendezvous = None
-        if lease.world_size > 1:
+        if lease.world_size > 1 and lease.continues is None:
             self._store = RendezvousStore(self._host)
             rendezvous = self._store.rendezvous
         self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=self._recorder.logged_step))

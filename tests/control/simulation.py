@@ -29,7 +29,6 @@ UNRULY_S = 0.05  # how much later than usual a message may come in an unruly clu
 RECONNECT_S = 0.02
 START_S = 1_000.0  # monotonic clocks do not begin at 0
 WORKING = (Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-AGREED = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Process:
         self.content = 0  # stands for the bits of the state
 
         self.session: Session | None = None
+        self.kept: Generation | None = None  # whose group it has not let go of
         self.generation: Generation | None = None
         self.phase = Phase.STARTING
         self.progress = 0
@@ -239,6 +239,11 @@ class Process:
     def _form(self) -> None:
         session = self.session
         assert session is not None
+        kept, self.kept = self.kept, None
+        if session.lease.continues is not None:
+            assert kept == session.lease.continues, f"{self} is to go on in {session.lease.continues} and has {kept}"
+            self._train(session)
+            return
         if self._is_fenced():
             self._leave(LeaseEnd.FENCED)
             return
@@ -356,7 +361,8 @@ class Process:
         session = self.session
         assert session is not None
         self.session, self.phase = None, Phase.WAITING
-        if end not in AGREED:
+        self.kept = session.lease.generation if end.agreed else None
+        if not end.agreed:
             self.cluster.break_session(session)
         at_step = None if error is None else self.next_step
         self.say(

@@ -259,6 +259,53 @@ def test_reform_for_a_joiner_is_told_when_work_begins() -> None:
     assert event.fields["lost_s"] == pytest.approx(0.25)
 
 
+# -- the same members go on --------------------------------------------------------------------------------------------
+
+
+def test_lease_that_all_complete_is_continued_in_its_group() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    first = run.lease.generation
+    run.report("w0", 10)
+    run.report("w1", 10)
+    assert run.lease.continues == first
+    second = run.lease.generation
+    run.report("w0", 20)
+    run.report("w1", 20)
+    assert (run.lease.continues, run.lease.generation > second > first) == (second, True)
+
+
+def test_lease_that_a_vote_ended_is_continued_in_its_group() -> None:
+    run = Run(max_workers=3).training("w0", "w1")
+    first = run.lease.generation
+    run.tell(ev.DrainRequested(member_id="w2"))  # it only starts
+    run.ready("w3")
+    run.wait(run.spec.join_batch_s, beating="w0 w1")
+    run.dies("w3")
+    run.report("w0", 4, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 4, LeaseEnd.ENDED_EARLY)
+    assert run.lease.continues == first
+
+
+@pytest.mark.parametrize("end", [LeaseEnd.FENCED, LeaseEnd.BROKEN, LeaseEnd.RAISED])
+def test_lease_that_one_left_in_disagreement_is_not_continued(end: LeaseEnd) -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10, end, error="x", error_step=9)
+    assert run.lease.members == ("w0", "w1")
+    assert run.lease.continues is None
+
+
+def test_others_than_before_do_not_continue() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1", "w2")
+    for member_id in ("w0", "w1", "w2"):
+        run.report(member_id, 10)
+    run.dies("w2")
+    run.report("w0", 10, LeaseEnd.FENCED)
+    run.report("w1", 10, LeaseEnd.FENCED)
+    assert run.lease.members == ("w0", "w1")
+    assert run.lease.continues is None
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
