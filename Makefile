@@ -55,6 +55,7 @@ bench: env
 # The documents that are generated; a test fails when they are out of date.
 docs: env
 	$(BIN)/python -m elastic_lm.monitor.metrics > docs/metrics.md
+	$(BIN)/python -m elastic_lm.cli_reference > docs/commands.md
 	$(BIN)/python -m elastic_lm.monitor.table > docs/steps.md
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_checkpoints, cli_config, cli_estimate, cli_run
+from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
-from elastic_lm.terminal import Exit, give_up_unsaid, say, told_errors
+from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -23,21 +23,32 @@ if TYPE_CHECKING:
 
 OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+PROGRAM = "elastic-lm"  # also where it is started by `python -m`
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=f"Completion in your shell: {PROGRAM} --install-completion",
+)
 app.command()(cli_config.init)
 app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
+app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_estimate.app)
+app.add_typer(cli_doctor.app)
+
+ABOUT = f"""Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
+
+Exit codes: {"; ".join(f"{code.value} {code.meaning}" for code in Exit)}.
+"""
 
 
-@app.callback()
+@app.callback(help=ABOUT)
 def _about() -> None:
-    """Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
-
-    Exit codes: 0 done; 1 the run failed; 2 a config, argument or checkpoint does not fit; 3 bad data; 4 storage or cluster
-    unavailable; 5 stopped on request with a checkpoint (the same command goes on).
-    """
+    pass
 
 
 @app.command()
@@ -54,7 +65,10 @@ def prepare(
     block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
-    """Turn text into verified shards of tokens. Run again, it goes on where it was."""
+    """Turn text into verified shards of tokens.
+
+    Text is .txt .md .py .jsonl .parquet and the like, .gz and .zst around them. Run again, it goes on where it was.
+    """
     with told_errors():
         from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
@@ -85,11 +99,14 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
+    config: cli_run.RunFile,
     set_: cli_run.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; start nothing.")] = False,
 ) -> None:
-    """Train a run to its end. Resumes the run of that name from its newest checkpoint if there is one."""
+    """Train a run to its end.
+
+    Resumes the run of that name from its newest checkpoint if there is one.
+    """
     with told_errors():
         from elastic_lm.config import RunConfig
 
@@ -103,7 +120,10 @@ def train(
 
 @app.command()
 def resume(run: cli_run.RunName, set_: cli_run.Overrides = None) -> None:
-    """Go on with a run as it was last trained, from its newest checkpoint."""
+    """Go on with a run from its newest checkpoint.
+
+    With the config that it was last trained with.
+    """
     with told_errors():
         from elastic_lm.run import Run
 
@@ -142,7 +162,7 @@ def _folder(address: str) -> Storage:
 def main() -> None:
     """Entry point of the `elastic-lm` command."""
     try:
-        app()
+        app(prog_name=PROGRAM)
     finally:
         give_up_unsaid()
 

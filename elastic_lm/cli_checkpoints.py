@@ -77,7 +77,10 @@ def prune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Delete old checkpoints, and what unfinished or damaged ones have left."""
+    """Delete old checkpoints, and what unfinished ones have left.
+
+    What damaged ones have left goes, too.
+    """
     with told_errors():
         from elastic_lm.checkpoint import registry
 

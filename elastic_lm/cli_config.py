@@ -49,7 +49,7 @@ def show(
 
 @app.command()
 def validate(
-    file: Annotated[str, typer.Argument(help="A run's YAML file.", metavar="RUN.YAML")],
+    file: cli_run.RunFile,
     set_: cli_run.Overrides = None,
 ) -> None:
     """Check a config and tell all of its mistakes."""
@@ -64,11 +64,9 @@ def validate(
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 
-    Store it (`elastic-lm config schema > run.schema.json`) and begin a config with the line
-
-    # yaml-language-server: $schema=run.schema.json
-
-    Editors with the YAML language server then complete names, show meanings and mark mistakes.
+    Store it with `elastic-lm config schema > run.schema.json`, and begin a config with the line
+    `# yaml-language-server: $schema=run.schema.json`. Editors with the YAML language server then complete names, show
+    meanings and mark mistakes.
     """
     from elastic_lm.config_schema import schema as of_configs
 

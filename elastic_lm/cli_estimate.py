@@ -21,7 +21,7 @@ import typer
 
 from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError, DataError, StorageError
-from elastic_lm.terminal import say, told_errors
+from elastic_lm.terminal import bytes_told, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.config import BatchConfig, RunConfig
@@ -38,7 +38,7 @@ app = typer.Typer()
 
 @app.command()
 def estimate(
-    config: Annotated[str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML")],
+    config: cli_run.RunFile,
     set_: cli_run.Overrides = None,
     tokens_per_second: Annotated[float | None, typer.Option(help="What one worker trains, for the hours.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Of the corpus, where there is none yet.")] = None,
@@ -55,7 +55,7 @@ def estimate(
 
         _check_options(tokens_per_second, vocab_size)
         run = RunConfig.load(config, set_ or ())
-        spec = run.engine_spec(vocab_size or _vocab_size(run)).model
+        spec = run.engine_spec(vocab_size or _vocabbytes_told(run)).model
         rate, source = (tokens_per_second, "as given") if tokens_per_second else logged_rate(run)
         found = Estimate.of(run, sizes_of(spec, run), rate)
     say(json.dumps(asdict(found), indent=1) if as_json else describe(found, run, source))
@@ -91,7 +91,7 @@ def sizes_of(spec: ModelSpec | FactorySpec, config: RunConfig) -> Model:
         return Model.of(spec, config.batch.sequence_length)
     from elastic_lm.engine.build import count_parameters
 
-    with _modules_of_this_folder():
+    with _modules_of_this_folder(), contextlib.redirect_stdout(sys.stderr):  # what it prints is not part of the answer
         return Model(count_parameters(spec))
 
 
@@ -124,7 +124,7 @@ def _check_options(tokens_per_second: float | None, vocab_size: int | None) -> N
         raise ConfigError(f"--vocab-size {vocab_size} is no size of a vocabulary; 16384 is usual for a first corpus")
 
 
-def _vocab_size(config: RunConfig) -> int:
+def _vocabbytes_told(config: RunConfig) -> int:
     """What the config or the corpus says.    Raises: DataError with what to do when there is no corpus yet."""
     from elastic_lm.data.manifest import Manifest
     from elastic_lm.storage import Storage
@@ -178,14 +178,19 @@ def _facts(found: Estimate, config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "training FLOPs", f"{found.training_flops:.3g}, {found.flops_per_token:,} per token"
     yield "worker's memory", f"{_memory(found)}. Not counted: activations, libraries"
     kept = f"{found.checkpoints_kept} {'is' if found.checkpoints_kept == 1 else 'are'} kept"
-    yield "checkpoint", f"{_size(found.checkpoint_bytes)}, {kept}; as much more memory in the worker that saves one"
+    yield (
+        "checkpoint",
+        f"{bytes_told(found.checkpoint_bytes)}, {kept}; as much more memory in the worker that saves one",
+    )
 
 
 def _memory(found: Estimate) -> str:
     parts = found.bytes_per_worker
     if len(parts) == 1:
-        return f"{_size(sum(parts.values()))} as measured"
-    return f"{_size(sum(parts.values()))}: {', '.join(f'{name} {_size(size)}' for name, size in parts.items())}"
+        return f"{bytes_told(sum(parts.values()))} as measured"
+    return (
+        f"{bytes_told(sum(parts.values()))}: {', '.join(f'{name} {bytes_told(size)}' for name, size in parts.items())}"
+    )
 
 
 def _table(found: Estimate) -> Iterator[str]:
@@ -199,10 +204,10 @@ def _table(found: Estimate) -> Iterator[str]:
 
 def _advice(found: Estimate, config: RunConfig) -> Iterator[str]:
     batch = config.batch
-    yield (
-        f"Efficiency is M / (N x ceil(M / N)) for M = {batch.micro_batches} micro-batches and N workers: worst "
-        f"{found.worst_efficiency:.0%} with {found.worst_workers}, {found.mean_efficiency:.0%} in the mean."
-    )
+    reached = f"worst {found.worst_efficiency:.0%} with {found.worst_workers}, {found.mean_efficiency:.0%} in the mean"
+    if found.worst_efficiency == 1:
+        reached = "all of them divide evenly"
+    yield f"Efficiency is M / (N x ceil(M / N)) for M = {batch.micro_batches} micro-batches and N workers: {reached}."
     for suggestion in found.suggestions:
         yield f"Better: {_suggested(suggestion, batch)}"
     if found.suggestions:
@@ -232,10 +237,3 @@ def _hours(found: Estimate, rate_source: str) -> str:
 def _number(value: float) -> str:
     """Three digits that tell something, or more before the point."""
     return f"{value:#.3g}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def _size(size_bytes: float) -> str:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:,.1f} {unit}"
-    return f"{size_bytes / 1e3:,.1f} kB"

@@ -12,19 +12,31 @@ from typing import Annotated, Any
 
 import typer
 
+from elastic_lm import completion
 from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import say, told_errors
 
 app = typer.Typer()
 RunName = Annotated[
-    str, typer.Argument(help="RUN.YAML, the run's address (STORAGE/runs/NAME), or its name.", metavar="RUN")
+    str,
+    typer.Argument(
+        help="RUN.YAML, the run's address (STORAGE/runs/NAME), or its name.",
+        metavar="RUN",
+        autocompletion=completion.runs,
+    ),
+]
+RunFile = Annotated[
+    str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML", autocompletion=completion.configs)
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
 
 
 @app.command()
 def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """How a run is doing, by its log: from any machine that sees its storage."""
+    """Tell how a run is doing, by its log.
+
+    From any machine that sees its storage.
+    """
     with told_errors():
         from elastic_lm.run import Run
 
@@ -43,7 +55,7 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="F
 def logs(
     run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has finished.")] = False
 ) -> None:
-    """What happened in a run, a line each."""
+    """Tell what happened in a run, a line each."""
     with told_errors():
         from elastic_lm.monitor.progress import news_of
         from elastic_lm.run import Run
@@ -58,7 +70,7 @@ def report(
     run: RunName,
     out: Annotated[str | None, typer.Option(help="A file to write; else report.html in the run's folder.")] = None,
 ) -> None:
-    """Write the run's report: one HTML file that needs nothing else."""
+    """Write the run's report, an HTML file that stands alone."""
     with told_errors():
         from elastic_lm.run import Run
 
@@ -71,19 +83,41 @@ def export(
     out: Annotated[
         str | None, typer.Option(help="FILE.parquet or FILE.csv; else metrics/steps.parquet in the run's folder.")
     ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Fill a tracker in its place: tensorboard or wandb.", metavar="TRACKER")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --to: override a field, e.g. tracking.wandb_project=P.", metavar="A.B=V"),
+    ] = None,
 ) -> None:
-    """Write the run's table of steps: a row for each, with its loss, time, tokens, workers and so on."""
+    """Write the run's table of steps, for pandas and the like.
+
+    A row for each step, with its loss, time, tokens, workers and so on. With --to, write all steps so far into TensorBoard or
+    Weights & Biases as the run's config says; nothing comes to be there twice.
+    """
     with told_errors():
         from elastic_lm.run import Run
 
-        say(Run.open(run).export(out))
+        if to is None:
+            if set_:
+                raise ConfigError("--set changes where --to TRACKER writes; give both, or neither")
+            say(Run.open(run).export(out))
+        else:
+            if out is not None:
+                raise ConfigError("--out names a file for the table, and --to a tracker; give one of the two")
+            Run.open(run).refill(to, set_ or ())
+            say(f"Filled {to}.")
 
 
 @app.command()
 def scale(
     run: RunName, workers: Annotated[str, typer.Option(help="How many: MIN..MAX, or one number.", metavar="MIN..MAX")]
 ) -> None:
-    """Change how many workers a run wants. They come and leave between two steps."""
+    """Change how many workers a run wants.
+
+    They come and leave between two steps.
+    """
     with told_errors():
         from elastic_lm.run import Run
 
@@ -94,7 +128,10 @@ def scale(
 
 @app.command()
 def stop(run: RunName) -> None:
-    """Stop a run after its running step, with a checkpoint. The command that trained it goes on."""
+    """Stop a run after its running step, with a checkpoint.
+
+    The command that trained it goes on from there.
+    """
     with told_errors():
         from elastic_lm.run import Run
 
@@ -106,7 +143,10 @@ def stop(run: RunName) -> None:
 def drain(
     run: RunName, node: Annotated[str, typer.Argument(help="The node's id, or its beginning.", metavar="NODE")]
 ) -> None:
-    """Move a run's workers off a node between two steps, as a preemption notice does. A fault drill."""
+    """Move a run's workers off a node: a fault drill.
+
+    They leave between two steps, as they do on a preemption notice.
+    """
     with told_errors():
         from elastic_lm.run import Run
 

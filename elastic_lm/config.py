@@ -51,6 +51,13 @@ def _storage_address(url: str) -> str:
     return url.rstrip("/")
 
 
+def _local_folder(path: str) -> str:
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme != "file":
+        raise ValueError("is no folder of a machine; write /folder or file:///folder")
+    return _storage_address(path).removeprefix("file://")
+
+
 def _import_path(path: str) -> str:
     if path != "causal" and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", path):
         raise ValueError("is not an import path; write package.module:function")
@@ -58,6 +65,7 @@ def _import_path(path: str) -> str:
 
 
 StorageAddress = Annotated[str, AfterValidator(_storage_address)]
+LocalFolder = Annotated[str, AfterValidator(_local_folder)]
 ImportPath = Annotated[str, AfterValidator(_import_path)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
@@ -292,6 +300,21 @@ class MetricsConfig(Part):
     """Time between two lines of progress."""
 
 
+class TrackingConfig(Part):
+    """Copies of the metrics in other tools (docs/tracking.md). Whatever becomes of them, training goes on."""
+
+    tensorboard: bool = False
+    """Write scalars for TensorBoard, to `tensorboard` in the run's folder. Needs elastic-lm[tensorboard]."""
+    wandb_project: str | None = Field(default=None, pattern=r"^[^/\\#?%:]{1,128}$", examples=["my-project"])
+    """Project at Weights & Biases; None: nothing goes there. Needs elastic-lm[wandb], and a key on the head node."""
+    wandb_entity: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,128}$")
+    """User or team there; None: that of the key."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """offline: into files in `wandb` in the run's folder, for `wandb sync`."""
+    folder: LocalFolder | None = Field(default=None, examples=["/data/tracking"])
+    """Where on the head node the files go instead, below the run's name. For runs that are kept in object storage."""
+
+
 class RunConfig(Part):
     """One training run. Build it from a file (`RunConfig.load`) or from parts; either way it is checked whole."""
 
@@ -323,6 +346,8 @@ class RunConfig(Part):
     """Deadlines and limits."""
     metrics: MetricsConfig = MetricsConfig()
     """What watchers get."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Copies of the metrics in other tools."""
     failpoints: tuple[str, ...] = Field(default=(), strict=False, examples=[["w2:optimizer.middle@7=kill"]])
     """Faults to inject, for tests: MEMBER:NAME@STEP=ACTION."""
 
@@ -366,6 +391,17 @@ class RunConfig(Part):
         return config_text.dump(self.model_dump(mode="json"))
 
     # -- what follows from it ----------------------------------------------------------------------------------------
+
+    def order_fields(self) -> dict[str, Any]:
+        """What the order of samples depends on beside the corpus: arguments of `Manifest.order`."""
+        return {
+            "sequence_length": self.batch.sequence_length,
+            "micro_batches": self.batch.micro_batches,
+            "micro_batch_size": self.batch.micro_batch_size,
+            "seed": self.training.seed,
+            "window_blocks": self.data.window_blocks,
+            "skip": self.training.skip,
+        }
 
     @property
     def run_url(self) -> str:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from elastic_lm.config import ModelConfig, RunConfig
 
 SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|api_?key|access_key|credentials?)(_|$)", re.IGNORECASE)
+WANDB_KEY = re.compile(r"[0-9a-f]{40}|wandb_v\d", re.IGNORECASE)
 
 
 def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
     rules = (
-        _check_model, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control, _check_failpoints,
+        _check_model, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control, _check_tracking,
+        _check_failpoints,
     )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
         raise ConfigError("\n".join(broken))
@@ -149,6 +151,33 @@ def _check_control(config: RunConfig) -> Iterator[str]:
             f"control.backoff_base_s={control.backoff_base_s} is more than control.backoff_limit_s="
             f"{control.backoff_limit_s}; use at most {control.backoff_limit_s:g}"
         )
+
+
+def _check_tracking(config: RunConfig) -> Iterator[str]:
+    tracking = config.tracking
+    writes = [
+        field
+        for field, wanted in (
+            ("tensorboard=true", tracking.tensorboard),
+            ("wandb_mode=offline", tracking.wandb_project and tracking.wandb_mode == "offline"),
+        )
+        if wanted
+    ]
+    if writes and tracking.folder is None and not config.storage.startswith("file://"):
+        yield (
+            f"tracking.{writes[0]} writes files, and the run is kept in {config.storage}; set tracking.folder to a folder on "
+            "the head node"
+        )
+    if tracking.wandb_project is None and tracking.wandb_entity is not None:
+        yield (
+            f"tracking.wandb_entity={tracking.wandb_entity} has no effect without tracking.wandb_project; set that, too"
+        )
+    for field in ("wandb_project", "wandb_entity"):
+        if WANDB_KEY.search(getattr(tracking, field) or ""):
+            yield (
+                f"tracking.{field} looks like a key, and the config is stored with the run; name the "
+                f"{field.removeprefix('wandb_')}, and give the key by `wandb login` or WANDB_API_KEY on the head node"
+            )
 
 
 def _check_failpoints(config: RunConfig) -> Iterator[str]:

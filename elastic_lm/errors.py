@@ -36,5 +36,9 @@ class CheckpointError(ElasticLMError):
     """A checkpoint is incomplete, damaged or belongs to another run identity."""
 
 
+class TrackingError(ElasticLMError):
+    """A tracker (TensorBoard, Weights & Biases) did not take what somebody asked to be written there."""
+
+
 class ClusterError(ElasticLMError):
     """The Ray cluster cannot run what was asked."""

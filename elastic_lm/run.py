@@ -1,14 +1,14 @@
 """A run that is there: looked at from its log, reached into through its cluster. The commands and other programs share it.
 
 Invariant: looking needs the run's storage only, from any machine, and changes nothing there but the files that one asks
-for (`report`, `export`). `scale`, `stop` and `drain` need the cluster that trains it.
+for (`report`, `export`, `refill`). `scale`, `stop` and `drain` need the cluster that trains it.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -155,6 +155,17 @@ class Run:
             return table.write(self.name, self.address.folder())
         table.write_file(self.events(), os.fspath(path))
         return os.fspath(path)
+
+    def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
+        """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.
+
+        It goes where the run's config says, with `a.b=value` overrides on top.    Raises: TrackingError, too.
+        """
+        from elastic_lm.tracking import trackers
+
+        if tracker not in trackers.KEYS:
+            raise ConfigError(f"{tracker!r} is no tracker; choose {' or '.join(trackers.KEYS)}")
+        trackers.refill(self.address.stored_config(overrides), tracker, self.events())
 
     # -- reaching into it: each raises ClusterError when there is no cluster, or the run is not trained on it --------------
 

@@ -110,6 +110,10 @@ class Storage:
         """Bytes of the object."""
         return self._do("size", path, lambda backend, name, limit: backend.size(name, limit))
 
+    def modified_s(self, path: str) -> float | None:
+        """Unix time at which the object was stored, by storage's own clock; None where it does not say."""
+        return self._do("modified_s", path, lambda backend, name, limit: backend.modified_s(name, limit))
+
     def list(self, prefix: str = "") -> list[str]:
         """Objects below this folder whose relative path begins with `prefix`, sorted. Empty when nothing is there."""
         folder = prefix.rpartition("/")[0]
@@ -183,6 +187,7 @@ class _Backend(Protocol):
     def write(self, name: str, data: bytes, limit: float) -> None: ...
     def create(self, name: str, data: bytes, limit: float) -> None: ...
     def size(self, name: str, limit: float) -> int: ...
+    def modified_s(self, name: str, limit: float) -> float | None: ...
     def find(self, name: str, limit: float) -> list[str]: ...
     def delete(self, name: str, limit: float) -> None: ...
     def passing(self, error: Exception) -> bool: ...
@@ -212,6 +217,9 @@ class _Files:
 
     def size(self, name: str, limit: float) -> int:
         return self._object(name).stat().st_size
+
+    def modified_s(self, name: str, limit: float) -> float | None:
+        return self._object(name).stat().st_mtime
 
     def find(self, name: str, limit: float) -> list[str]:
         paths = (os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files)
@@ -295,10 +303,11 @@ class _S3:
         self._call(self._fs._pipe_file, name, data, mode="create", limit=limit)
 
     def size(self, name: str, limit: float) -> int:
-        info = self._call(self._fs._info, name, refresh=True, limit=limit)
-        if info["type"] != "file":
-            raise FileNotFoundError(name)
-        return int(info["size"])
+        return int(self._info(name, limit)["size"])
+
+    def modified_s(self, name: str, limit: float) -> float | None:
+        stamp = self._info(name, limit).get("LastModified")
+        return None if stamp is None else stamp.timestamp()
 
     def find(self, name: str, limit: float) -> list[str]:
         # As a prefix with its slash: a sibling whose name merely begins the same is another folder.
@@ -310,6 +319,12 @@ class _S3:
 
     def passing(self, error: Exception) -> bool:
         return True
+
+    def _info(self, name: str, limit: float) -> dict[str, Any]:
+        info: dict[str, Any] = self._call(self._fs._info, name, refresh=True, limit=limit)
+        if info["type"] != "file":
+            raise FileNotFoundError(name)
+        return info
 
     def _call(self, function: Callable[..., Any], *args: Any, limit: float, **kwargs: Any) -> Any:
         import botocore.exceptions  # type: ignore[import-untyped]

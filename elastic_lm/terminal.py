@@ -7,28 +7,57 @@ import os
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
-from elastic_lm.errors import ClusterError, DataError, ElasticLMError, NotFoundError, StorageError
+from elastic_lm.errors import ClusterError, DataError, ElasticLMError, NotFoundError, StorageError, TrackingError
 
 
 class Exit(IntEnum):
-    """Exit codes."""
+    """Exit codes, each with its meaning. `--help` and docs/commands.md are made of it."""
 
-    DONE = 0
-    FAILED = 1  # a bug: the same exception twice, a poisoned step, a coordinator that failed again and again
-    USAGE = 2  # a config, an argument or a checkpoint that does not fit, or is not there
-    DATA = 3  # a corpus that must not be trained on
-    UNAVAILABLE = 4  # storage or the cluster gave no access or no answer
-    STOPPED = 5  # stopped on request, with a checkpoint: the same command goes on
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Exit:
+        member = int.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
+
+    DONE = 0, "done"
+    FAILED = 1, "the run failed: a bug, a poisoned step, a coordinator that failed again and again"
+    USAGE = 2, "a config, an argument or a checkpoint does not fit, or is not there"
+    DATA = 3, "a corpus that must not be trained on"
+    UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer"
+    STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose help does not list the two options for shell completion: it says in a sentence how to get it."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and param.name in ("install_completion", "show_completion"):
+                param.hidden = True
+        return params
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print. A terminal that is gone or a full disk behind it is no reason to stop training."""
+    """Print; what the stream cannot spell as escapes. A terminal that is gone or a full disk is no reason to stop training."""
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=file, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def bytes_told(size_bytes: float) -> str:
+    """A size for people, in decimal units."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
+    return f"{size_bytes / 1e3:,.1f} kB"
 
 
 @contextlib.contextmanager
@@ -44,7 +73,7 @@ def told_errors() -> Iterator[None]:
 def _code_of(error: ElasticLMError) -> Exit:
     if isinstance(error, DataError):
         return Exit.DATA
-    if isinstance(error, (StorageError, ClusterError)) and not isinstance(error, NotFoundError):
+    if isinstance(error, (StorageError, ClusterError, TrackingError)) and not isinstance(error, NotFoundError):
         return Exit.UNAVAILABLE
     return Exit.USAGE
 

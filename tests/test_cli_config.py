@@ -192,6 +192,7 @@ NOT_IN_THE_SCHEMA = {
     "model.preset",
     "model.factory",
     "objective.name",
+    "tracking.folder",
     "batch.micro_batch_size",
 }
 

@@ -80,14 +80,15 @@ def test_option_that_is_no_figure_is_refused(option: str, value: str, tmp_path: 
 
 def test_factory_is_found_in_the_folder_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models.py").write_text(
-        "from torch import nn\n\ndef build(vocab_size, max_tokens, width):\n    return nn.Embedding(vocab_size, width)\n"
+        "from torch import nn\n\ndef build(vocab_size, max_tokens, width):\n"
+        "    print('building')\n    return nn.Embedding(vocab_size, width)\n"
     )
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     factory = {"factory": "my_models:build", "args": {"width": 7}}
     done = run("estimate", write_config(tmp_path, model=factory), "--vocab-size", "1000")
     assert done.exit_code == 0, done.stderr
-    assert "parameters  7,000\n" in done.stdout
+    assert "parameters  7,000\n" in done.stdout and "building" not in done.stdout
     assert "not known for a model of your own" in done.stdout
     assert sys.path == path
 

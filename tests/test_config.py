@@ -187,6 +187,12 @@ FIELDS = (
     number("metrics.port", "65536", "should be less than or equal to 65535", "9500"),
     Row("metrics.host", "0", "0", "is not text; put quotes around it", "0.0.0.0", False),
     number("metrics.interval_s", "0", ABOVE_0, "6"),
+    Row("tracking.tensorboard", "1", "1", "is neither true nor false", "true", False),
+    Row("tracking.wandb_project", "a/b", "'a/b'", "should match pattern", "mine", False),
+    Row("tracking.wandb_entity", "a b", "'a b'", "should match pattern", "team", False,
+        ("tracking.wandb_project=mine",)),
+    Row("tracking.wandb_mode", "disabled", "'disabled'", "should be online or offline", "offline", False),
+    Row("tracking.folder", "s3://a/b", "'s3://a/b'", "is no folder of a machine; write /folder", "/tracking", False),
     Row("failpoints", "kill", "'kill'", NO_LIST, "['w1:save@3=kill']", False),
 )  # fmt: skip
 BY_NAME = {row.field: row for row in FIELDS}

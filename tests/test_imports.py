@@ -37,6 +37,9 @@ ALLOWED = {
         "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
         "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
+    "elastic_lm.tracking": {
+        "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.table",
+    },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",
         "elastic_lm.engine.spec", "elastic_lm.model.presets", "elastic_lm.model.spec",
@@ -51,6 +54,14 @@ ALLOWED = {
         "pydantic", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.model.presets",
     },
     "elastic_lm.estimate": {"elastic_lm.config", "elastic_lm.model.flops", "elastic_lm.model.spec"},
+    "elastic_lm.privacy": set(),
+    "elastic_lm.machine": set(),
+    "elastic_lm.storage_probe": {"elastic_lm.errors", "elastic_lm.storage"},
+    "elastic_lm.doctor": {
+        "psutil", "elastic_lm.__version__", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
+        "elastic_lm.machine", "elastic_lm.privacy", "elastic_lm.storage", "elastic_lm.storage_probe",
+        "elastic_lm.terminal",
+    },
     "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
@@ -65,13 +76,17 @@ ALLOWED = {
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.runtime.remote",
-        "elastic_lm.storage",
+        "elastic_lm.storage", "elastic_lm.tracking",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
+    "elastic_lm.completion": set(),
     "elastic_lm.cli_checkpoints": {"typer", "elastic_lm"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
+    "elastic_lm.cli_doctor": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
+    "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
+    "elastic_lm.cli_data": {"typer", "rich", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
     "elastic_lm": {
@@ -180,6 +195,7 @@ except SystemExit as end:
         ("from elastic_lm import Run, RunStatus", ("ray", "torch", "numpy", "pyarrow")),
         ("import elastic_lm.config_template, elastic_lm.config_schema, elastic_lm.estimate", ("ray", "torch", "numpy")),
         ("import elastic_lm.control.controller, elastic_lm.monitor.exporter", ("ray", "torch", "pydantic", "s3fs")),
+        ("import elastic_lm.tracking.trackers", ("ray", "torch", "tensorboardX", "wandb", "pyarrow")),
         ("import elastic_lm.data.prepare, elastic_lm.events.log", ("ray", "torch", "pydantic", "s3fs")),
         # A worker shows a sign of life before it imports torch, and a reader never does.
         ("import elastic_lm.runtime.reader, elastic_lm.runtime.worker", ("torch",)),
@@ -191,9 +207,10 @@ except SystemExit as end:
         "a run",
         "what is made of configs",
         "control and monitor",
+        "trackers",
         "data and events",
         "a worker's start",
-    ],  # fmt: skip
+    ],
 )
 def test_import_is_as_light_as_it_says(statement: str, names: tuple[str, ...]) -> None:
     assert loaded_after(statement, *names) == []

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_missing_object_is_told_by_type(storage: Storage) -> None:
         assert not storage.exists(name)
     assert storage.exists("folder/x")
     storage.delete("none")
+
+
+def test_object_has_the_time_at_which_it_was_stored(storage: Storage) -> None:
+    began = time.time()
+    storage.write("x", b"y")
+    # S3 tells whole seconds, and a file system's clock is a few milliseconds behind.
+    assert began - 1.1 <= (storage.modified_s("x") or 0.0) <= time.time() + 0.1
+    with pytest.raises(NotFoundError):
+        storage.modified_s("none")
 
 
 def test_create_refuses_an_existing_object(storage: Storage) -> None:

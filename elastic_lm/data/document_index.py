@@ -166,14 +166,12 @@ class DocumentIndex:
                 "remove it to do without sources"
             ) from error
 
-    def between(self, start: int, stop: int) -> list[Origin]:
+    def between(self, start: int, stop: int) -> Iterator[Origin]:
         """The documents that have tokens in [start, stop), in order.    Raises: DataError, StorageError."""
-        found: list[Origin] = []
         number = max(0, bisect_right(self._firsts, start) - 1)
         while number < len(self._files) and self._firsts[number] < stop:
-            found += self._in_file(number, start, stop)
+            yield from self._in_file(number, start, stop)
             number += 1
-        return found
 
     def _in_file(self, number: int, start: int, stop: int) -> Iterator[Origin]:
         firsts = self._opened(number)[1]

@@ -23,14 +23,7 @@ def make_plan(config: RunConfig) -> Plan:
     tokens = Storage.open(config.data.tokens)
     manifest = Manifest.load(tokens)
     config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
-    order = manifest.order(
-        sequence_length=config.batch.sequence_length,
-        micro_batches=config.batch.micro_batches,
-        micro_batch_size=config.batch.micro_batch_size,
-        seed=config.training.seed,
-        window_blocks=config.data.window_blocks,
-        skip=config.training.skip,
-    )
+    order = manifest.order(**config.order_fields())
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append)

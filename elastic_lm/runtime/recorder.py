@@ -1,14 +1,15 @@
 """The recorder: what happened goes into the event log, and from there to everybody who watches.
 
 Control's decisions and the members' step records become events with a time; each is appended to the log, seen by the
-metrics, and told as news to whoever follows the mailbox. Nothing here can raise into training.
+metrics, and told as news to whoever follows the mailbox. What the log holds goes on to the run's trackers. Nothing here can
+raise into training.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from elastic_lm.monitor.progress import News, Snapshot, news_of
 from elastic_lm.protocol import Generation, StepRecord
 from elastic_lm.runtime.ledger import Ledger, Mismatch
 from elastic_lm.storage import Storage
+from elastic_lm.tracking.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Recorder:
         self._news: list[News] = []
         self._last_event_s = 0.0
         self._last_status: dict[str, Any] = {}
+        self._published: dict[str, Any] = {}
         self._next_publication = 0.0
         self._next_paces_s = 0.0
         self.logged_step = 0
@@ -52,6 +55,7 @@ class Recorder:
         self._recall(run_storage.child("events"), resume_step or 0)
         self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
         self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
+        self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
 
     def _recall(self, storage: Storage, resume_step: int) -> None:
@@ -63,6 +67,10 @@ class Recorder:
                 self._ledger.restore(record_of(event))
         self._ledger.skip_to(resume_step)
         self.logged_step = self._ledger.next_step
+
+    def _earlier(self, storage: Storage) -> Iterator[Event]:
+        """What the log holds of earlier attempts: no more can come of them."""
+        return (event for event in read(storage, on_problem=lambda told: None) if event.attempt < self._attempt)
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
@@ -108,6 +116,7 @@ class Recorder:
         for event in events:
             if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
                 self.logged_step = event.step + 1
+        self._trackers.offer(events)
 
     # -- what goes out -----------------------------------------------------------------------------------------------
 
@@ -121,6 +130,8 @@ class Recorder:
         if now < self._next_publication and not at_once:
             return
         self._next_publication = now + PUBLISH_S
+        for problem in self._trackers.new_problems():
+            self.emit(Event(EventKind.NOTE, problem))
         status = {
             **status_of_control(),
             "step": self._ledger.next_step,
@@ -128,7 +139,8 @@ class Recorder:
             "run_url": self._run_url,
         }
         if at_once or status != self._last_status or self._news:
-            self._mailbox.publish.remote(self._news, {**status, "snapshot": self._snapshot(status)})
+            self._published = {**status, "snapshot": self._snapshot(status)}
+            self._mailbox.publish.remote(self._news, self._published)
             self._news, self._last_status = [], status
 
     def _snapshot(self, status: dict[str, Any]) -> Snapshot:
@@ -151,8 +163,11 @@ class Recorder:
         }
 
     def close(self) -> None:
-        """Store what is not stored yet; end the endpoint."""
+        """Store what is not stored yet; give the trackers their last; end the endpoint."""
         self._log.close(CLOSE_S)
+        self._trackers.close()
+        if problems := self._trackers.new_problems():  # the log is closed, and ends with the verdict
+            self._mailbox.publish.remote([News(problem, "bad") for problem in problems], self._published)
         self._exporter.close()
 
 

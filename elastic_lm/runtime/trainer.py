@@ -64,7 +64,9 @@ def fit(
     Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
     """
     from elastic_lm.runtime.plan import make_plan
+    from elastic_lm.tracking.trackers import check_installed, wanted_by
 
+    check_installed(wanted_by(config))
     plan = make_plan(config)
     with _shown(plan.config, on_line, view, quiet) as chosen:
         return _fit(plan, chosen)

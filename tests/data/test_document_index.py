@@ -55,7 +55,7 @@ def test_every_document_is_at_its_place_and_has_its_tokens(tmp_path: Path) -> No
     written = {"a.jsonl": texts(9), "b.jsonl.gz": texts(9, seed=1), "c.parquet": texts(9, seed=2)}
     for held_out, part in ((False, manifest), (True, manifest.held_out_part())):
         tokens = stream(out, part)
-        origins = loaded(out, manifest, held_out=held_out).between(0, len(tokens))
+        origins = list(loaded(out, manifest, held_out=held_out).between(0, len(tokens)))
         assert [origin.first_token for origin in origins] == [0, *(origin.stop for origin in origins[:-1])]
         assert origins[-1].stop == len(tokens)
         for origin in origins:
@@ -73,7 +73,7 @@ def test_every_document_is_at_its_place_and_has_its_tokens(tmp_path: Path) -> No
 
 def test_repeated_documents_are_there_as_often_as_they_occur(tmp_path: Path) -> None:
     out, manifest = mixed(tmp_path)
-    origins = loaded(out, manifest).between(0, manifest.num_tokens)
+    origins = list(loaded(out, manifest).between(0, manifest.num_tokens))
     assert len(origins) == manifest.counts["documents"]
     repeated = [origin.place for origin in origins if origin.file.endswith("c.parquet")]
     once = len(set(repeated))
@@ -85,7 +85,7 @@ def test_repeated_documents_are_there_as_often_as_they_occur(tmp_path: Path) -> 
 def test_range_of_tokens_has_the_documents_that_reach_into_it(
     index: tuple[DocumentIndex, list[Origin]], start: int, length: int
 ) -> None:
-    found, everything = index[0].between(start, start + length), index[1]
+    found, everything = list(index[0].between(start, start + length)), index[1]
     assert found == [o for o in everything if o.first_token < start + length and o.stop > start]
 
 
@@ -98,7 +98,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> tuple[DocumentIndex, list
         out, manifest = small_corpus(tmp_path_factory.mktemp("index"))
     assert len([path for path in out.list() if path.startswith("documents/train")]) > 3
     whole = loaded(out, manifest)
-    everything = whole.between(0, manifest.num_tokens)
+    everything = list(whole.between(0, manifest.num_tokens))
     assert len(everything) == manifest.counts["documents"] and manifest.num_tokens > 600
     return loaded(out, manifest), everything
 
@@ -170,7 +170,7 @@ def test_damaged_file_of_the_index_is_refused_with_the_remedy(tmp_path: Path, da
             path, {"empty": b"", "half": data[: len(data) // 2], "flipped": data[:40] + b"\x55" + data[41:]}[damage]
         )
     with pytest.raises(DataError, match=rf"{path}: this part of the index .*remove documents\.json"):
-        loaded(out, manifest).between(0, 10)
+        list(loaded(out, manifest).between(0, 10))
 
 
 @pytest.mark.s3
@@ -181,4 +181,4 @@ def test_index_is_written_to_s3_and_read_from_there(s3_url: str, tmp_path: Path)
     prepare([source], here, OPTIONS)
     assert contents(there) == contents(here)
     stop = manifest.num_tokens
-    assert loaded(there, manifest).between(100, stop) == loaded(here, manifest).between(100, stop) != []
+    assert list(loaded(there, manifest).between(100, stop)) == list(loaded(here, manifest).between(100, stop)) != []

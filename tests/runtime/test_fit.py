@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 
-from elastic_lm import RunConfig, RunResult, fit
+from elastic_lm import Run, RunConfig, RunResult, fit
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import ClusterError, StorageError
 from elastic_lm.events.log import read
@@ -34,6 +34,8 @@ from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
 from tests.faults.harness import assert_nothing_left, make_config, processes_titled
 from tests.faults.oracle import undisturbed
+from tests.tracking.readers import tensorboard_scalars, wandb_history
+from tests.tracking.test_tensorboard import float32
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -111,6 +113,23 @@ def test_fit_ends_with_the_bits_of_an_undisturbed_run(first: Fitted) -> None:
     assert result.digest["state"] == expected_digest(first.config)
     assert result.checkpoint == f"{first.config.run_url}/checkpoints/step-{FIRST_STEPS:08d}"
     assert result.metrics["loss"] > 0 and result.metrics["tokens_per_s"] > 0 and 0 < result.metrics["goodput"] <= 1
+
+
+def test_tensorboard_has_the_losses_of_the_log_and_the_log_the_result(
+    cluster: LocalCluster, corpus: str, tmp_path: Path
+) -> None:
+    """By its coordinator in Ray Train's process, which is killed as soon as it has returned."""
+    tracking = {"tensorboard": True, "wandb_project": "p", "wandb_mode": "offline"}
+    config = make_config(corpus, f"file://{tmp_path}", "tracked", steps=20, metrics=METRICS, tracking=tracking)
+    lines: list[str] = []
+    result = fit(config, on_line=lines.append)
+    assert result.ok and Run.open(config).result == result
+    losses = [(e.step, e.fields["loss"]) for e in events(config) if e.kind is EventKind.STEP_COMMITTED]
+    assert len(losses) == 20
+    shown = tensorboard_scalars(tmp_path / "runs/tracked/tensorboard")["train/loss"]
+    assert [(step, value) for step, _, value in shown] == [(step, float32(loss)) for step, loss in losses]
+    assert [(row["_step"], row["train/loss"]) for row in wandb_history(tmp_path / "runs/tracked/wandb")] == losses
+    assert not [line for line in lines if "gets nothing more" in line]
 
 
 def test_run_keeps_the_config_that_it_is_trained_with(first: Fitted) -> None:

@@ -1,0 +1,352 @@
+"""Commands about a corpus that is there: its figures, and its text as training sees it.
+
+Invariant: `show` of a step tells the samples that workers train on in that step, by the same order and the same verified
+reads. Nothing is written, and only storage is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elastic_lm.errors import ConfigError, NotFoundError, StorageError
+from elastic_lm.terminal import say, told_errors
+
+if TYPE_CHECKING:
+    from elastic_lm.config import RunConfig
+    from elastic_lm.data.manifest import Manifest
+    from elastic_lm.data.order import Order
+    from elastic_lm.data.passages import Passage, Passages
+    from elastic_lm.data.summary import Figures, Summary
+    from elastic_lm.storage import Storage
+
+MOST_SOURCES = 20  # that have a row of their own
+NO_INDEX = (
+    "elastic-lm: this corpus has no index of documents, so where its text is from is unknown; it gets one when it is "
+    "prepared again"
+)
+
+app = typer.Typer(no_args_is_help=True)
+Corpus = Annotated[str, typer.Argument(help="A corpus's address, RUN.YAML, or a run.", metavar="CORPUS|RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.callback()
+def _about() -> None:
+    """Look at a prepared corpus."""
+
+
+@app.command()
+def info(corpus: Corpus, as_json: AsJson = False) -> None:
+    """What a corpus holds, in figures."""
+    with told_errors():
+        from elastic_lm.data.summary import Summary
+
+        found = _find(corpus)
+        summary = Summary.load(found.storage, found.manifest)
+        told = json.dumps(facts(found.storage, found.manifest, summary)) if as_json else None
+    say(told or describe(found.storage, found.manifest, summary))
+
+
+@app.command()
+def show(
+    corpus: Corpus,
+    step: Annotated[int | None, typer.Option(min=0, help="The samples of this step.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=0, help="Of one micro-batch only.")] = None,
+    sample: Annotated[int | None, typer.Option(min=0, help="One sample of each micro-batch only.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="These, as they lie in the corpus.", metavar="START..STOP")] = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="With --tokens: those of the held-out part.")] = False,
+    sequence_length: Annotated[int | None, typer.Option(help="For --step of a corpus: the batch's.")] = None,
+    micro_batches: Annotated[int | None, typer.Option(help="The same.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="The same.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same.")] = None,
+    window_blocks: Annotated[int | None, typer.Option(help="The same; else what runs choose.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="The ids of the tokens, too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All of the text, lines broken where it breaks them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Text of a step's samples, and the documents it is from."""
+    with told_errors():
+        from elastic_lm.data.passages import Passages
+
+        if (step is None) == (tokens is None):
+            raise ConfigError("say what to show, and one of both: --step N, or --tokens START..STOP")
+        if held_out and tokens is None:
+            raise ConfigError("no step trains on held-out text; look at it with --held-out --tokens START..STOP")
+        found = _find(corpus)
+        shape = {
+            "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
+            "seed": seed, "window_blocks": window_blocks,
+        }  # fmt: skip
+        if step is None:
+            ranges: Iterator[Range] = iter([Range(*_range(str(tokens)), {})])
+        else:
+            ranges = _samples(_order(found, shape), found.manifest, step, micro_batch, sample)
+        passages = Passages(found.storage, found.manifest, held_out=held_out)
+        tell = _Teller(ids=ids, full=full)
+        for wanted in ranges:
+            if as_json:
+                say(json.dumps(_as_json(wanted, passages, ids=ids)))
+            else:
+                tell.range(wanted, passages)
+        if not passages.has_origins and not as_json:
+            say(NO_INDEX, sys.stderr)
+
+
+# -- which corpus ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A corpus, and the run that trains on it if it was named by one."""
+
+    storage: Storage
+    manifest: Manifest
+    config: RunConfig | None = None
+
+
+def _find(text: str) -> _Found:
+    """The corpus that a person means.    Raises: ConfigError, DataError, NotFoundError, StorageError."""
+    from elastic_lm.config import RunConfig
+    from elastic_lm.data.manifest import FILE_NAME, Manifest
+    from elastic_lm.run import Run
+    from elastic_lm.storage import Storage
+
+    if text.endswith((".yaml", ".yml")):
+        config = RunConfig.load(text)
+    else:
+        try:
+            storage = Storage.open(text)
+        except StorageError as error:
+            raise ConfigError(str(error)) from error
+        if storage.exists(FILE_NAME):
+            return _Found(storage, Manifest.load(storage))
+        try:
+            config = Run.open(text).config
+        except (ConfigError, NotFoundError) as error:
+            raise NotFoundError(
+                f"{text} is no corpus (there is no {FILE_NAME} in {storage.url}) and no run ({error})"
+            ) from error
+    tokens = Storage.open(config.data.tokens)
+    manifest = Manifest.load(tokens)
+    return _Found(tokens, manifest, config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks))
+
+
+# -- which tokens ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """Tokens [start, stop) of a corpus. `place`: what they are in training, by its names."""
+
+    start: int
+    stop: int
+    place: dict[str, int]
+
+
+def _order(found: _Found, shape: dict[str, int | None]) -> Order:
+    given = {name: value for name, value in shape.items() if value is not None}
+    if found.config is not None:
+        if given:
+            raise ConfigError(f"the run says what its batches are; leave out {', '.join(map(_option, given))}")
+        return found.manifest.order(**found.config.order_fields())
+    missing = [name for name in shape if name not in given and name != "window_blocks"]
+    if missing:
+        raise ConfigError(
+            f"a corpus alone does not say what a step trains on; name a run instead, or add "
+            f"{', '.join(map(_option, missing))}"
+        )
+    fields: dict[str, Any] = given
+    return found.manifest.order(**fields)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _samples(
+    order: Order, manifest: Manifest, step: int, micro_batch: int | None, sample: int | None
+) -> Iterator[Range]:
+    """The samples of a step in order.    Raises: ConfigError when it has none of these numbers."""
+    for name, number, size in (
+        ("--micro-batch", micro_batch, order.micro_batches),
+        ("--sample", sample, order.micro_batch_size),
+    ):
+        if number is not None and number >= size:
+            raise ConfigError(f"{name} {number}: there are {size}, 0 to {size - 1}")
+    for j in range(order.micro_batches) if micro_batch is None else [micro_batch]:
+        for row, at in enumerate(order.micro_batch(step, j)):
+            if sample in (None, row):
+                start = at.block * manifest.block_tokens + at.index_in_block * order.sequence_length
+                place = {
+                    "step": step, "batch": order.batch(step), "micro_batch": j, "sample": row, "epoch": at.epoch,
+                    "block": at.block, "index_in_block": at.index_in_block,
+                }  # fmt: skip
+                yield Range(start, start + order.sequence_length + 1, place)
+
+
+def _range(text: str) -> tuple[int, int]:
+    start, dots, stop = text.replace("_", "").replace(",", "").partition("..")
+    if not (dots and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise ConfigError(f"--tokens {text!r} is no range of tokens; write START..STOP, e.g. 0..1000: STOP is left out")
+    return int(start), int(stop)
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _as_json(wanted: Range, passages: Passages, *, ids: bool) -> dict[str, Any]:
+    found = [_passage_as_json(passage, ids=ids) for passage in passages.between(wanted.start, wanted.stop)]
+    return {**wanted.place, "tokens": [wanted.start, wanted.stop], "passages": found}
+
+
+def _passage_as_json(passage: Passage, *, ids: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"tokens": [passage.start, passage.start + len(passage.ids)], "document": None}
+    if passage.origin is not None:
+        told["document"] = {**asdict(passage.origin), "unit": _unit(passage.origin.file)}
+    return {**told, "ends": passage.ends, "text": passage.text, **({"ids": passage.ids} if ids else {})}
+
+
+def _unit(file: str) -> str:
+    from elastic_lm.data.formats import format_of
+
+    format = format_of(file, "")
+    return format.unit if format is not None else "place"
+
+
+class _Teller:
+    """Says ranges to people, with what a terminal would act on made visible."""
+
+    def __init__(self, *, ids: bool, full: bool) -> None:
+        self._ids, self._full = ids, full
+        self._width = shutil.get_terminal_size().columns
+        self._overflow: Any = "ellipsis" if (sys.stdout.encoding or "").lower().startswith("utf") else "crop"
+
+    def range(self, wanted: Range, passages: Passages) -> None:
+        for number, passage in enumerate(passages.between(wanted.start, wanted.stop)):
+            if number == 0:  # what cannot be read has no title
+                self._say(_title(wanted))
+            self._say(f"  {_whence(passage)}")
+            for line in visible(passage.text, line_breaks=self._full).split("\n"):
+                self._say(f"    {line}", cut=not self._full)
+            if self._ids:
+                self._say(f"    {' '.join(map(str, passage.ids))}", cut=not self._full)
+
+    def _say(self, text: str, *, cut: bool = False) -> None:
+        from rich.text import Text
+
+        told = Text(text)
+        if cut:
+            told.truncate(self._width, overflow=self._overflow)
+        say(told.plain)
+
+
+def visible(text: str, *, line_breaks: bool = False) -> str:
+    """Text without a character that a terminal would act on: as escapes of Python. `line_breaks`: newlines stay."""
+    kept = {"\n"} if line_breaks else set()
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def _title(wanted: Range) -> str:
+    tokens = f"tokens {wanted.start:,} to {wanted.stop:,}"
+    if not wanted.place:
+        return tokens
+    at = wanted.place
+    batch = f" (batch {at['batch']:,})" if at["batch"] != at["step"] else ""
+    return (
+        f"step {at['step']:,}{batch}, micro-batch {at['micro_batch']:,}, sample {at['sample']:,}: {tokens}, block "
+        f"{at['block']:,}, epoch {at['epoch']:,}"
+    )
+
+
+def _whence(passage: Passage) -> str:
+    end = ", its end" if passage.ends else ""
+    if passage.origin is None:
+        return f"source unknown: {len(passage.ids):,} tokens of a document{end}"
+    origin = passage.origin
+    first = passage.start - origin.first_token
+    return (
+        f"{origin.file}, {_unit(origin.file)} {origin.place:,}: tokens {first:,} to {first + len(passage.ids):,} of "
+        f"{origin.num_tokens:,}{end}"
+    )
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def facts(storage: Storage, manifest: Manifest, summary: Summary | None) -> dict[str, Any]:
+    """What there is to say about a corpus, for programs."""
+    told = {
+        "corpus": storage.url, "manifest": manifest.hash, "vocab_size": manifest.vocab_size, "dtype": manifest.dtype,
+        "tokenizer": manifest.tokenizer_hash, "tokens": manifest.num_tokens, "blocks": len(manifest.blocks),
+        "block_tokens": manifest.block_tokens, "held_out_tokens": manifest.held_out_part().num_tokens,
+        **manifest.counts,
+    }  # fmt: skip
+    if summary is None:
+        return told
+    rows = [{"source": address, "weight": weight, **asdict(figures)} for address, weight, figures in summary.sources]
+    return {**told, **asdict(summary.total), "bytes_per_token": summary.total.bytes_per_token, "sources": rows}
+
+
+def describe(storage: Storage, manifest: Manifest, summary: Summary | None, seconds: float | None = None) -> str:
+    """The same for people. `seconds`: how long it took to prepare."""
+    counts, held_out = manifest.counts, manifest.held_out_part().num_tokens
+    rows = [
+        ("corpus", storage.url),
+        ("manifest", manifest.hash),
+        ("documents", f"{counts.get('documents', 0):,} to train on"),
+        ("tokens", f"{manifest.num_tokens:,} in {_blocks(manifest)}, as {manifest.dtype}"),
+        ("vocabulary", f"{manifest.vocab_size:,}, tokenizer {manifest.tokenizer_hash[:12]}"),
+    ]
+    if summary is not None and summary.total.bytes_per_token is not None:
+        rows.append(("bytes/token", f"{summary.total.bytes_per_token:.2f}"))
+    num_held_out = counts.get("held_out_documents", 0)
+    read = summary.total.read_documents if summary else counts.get("documents", 0) + num_held_out
+    rows.append(
+        (
+            "held out",
+            f"{num_held_out:,} documents ({_share(num_held_out, read)}), {held_out:,} tokens "
+            f"({_share(held_out, held_out + manifest.num_tokens)})",
+        )
+    )
+    for name, words in (("empty", "left out"), ("replaced", "with bytes that are no UTF-8, replaced")):
+        if number := counts.get(f"{name}_documents", 0):
+            rows.append((name, f"{number:,} documents {words}"))
+    if seconds is not None:
+        from elastic_lm.monitor.progress import clock
+
+        rows.append(("time", clock(seconds)))
+    lines = [f"{name:>11}  {value}" for name, value in rows]
+    if summary is not None and len(summary.sources) > 1:
+        lines += ["", *_sources(summary)]
+    return "\n".join(lines)
+
+
+def _blocks(manifest: Manifest) -> str:
+    num_blocks = len(manifest.blocks)
+    return f"{num_blocks:,} block{'s' if num_blocks != 1 else ''} of {manifest.block_tokens:,}"
+
+
+def _sources(summary: Summary) -> Iterator[str]:
+    total = summary.total.tokens
+    yield f"{'weight':>8}{'documents':>15}{'tokens':>19}{'share':>8}  source"
+    for address, weight, figures in summary.sources[:MOST_SOURCES]:
+        yield _source(weight, figures, total) + visible(address)
+    if more := summary.sources[MOST_SOURCES:]:
+        figures = sum((figures for _, _, figures in more), type(summary.total)())
+        yield _source(None, figures, total) + f"{len(more):,} more"
+
+
+def _source(weight: float | None, figures: Figures, total: int) -> str:
+    told = "" if weight is None else f"{weight:g}"
+    return f"{told:>8}{figures.documents:>15,}{figures.tokens:>19,}{_share(figures.tokens, total):>8}  "
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole if whole else 0:.1%}"
