@@ -7,6 +7,7 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -17,6 +18,9 @@ from elastic_lm.terminal import CommandGroup, Exit, give_up_unsaid, say, told_er
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
+    from elastic_lm.data.manifest import Manifest
+    from elastic_lm.data.mixture import Source
+    from elastic_lm.data.prepare import PrepareOptions
     from elastic_lm.result import RunResult
     from elastic_lm.storage import Storage
 
@@ -53,26 +57,24 @@ def _about() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[
-        list[str],
-        typer.Argument(help="Files, folders, patterns, s3://; =2.5 behind: a weight.", metavar="SOURCE[=WEIGHT]"),
-    ],
-    out: Annotated[str, typer.Option(help="Where the tokens go: s3://bucket/prefix or a folder.")],
-    vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary that is trained.")] = 16_384,
-    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation, by their hash.")] = 0.005,
-    text_column: Annotated[str, typer.Option(help="Where .jsonl and .parquet have their text.")] = "text",
-    block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; the default suits the size.")] = None,
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, patterns, s3://.", metavar="SOURCE[=W]")],
+    out: Annotated[str, typer.Option(help="Where tokens go: a folder or s3://.")],
+    vocab_size: Annotated[int, typer.Option(help="Size of the trained vocabulary.")] = 16_384,
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json to use instead.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.005,
+    text_column: Annotated[str, typer.Option(help="Of .jsonl and .parquet.")] = "text",
+    block_tokens: Annotated[int | None, typer.Option(help="Tokens per block; else by the corpus's size.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
 ) -> None:
     """Turn text into verified shards of tokens.
 
-    Text is .txt .md .py .jsonl .parquet and the like, .gz and .zst around them. Run again, it goes on where it was.
+    Text is .txt .md .py .jsonl .parquet and the like, .gz and .zst around them. Run again, it goes on where it was. A number W
+    behind a source is its weight: how often its documents occur in an epoch.
     """
     with told_errors():
         from elastic_lm.data.mixture import Source
         from elastic_lm.data.prepare import PrepareOptions
-        from elastic_lm.data.prepare import prepare as prepare_here
+        from elastic_lm.data.summary import Summary
 
         options = PrepareOptions(
             vocab_size=vocab_size,
@@ -83,18 +85,27 @@ def prepare(
         )
         found = [Source.parse(source) for source in sources]
         storage = _folder(out)
-        if local:
-            manifest = prepare_here(found, storage, options)
-        else:
-            from elastic_lm.runtime import cluster, fan_out
+        began = time.monotonic()
+        manifest = _prepare_here(found, storage, options) if local else _prepare_on_ray(found, storage, options)
+        say(cli_data.describe(storage, manifest, Summary.load(storage, manifest), time.monotonic() - began))
 
-            with cluster.connected() as sentence:
-                say(sentence)
-                manifest = fan_out.prepare(found, storage, options)
-        say(
-            f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks, vocabulary {manifest.vocab_size}, "
-            f"in {storage.url} (manifest {manifest.hash[:12]})."
-        )
+
+def _prepare_here(sources: list[Source], out: Storage, options: PrepareOptions) -> Manifest:
+    from elastic_lm.data.prepare import prepare as prepare_here
+    from elastic_lm.monitor.preparation import watching
+
+    with watching(say) as view:
+        return prepare_here(sources, out, options, view=view)
+
+
+def _prepare_on_ray(sources: list[Source], out: Storage, options: PrepareOptions) -> Manifest:
+    from elastic_lm.monitor.preparation import watching
+    from elastic_lm.runtime import cluster, fan_out
+
+    with cluster.connected() as sentence:
+        say(sentence)
+        with watching(say) as view:
+            return fan_out.prepare(sources, out, options, view=view)
 
 
 @app.command()

@@ -68,10 +68,10 @@ def show(
     seed: Annotated[int | None, typer.Option(help="The same.")] = None,
     window_blocks: Annotated[int | None, typer.Option(help="The same; else what runs choose.")] = None,
     ids: Annotated[bool, typer.Option("--ids", help="The ids of the tokens, too.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="All of the text, lines broken where it breaks them.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All of the text, with its line breaks.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Text of a step's samples, and the documents it is from."""
+    """Text of a step, or of any tokens, and where it is from."""
     with told_errors():
         from elastic_lm.data.passages import Passages
 
@@ -226,7 +226,7 @@ class _Teller:
     def __init__(self, *, ids: bool, full: bool) -> None:
         self._ids, self._full = ids, full
         self._width = shutil.get_terminal_size().columns
-        self._overflow: Any = "ellipsis" if (sys.stdout.encoding or "").lower().startswith("utf") else "crop"
+        self._encoding = sys.stdout.encoding or "utf-8"
 
     def range(self, wanted: Range, passages: Passages) -> None:
         for number, passage in enumerate(passages.between(wanted.start, wanted.stop)):
@@ -241,9 +241,9 @@ class _Teller:
     def _say(self, text: str, *, cut: bool = False) -> None:
         from rich.text import Text
 
-        told = Text(text)
+        told = Text(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
         if cut:
-            told.truncate(self._width, overflow=self._overflow)
+            told.truncate(self._width, overflow="ellipsis" if self._encoding.lower().startswith("utf") else "crop")
         say(told.plain)
 
 
@@ -254,7 +254,7 @@ def visible(text: str, *, line_breaks: bool = False) -> str:
 
 
 def _title(wanted: Range) -> str:
-    tokens = f"tokens {wanted.start:,} to {wanted.stop:,}"
+    tokens = f"tokens {wanted.start}..{wanted.stop}"  # as --tokens takes them
     if not wanted.place:
         return tokens
     at = wanted.place
@@ -272,8 +272,8 @@ def _whence(passage: Passage) -> str:
     origin = passage.origin
     first = passage.start - origin.first_token
     return (
-        f"{origin.file}, {_unit(origin.file)} {origin.place:,}: tokens {first:,} to {first + len(passage.ids):,} of "
-        f"{origin.num_tokens:,}{end}"
+        f"{visible(origin.file)}, {_unit(origin.file)} {origin.place}: tokens {first}..{first + len(passage.ids)} of "
+        f"{origin.num_tokens}{end}"
     )
 
 
@@ -298,7 +298,7 @@ def describe(storage: Storage, manifest: Manifest, summary: Summary | None, seco
     """The same for people. `seconds`: how long it took to prepare."""
     counts, held_out = manifest.counts, manifest.held_out_part().num_tokens
     rows = [
-        ("corpus", storage.url),
+        ("corpus", visible(storage.url)),
         ("manifest", manifest.hash),
         ("documents", f"{counts.get('documents', 0):,} to train on"),
         ("tokens", f"{manifest.num_tokens:,} in {_blocks(manifest)}, as {manifest.dtype}"),
@@ -334,18 +334,20 @@ def _blocks(manifest: Manifest) -> str:
 
 
 def _sources(summary: Summary) -> Iterator[str]:
+    """A table of the sources, the largest numbers aligned."""
     total = summary.total.tokens
-    yield f"{'weight':>8}{'documents':>15}{'tokens':>19}{'share':>8}  source"
+    rows = [("weight", "documents", "tokens", "share", "source")]
     for address, weight, figures in summary.sources[:MOST_SOURCES]:
-        yield _source(weight, figures, total) + visible(address)
-    if more := summary.sources[MOST_SOURCES:]:
-        figures = sum((figures for _, _, figures in more), type(summary.total)())
-        yield _source(None, figures, total) + f"{len(more):,} more"
+        rows.append((f"{weight:g}", *_amounts(figures, total), visible(address)))
+    if more := [figures for _, _, figures in summary.sources[MOST_SOURCES:]]:
+        rows.append(("", *_amounts(sum(more[1:], more[0]), total), f"{len(more):,} more"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, [*widths, 0], strict=True))
 
 
-def _source(weight: float | None, figures: Figures, total: int) -> str:
-    told = "" if weight is None else f"{weight:g}"
-    return f"{told:>8}{figures.documents:>15,}{figures.tokens:>19,}{_share(figures.tokens, total):>8}  "
+def _amounts(figures: Figures, total: int) -> tuple[str, str, str]:
+    return f"{figures.documents:,}", f"{figures.tokens:,}", _share(figures.tokens, total)
 
 
 def _share(part: int, whole: int) -> str:

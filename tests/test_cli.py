@@ -205,9 +205,12 @@ def test_prepare_makes_a_corpus_and_again_the_same(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.stderr
     manifest = Manifest.load(Storage.open(out))
     assert (manifest.vocab_size, manifest.block_tokens) == (300, 65)
-    assert f"Prepared {manifest.num_tokens:,} tokens in {len(manifest.blocks)} blocks" in first.stdout
-    assert f"(manifest {manifest.hash[:12]})" in first.stdout
-    assert run(*arguments).stdout == first.stdout
+    assert f"tokens  {manifest.num_tokens:,} in {len(manifest.blocks)} blocks of 65, as uint16\n" in first.stdout
+    assert f"manifest  {manifest.hash}\n" in first.stdout
+    lines = [line for line in first.stdout.splitlines() if not line.startswith("       time  0:00:0")]
+    assert len(lines) == len(first.stdout.splitlines()) - 1
+    assert run("data", "info", out).stdout.splitlines() == lines
+    assert run(*arguments).exit_code == 0 and Manifest.load(Storage.open(out)) == manifest
 
 
 def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
@@ -297,3 +300,15 @@ def test_stream_that_takes_nothing_changes_no_exit_code(stream: str, kind: str, 
         os.close(write)
     assert done.returncode == (command.Exit.DONE if stream == "stdout" else command.Exit.USAGE)
     assert not getattr(done, other)
+
+
+def test_preparation_whose_output_nobody_takes_ends_with_its_corpus(tmp_path: Path) -> None:
+    source, out = write_lines(tmp_path / "text.jsonl", texts(50)), f"{tmp_path}/tokens"
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = process("prepare", source, "--out", out, "--vocab-size", "261", "--local", stdout=write, stderr=-1)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (command.Exit.DONE, "")
+    assert Manifest.load(Storage.open(out)).num_tokens > 0

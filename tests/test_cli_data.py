@@ -157,10 +157,10 @@ def test_tokens_are_told_to_people_with_their_source(corpus: tuple[Path, Storage
     folder = corpus[0]
     first = trained_texts(folder, corpus[2])[0]
     lines = run("data", "show", f"{folder}/tokens", "--tokens", "0..1_000", "--ids", "--full").stdout.splitlines()
-    assert lines[0] == "tokens 0 to 1,000"
+    assert lines[0] == "tokens 0..1000"
     document = shown(f"{folder}/tokens", "--tokens", "0..1")[0]["passages"][0]["document"]
     size = document["num_tokens"]
-    assert lines[1] == f"  file://{folder}/a.jsonl.gz, byte {document['place']}: tokens 0 to {size} of {size}, its end"
+    assert lines[1] == f"  file://{folder}/a.jsonl.gz, byte {document['place']}: tokens 0..{size} of {size}, its end"
     assert lines[2] == f"    {first}"
     assert lines[3].split() == [str(token) for token in stream(*corpus[1:])[:size]]
 
@@ -186,6 +186,14 @@ def test_nothing_that_a_terminal_acts_on_gets_through(odd: Storage) -> None:
         assert all(c.isprintable() for line in told.split("\n") for c in line)
         for escape in (r"\x1b[31m", r"\t", r"\x00", r"\x07", r"\u202e", r"\u2028", r"\x9b"):
             assert escape in told
+
+
+def test_names_of_files_are_made_visible_too(tmp_path: Path) -> None:
+    (tmp_path / "new\nline \x1b[31m.txt").write_text("text")
+    out = Storage.open(f"{tmp_path}/tok\nens")
+    prepare([f"{tmp_path}/new\nline \x1b[31m.txt"], out, PrepareOptions(vocab_size=261, held_out=0))
+    assert rf"{tmp_path}/new\nline \x1b[31m.txt, byte 0" in run("data", "show", out.url, "--tokens", "0..2").stdout
+    assert rf"{tmp_path}/tok\nens" in run("data", "info", out.url).stdout
 
 
 def test_text_is_cut_to_the_terminal_and_full_keeps_all(odd: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,11 +243,12 @@ def test_info_tells_people_and_programs_the_same(corpus: tuple[Path, Storage, Ma
         f"({held_out / (held_out + manifest.num_tokens):.1%})",
     ):
         assert line in text.splitlines()
-    row = facts["sources"][1]
-    assert (
-        f"{row['documents']:>15}{row['tokens']:>19}{row['tokens'] / manifest.num_tokens:>8.1%}  {folder}/b.parquet"
-        in text
-    )
+    title, *rows = text.splitlines()[-3:]
+    assert title.split() == ["weight", "documents", "tokens", "share", "source"]
+    for line, row in zip(rows, facts["sources"], strict=True):
+        share = f"{row['tokens'] / manifest.num_tokens:.1%}"
+        assert line.split() == ["1", f"{row['documents']:,}", f"{row['tokens']:,}", share, row["source"]]
+        assert line.index(row["source"]) == title.index("source")
     assert "empty" not in text and "replaced" not in text  # there are none
 
 

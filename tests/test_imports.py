@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "elastic_lm.monitor": {
         "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
-        "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
+        "elastic_lm.data.progress", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.tracking": {
         "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.table",

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
 from elastic_lm.data.documents import Chunk, Document, File, StreamFormat
-from elastic_lm.data.stored_file import StoredFile
 from elastic_lm.errors import DataError
 
 PACKED_BUFFER_BYTES = 4 * 2**20
@@ -38,7 +37,7 @@ class Compressed:
         return [Chunk(file, self, 0, file.size_bytes, file.size_bytes)]
 
     def documents(self, chunk: Chunk) -> Iterator[Document]:
-        packed = io.BufferedReader(StoredFile(chunk.file), PACKED_BUFFER_BYTES)
+        packed = io.BufferedReader(chunk.file.open(), PACKED_BUFFER_BYTES)
         stream = io.BufferedReader(_Unpacked(packed, self.packing, chunk.file), UNPACKED_BUFFER_BYTES)
         return self.inner.parse(stream, chunk.file)
 

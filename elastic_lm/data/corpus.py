@@ -14,6 +14,7 @@ from elastic_lm.data.document_index import IndexFile, IndexWriter
 from elastic_lm.data.manifest import Manifest, Shard
 from elastic_lm.data.mixture import Source, passes
 from elastic_lm.data.parts import STREAMS, Part, PartResult
+from elastic_lm.data.progress import Progress, View
 from elastic_lm.data.shards import ShardWriter, block_tokens_for
 from elastic_lm.data.summary import Summary, Tally
 from elastic_lm.data.tokenizer import TextEncoder
@@ -32,6 +33,7 @@ def write_corpus(
     out: Storage,
     encoder: TextEncoder,
     block_tokens: int | None,
+    view: View,
 ) -> Manifest:
     """Cut the parts' tokens into blocks and shards, write what describes them, and remove the parts.
 
@@ -55,10 +57,11 @@ def write_corpus(
     order = passes(finished, [part.source for part in parts])
     train: Stream = [(*part, "train" if is_whole else "extra") for part, is_whole in order]
     held_out: Stream = [(*part, "held_out") for part in finished]
+    counter = _Counter(view, summary.total.tokens + summary.total.held_out_tokens)
     manifest = replace(
         manifest,
-        shards=_write_shards(manifest, out, "train", train),
-        held_out=_write_shards(manifest, out, "held_out", held_out),
+        shards=_write_shards(manifest, out, "train", train, counter),
+        held_out=_write_shards(manifest, out, "held_out", held_out, counter),
     )
     out.write(TOKENIZER_FILE, encoder.json.encode())
     document_index.save(out, manifest, _write_index(out, "train", train), _write_index(out, "held_out", held_out))
@@ -77,11 +80,24 @@ def _summary(sources: Sequence[Source], finished: Iterable[tuple[Part, PartResul
     return tally.summary()
 
 
-def _write_shards(manifest: Manifest, out: Storage, kind: str, stream: Stream) -> tuple[Shard, ...]:
+class _Counter:
+    """Shows tokens as they are written."""
+
+    def __init__(self, view: View, total: int) -> None:
+        self._view, self._total, self._done = view, total, 0
+        self.add(0)
+
+    def add(self, num_tokens: int) -> None:
+        self._done += num_tokens
+        self._view.show(Progress("shards", self._done, self._total))
+
+
+def _write_shards(manifest: Manifest, out: Storage, kind: str, stream: Stream, counter: _Counter) -> tuple[Shard, ...]:
     writer = ShardWriter(out, kind, manifest.dtype, manifest.block_tokens)
     for _, result, name in stream:
         for tokens in result.tokens(out, name, manifest.dtype):
             writer.add(tokens)
+            counter.add(len(tokens))
     return writer.close()
 
 

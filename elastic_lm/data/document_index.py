@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from elastic_lm.data.documents import File
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.parts import Part, Records
 from elastic_lm.data.stored_file import StoredFile
@@ -187,8 +186,8 @@ class DocumentIndex:
         """The file, and the first token of each of its row groups."""
         path = self._files[number].path
         with self._damage_told(path):
-            file = File(self._storage, path, self._storage.size(path))
-            opened = pq.ParquetFile(pa.PythonFile(StoredFile(file), mode="r"), page_checksum_verification=True)
+            file = StoredFile(self._storage, path, self._storage.size(path))
+            opened = pq.ParquetFile(pa.PythonFile(file, mode="r"), page_checksum_verification=True)
             metadata, column = opened.metadata, opened.schema_arrow.get_field_index("first_token")
             groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
             return opened, [group.column(column).statistics.min for group in groups]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
 from elastic_lm.data.mixture import Source
+from elastic_lm.data.stored_file import StoredFile
 from elastic_lm.errors import DataError
 from elastic_lm.storage import Storage
 
@@ -35,11 +36,15 @@ class File:
     storage: Storage
     path: str
     size_bytes: int
-    source: Source = Source(".")
+    source: Source
 
     @property
     def url(self) -> str:
         return f"{self.storage.url}/{self.path}"
+
+    def open(self) -> StoredFile:
+        """As a file object. Its reads are requests to storage."""
+        return StoredFile(self.storage, self.path, self.size_bytes)
 
     def at(self, unit: str, place: int) -> str:
         """A place in words."""

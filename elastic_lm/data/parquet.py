@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from elastic_lm.data import documents
 from elastic_lm.data.documents import Chunk, Document, File, check_size, decoded
-from elastic_lm.data.stored_file import StoredFile
 from elastic_lm.errors import DataError
 
 TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
@@ -67,7 +66,7 @@ class Parquet:
         """Raises: DataError when the file is none, or has no such column of text."""
         with _damage_told(file):
             opened = pq.ParquetFile(
-                pa.PythonFile(StoredFile(file), mode="r"), buffer_size=BUFFER_BYTES, page_checksum_verification=True
+                pa.PythonFile(file.open(), mode="r"), buffer_size=BUFFER_BYTES, page_checksum_verification=True
             )
             schema = opened.schema_arrow
         place = schema.get_field_index(self.text_column)

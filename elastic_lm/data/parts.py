@@ -9,8 +9,8 @@ twice, once for the hash and once to be encoded, which costs a few per cent of e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from elastic_lm.storage import Storage
 
 PARTS_VERSION = "2"  # change it when the same content is to be encoded differently
 KEPT_BYTES = 64 * 2**20  # of text: two parts of the usual size
+DOCUMENT_BYTES = 256  # what a document takes in memory beside its text, about
 DONE = "done.json"
 
 # What became of a document, as bits. The first are names of streams of tokens, too.
@@ -62,11 +63,15 @@ class Part:
 
 @dataclass(frozen=True)
 class PartResult:
-    """A finished part: its folder's name, how many tokens each stream of it holds, and how many documents were seen."""
+    """A finished part: its folder's name, how many tokens each stream of it holds, and how many documents were seen.
+
+    `was_there`: an earlier preparation had finished it.
+    """
 
     name: str
     num_tokens: dict[str, int]
     num_documents: int
+    was_there: bool = False
 
     def tokens(self, out: Storage, stream: str, dtype: str) -> Iterator[Tokens]:
         """Tokens of a stream, in pieces."""
@@ -82,8 +87,15 @@ def is_held_out(text: str, share: float) -> bool:
     return xxhash.xxh3_64_intdigest(text.encode()) < share * 2**64
 
 
-def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: float) -> PartResult:
-    """Encode a part into `out`, or find it there. Safe to run twice, also at once.
+def encode_part(
+    part: Part,
+    *,
+    out: Storage,
+    tokenizer_json: str,
+    held_out: float,
+    tell: Callable[[float], None] = lambda share: None,
+) -> PartResult:
+    """Encode a part into `out`, or find it there. Safe to run twice, also at once. `tell`: told the share that is encoded.
 
     Raises: DataError with the place of what is no document, or cannot be encoded; StorageError.
     """
@@ -91,10 +103,11 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
     content = _Content(part, (PARTS_VERSION, tokenizer_json, repr(held_out), f"{has_passes} {share!r}"))
     folder = out.child(f"parts/{content.name}")
     if folder.exists(DONE):
-        return PartResult(**json.loads(folder.read(DONE)))
+        return replace(PartResult(**json.loads(folder.read(DONE))), was_there=True)
     encoder = TextEncoder(tokenizer_json)
     streams = {name: PieceWriter(folder, name, encoder.dtype) for name in STREAMS}
     records = PieceWriter(folder, "documents", RECORD)
+    num_bytes = 0
     for number, document in content:
         fate = _fate(document, held_out, has_passes, share)
         wanted = fate & (TRAIN | HELD_OUT | EXTRA)
@@ -102,8 +115,10 @@ def encode_part(part: Part, *, out: Storage, tokenizer_json: str, held_out: floa
         for name, bit in STREAMS.items():
             if fate & bit:
                 streams[name].add(tokens)
-        row = (number, fate, document.place, len(document.text.encode()), len(tokens))
-        records.add(np.array([row], dtype=RECORD))
+        size = len(document.text.encode())
+        records.add(np.array([(number, fate, document.place, size, len(tokens))], dtype=RECORD))
+        num_bytes += size
+        tell(num_bytes / max(1, content.num_bytes))
     num_tokens = {name: stream.close() for name, stream in streams.items()}
     result = PartResult(content.name, num_tokens, records.close())
     folder.write(DONE, json.dumps(asdict(result)).encode())
@@ -129,17 +144,18 @@ def _encoded(encoder: TextEncoder, document: Document, chunk: Chunk) -> Tokens:
 class _Content:
     """The documents of a part with the numbers of their chunks; `name` is the hash of all that its tokens depend on.
 
+    `num_bytes`: of their text as UTF-8.
     They are kept as long as they fit into KEPT_BYTES, else read anew, and then their hash is checked once more.
     """
 
     def __init__(self, part: Part, words: tuple[str, ...]) -> None:
         self._part, self._words = part, words
         self._kept: list[tuple[int, Document]] | None = []
-        num_bytes = 0
+        self.num_bytes = 0
         digest = self._digest()
-        for number, document in self._documents():
-            num_bytes += _update(digest, number, document)
-            if num_bytes > KEPT_BYTES:
+        for count, (number, document) in enumerate(self._documents()):
+            self.num_bytes += _update(digest, number, document)
+            if self.num_bytes + count * DOCUMENT_BYTES > KEPT_BYTES:
                 self._kept = None
             elif self._kept is not None:
                 self._kept.append((number, document))
@@ -171,8 +187,8 @@ class _Content:
 
 
 def _update(digest: Any, number: int, document: Document) -> int:
-    """Returns: about how many bytes the document takes in memory."""
+    """Returns: the document's bytes as UTF-8."""
     data = document.text.encode()
     digest.update(f"{number} {document.place} {document.replaced:d} {len(data)}\0".encode())
     digest.update(data)
-    return len(data) + 256
+    return len(data)

@@ -17,7 +17,8 @@ from elastic_lm.data.documents import CHUNK_BYTES, Chunk
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.mixture import Source, is_chosen, passes
 from elastic_lm.data.parts import Part, PartResult, encode_part, is_held_out
-from elastic_lm.data.sources import find_chunks
+from elastic_lm.data.progress import Progress, Unseen, View
+from elastic_lm.data.sources import cut, find_files
 from elastic_lm.data.tokenizer import TextEncoder, train
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
@@ -56,17 +57,62 @@ class PrepareOptions:
 Map = Callable[[Callable[[Part], PartResult], Iterable[Part]], Iterable[PartResult]]
 
 
-def prepare(sources: Sequence[str | Source], out: Storage, options: PrepareOptions, map: Map = map) -> Manifest:
-    """Prepare the corpus into `out`. `map` may run parts anywhere, in any order, if it returns them in order.
+def prepare(
+    sources: Sequence[str | Source],
+    out: Storage,
+    options: PrepareOptions,
+    map: Map | None = None,
+    view: View | None = None,
+) -> Manifest:
+    """Prepare the corpus into `out`. `map` may run parts anywhere, in any order, if it returns them in order; None: here.
 
     Raises: ConfigError when nothing is found; DataError with the place of what is no document; StorageError.
     """
-    chunks = find_chunks(sources, options.text_column)
-    encoder = _encoder(chunks, options)
+    view = view or Unseen()
+    wanted = [Source.of(source) for source in sources]
+    chunks = _find(wanted, options, view)
+    encoder = _encoder(chunks, options, view)
     encode = partial(encode_part, out=out, tokenizer_json=encoder.json, held_out=options.held_out)
     parts = plan(chunks, options.part_bytes)
-    results = list(map(encode, parts))
-    return write_corpus([Source.of(source) for source in sources], parts, results, out, encoder, options.block_tokens)
+    watch = _Watch(parts, view)
+    running = map(encode, parts) if map else (encode(part, tell=watch.inside) for part in parts)
+    results = [watch.finished(result) for result in running]
+    return write_corpus(wanted, parts, results, out, encoder, options.block_tokens, view)
+
+
+def _find(sources: Sequence[Source], options: PrepareOptions, view: View) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    view.show(Progress("find"))
+    for number, file in enumerate(find_files(sources)):
+        chunks += cut(file, options.text_column)
+        view.show(Progress("find", number + 1))
+    return chunks
+
+
+class _Watch:
+    """Shows how much of the parts is encoded."""
+
+    def __init__(self, parts: Sequence[Part], view: View) -> None:
+        self._parts, self._view = parts, view
+        self._total = sum(part.num_bytes for part in parts)
+        self._num_finished = self._done = self._kept = 0
+        self._show(0)
+
+    def inside(self, share: float) -> None:
+        """So much of the part that is being encoded is done, from 0 to 1."""
+        self._show(int(share * self._parts[self._num_finished].num_bytes))
+
+    def finished(self, result: PartResult) -> PartResult:
+        """The next part is done."""
+        num_bytes = self._parts[self._num_finished].num_bytes
+        self._num_finished += 1
+        self._done += num_bytes
+        self._kept += num_bytes if result.was_there else 0
+        self._show(0)
+        return result
+
+    def _show(self, ahead: int) -> None:
+        self._view.show(Progress("encode", self._done + ahead, self._total, self._kept))
 
 
 def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
@@ -87,20 +133,22 @@ def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
 # -- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def _encoder(chunks: Sequence[Chunk], options: PrepareOptions) -> TextEncoder:
+def _encoder(chunks: Sequence[Chunk], options: PrepareOptions, view: View) -> TextEncoder:
     if options.tokenizer is None:
-        return train(_training_texts(chunks, options), options.vocab_size)
+        return train(_training_texts(chunks, options, view), options.vocab_size)
     folder, _, name = options.tokenizer.rpartition("/")
     return TextEncoder(Storage.open(folder or ".").read(name).decode("utf-8", "replace"))
 
 
-def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions) -> Iterator[str]:
+def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions, view: View) -> Iterator[str]:
     """Every n-th chunk's documents as often as they occur, without held-out ones; of one that unpacks its share only."""
     occurring = list(passes(chunks, [chunk.file.source for chunk in chunks]))
     total = sum(_sampled_bytes(chunk, is_whole) for chunk, is_whole in occurring)
     stride = max(1, -(-total // options.tokenizer_bytes))
     chosen = occurring[:: min(stride, max(1, len(occurring) // 2))]
     most_characters = max(CHUNK_BYTES, options.tokenizer_bytes // max(1, len(chosen)))
+    done, all_bytes = 0, sum(chunk.num_bytes for chunk, _ in chosen)
+    view.show(Progress("tokenizer", done, all_bytes))
     for chunk, is_whole in chosen:
         share = 1.0 if is_whole else chunk.file.source.share
         num_characters = 0
@@ -110,6 +158,8 @@ def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions) -> Iterato
             if not is_held_out(document.text, options.held_out) and is_chosen(document.text, share):
                 num_characters += len(document.text)
                 yield document.text
+        done += chunk.num_bytes
+        view.show(Progress("tokenizer", done, all_bytes))
 
 
 def _sampled_bytes(chunk: Chunk, is_whole: bool) -> int:

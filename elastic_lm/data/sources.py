@@ -16,24 +16,14 @@ from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
 
 
-def find_chunks(sources: Sequence[str | Source], text_column: str = "text") -> list[Chunk]:
-    """All chunks of files, folders and patterns (`*`, `?`, `**`), in order. A file that is named twice comes once.
+def find_files(sources: Sequence[str | Source]) -> Iterator[File]:
+    """All files of files, folders and patterns (`*`, `?`, `**`), in order. One that is named twice comes once.
 
     Raises: ConfigError when a source matches nothing or has an unknown suffix, or a file has two weights; DataError when a
-    link leads out of a folder, or a file cannot hold documents.
+    link leads out of a folder.
     """
     if not sources:
         raise ConfigError("no sources; name files, folders or patterns, e.g. texts/ or s3://bucket/**/*.jsonl")
-    return [chunk for file in _files(sources) for chunk in _chunks(file, text_column)]
-
-
-def _chunks(file: File, text_column: str) -> list[Chunk]:
-    format = format_of(file.path, text_column)
-    assert format is not None, "only files of a known format are found"
-    return format.cut(file)
-
-
-def _files(sources: Sequence[str | Source]) -> Iterator[File]:
     seen: dict[str, Source] = {}
     for source in map(Source.of, sources):
         for storage, path in _find(source.address):
@@ -47,6 +37,13 @@ def _files(sources: Sequence[str | Source]) -> Iterator[File]:
                     f"{url} is named by {first.address} with weight {first.weight:g} and by {source.address} with weight "
                     f"{source.weight:g}; name it once, or give both the same weight"
                 )
+
+
+def cut(file: File, text_column: str) -> list[Chunk]:
+    """The chunks of a file.    Raises: DataError when it cannot hold documents."""
+    format = format_of(file.path, text_column)
+    assert format is not None, "only files of a known format are found"
+    return format.cut(file)
 
 
 def _find(source: str) -> list[tuple[Storage, str]]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from elastic_lm.data.documents import File
+from elastic_lm.storage import Storage
 
 
 class StoredFile(io.RawIOBase):
     """Read-only and seekable. Every read is a request to storage: buffer it where reads are small."""
 
-    def __init__(self, file: File) -> None:
-        self._file = file
+    def __init__(self, storage: Storage, path: str, size_bytes: int) -> None:
+        self._storage, self._path, self._size_bytes = storage, path, size_bytes
         self._at = 0
 
     def readable(self) -> bool:
@@ -28,7 +28,7 @@ class StoredFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size_bytes}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
         if base + offset < 0:
             raise ValueError(f"place {base + offset} lies before the file")
         self._at = base + offset
@@ -36,8 +36,8 @@ class StoredFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self._file.size_bytes - self._at))
+        length = max(0, min(len(view), self._size_bytes - self._at))
         if length:
-            view[:length] = self._file.storage.read_range(self._file.path, self._at, length)
+            view[:length] = self._storage.read_range(self._path, self._at, length)
         self._at += length
         return length

@@ -17,18 +17,21 @@ from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.mixture import Source
 from elastic_lm.data.parts import Part, PartResult
 from elastic_lm.data.prepare import PrepareOptions
+from elastic_lm.data.progress import View
 from elastic_lm.storage import Storage
 
 MAX_RETRIES = 5  # of a task whose process or node died; its own exceptions are final
 AHEAD = 2  # parts under way for each CPU of the cluster
 
 
-def prepare(sources: Sequence[str | Source], out: Storage, options: PrepareOptions) -> Manifest:
+def prepare(
+    sources: Sequence[str | Source], out: Storage, options: PrepareOptions, *, view: View | None = None
+) -> Manifest:
     """`data.prepare.prepare` over the Ray cluster that this process has joined.
 
     Raises: ConfigError, DataError, StorageError, wherever they arose.
     """
-    return local.prepare(sources, out, options, map=_map)
+    return local.prepare(sources, out, options, map=_map, view=view)
 
 
 def _map(encode: Callable[[Part], PartResult], parts: Iterable[Part]) -> Iterator[PartResult]:

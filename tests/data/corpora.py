@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+from elastic_lm.data.documents import Chunk
 from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.mixture import Source
 from elastic_lm.data.prepare import PrepareOptions, prepare
+from elastic_lm.data.sources import cut, find_files
 from elastic_lm.storage import Storage
 
 WORDS = ["the", "a", "cat", "dog", "runs", "sleeps", "over", "under", "quick", "lazy", "river", "and", "then", "slowly"]
@@ -29,6 +33,11 @@ def small_corpus(folder: Path, *, num_documents: int = 60, block_tokens: int = 6
     out = Storage.open(str(folder / "tokens"))
     source = write_lines(folder / "text.jsonl", texts(num_documents))
     return out, prepare([source], out, PrepareOptions(vocab_size=300, block_tokens=block_tokens, held_out=0.1))
+
+
+def find_chunks(sources: Sequence[str | Source], text_column: str = "text") -> list[Chunk]:
+    """All chunks of the sources, in order."""
+    return [chunk for file in find_files(sources) for chunk in cut(file, text_column)]
 
 
 def contents(storage: Storage) -> dict[str, bytes]:

@@ -24,15 +24,15 @@ from elastic_lm.data import documents as documents_module
 from elastic_lm.data import plain
 from elastic_lm.data.documents import Chunk, File
 from elastic_lm.data.manifest import Block, Manifest
+from elastic_lm.data.mixture import Source
 from elastic_lm.data.parts import Part, is_held_out
 from elastic_lm.data.plain import Text
 from elastic_lm.data.prepare import PrepareOptions, plan, prepare
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import AccessDeniedError, ConfigError, DataError, ElasticLMError
 from elastic_lm.storage import Storage
-from tests.data.corpora import identity, small_corpus, texts
+from tests.data.corpora import find_chunks, identity, small_corpus, texts
 
 OPTIONS = PrepareOptions(vocab_size=261, block_tokens=65, held_out=0.0)
 
@@ -229,7 +229,7 @@ def test_giant_line_among_short_ones_is_read_whole(source: Path, monkeypatch: py
 
 
 def text_chunk(storage: Storage, path: str, size: int) -> Chunk:
-    return Chunk(File(storage, path, size), Text(), 0, size, size)
+    return Chunk(File(storage, path, size, Source(path)), Text(), 0, size, size)
 
 
 def test_many_small_files_are_planned_in_linear_time() -> None:

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from elastic_lm.data import documents as documents_module
 from elastic_lm.data import plain
 from elastic_lm.data.documents import Chunk, Document, File
+from elastic_lm.data.mixture import Source
 from elastic_lm.data.plain import Lines
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
+from tests.data.corpora import find_chunks
 
 CHARACTERS = st.characters(codec="utf-8")
 TEXTS = st.lists(st.text(CHARACTERS, max_size=40), max_size=12)
@@ -236,5 +237,5 @@ def test_no_sources_are_refused_with_an_example() -> None:
 
 
 def test_place_counts_bytes_of_the_file() -> None:
-    file = File(Storage.open("s3://bucket/prefix"), "a b.jsonl", 1_000)
+    file = File(Storage.open("s3://bucket/prefix"), "a b.jsonl", 1_000, Source("a b.jsonl"))
     assert Chunk(file, Lines("text"), 100, 200, 100).at(107) == "s3://bucket/prefix/a b.jsonl, byte 107"

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from elastic_lm.data import compressed, documents, parquet, plain
 from elastic_lm.data.documents import Chunk, Document
 from elastic_lm.data.formats import format_of
+from elastic_lm.data.mixture import Source
 from elastic_lm.data.prepare import PrepareOptions, prepare
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.errors import ConfigError, DataError, StorageError
 from elastic_lm.storage import Storage
-from tests.data.corpora import texts
+from tests.data.corpora import find_chunks, texts
 
 OPTIONS = PrepareOptions(vocab_size=300, block_tokens=65, held_out=0.2)
 folders = itertools.count()
@@ -266,7 +266,7 @@ class Counting(Storage):
 
 def counted(path: Path, column: str = "text") -> tuple[Counting, list[Chunk]]:
     storage = Counting(str(path.parent))
-    file = documents.File(storage, path.name, path.stat().st_size)
+    file = documents.File(storage, path.name, path.stat().st_size, Source(str(path)))
     format = format_of(path.name, column)
     assert format is not None
     return storage, format.cut(file)

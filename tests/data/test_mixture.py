@@ -18,10 +18,9 @@ from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.mixture import LARGEST_WEIGHT, Source, is_chosen, passes
 from elastic_lm.data.parts import is_held_out
 from elastic_lm.data.prepare import PrepareOptions, prepare
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
-from tests.data.corpora import write_lines
+from tests.data.corpora import find_chunks, write_lines
 from tests.data.test_prepare import decoded
 
 OPTIONS = PrepareOptions(vocab_size=261, block_tokens=65, held_out=0.2)

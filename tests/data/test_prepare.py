@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from elastic_lm.data import plain
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.parts import Part, PartResult, is_held_out
 from elastic_lm.data.prepare import PrepareOptions, prepare
+from elastic_lm.data.progress import Progress
 from elastic_lm.data.shards import block_tokens_for
-from elastic_lm.data.sources import find_chunks
 from elastic_lm.data.tokenizer import PIECE_CHARACTERS, SPECIAL_NAMES, TextEncoder, pieces, train
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import ConfigError, DataError
 from elastic_lm.storage import Storage
-from tests.data.corpora import contents, identity, small_corpus, texts, write_lines
+from tests.data.corpora import contents, find_chunks, identity, small_corpus, texts, write_lines
 
 OPTIONS = PrepareOptions(vocab_size=300, block_tokens=65, held_out=0.2)
 
@@ -221,3 +222,74 @@ def test_block_size_follows_the_corpus(num_tokens: int, dtype: str, expected: in
 def test_impossible_options_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         PrepareOptions(**fields)  # type: ignore[arg-type]
+
+
+def test_corpus_holds_the_files_that_the_documentation_names(tmp_path: Path) -> None:
+    block = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("CORPUS/\n")[2].partition("```")[0]
+    named = {re.sub(r"-[0-9a-f…]+\.", "-HASH.", line.split()[0]) for line in block.splitlines()} - {"parts/"}
+    out, _ = small_corpus(tmp_path)
+    assert {re.sub(r"-[0-9a-f]{16}\.", "-HASH.", path) for path in out.list()} == named
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A view that keeps everything."""
+
+    def __init__(self) -> None:
+        self.shown: list[Progress] = []
+
+    def show(self, progress: Progress) -> None:
+        self.shown.append(progress)
+
+    def of(self, stage: str) -> list[Progress]:
+        return [progress for progress in self.shown if progress.stage == stage]
+
+
+def test_progress_goes_through_the_stages_and_ends_with_everything_done(tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / f"{number}.jsonl", texts(20, seed=number)) for number in range(3)]
+    view = Recording()
+    out = Storage.open(f"{tmp_path}/out")
+    options = PrepareOptions(vocab_size=300, block_tokens=65, held_out=0.2, part_bytes=1)
+    manifest = prepare(files, out, options, view=view)
+    stages = [progress.stage for progress in view.shown]
+    assert sorted(stages, key=["find", "tokenizer", "encode", "shards"].index) == stages
+    assert [progress.done for progress in view.of("find")] == [0, 1, 2, 3]
+    total = sum(Path(file).stat().st_size for file in files)
+    for stage in ("tokenizer", "encode"):
+        done = [progress.done for progress in view.of(stage)]
+        assert done == sorted(done) and (done[0], done[-1]) == (0, total)
+        assert {progress.total for progress in view.of(stage)} == {total}
+    assert len(view.of("encode")) > 60  # within parts, too
+    num_tokens = manifest.num_tokens + manifest.held_out_part().num_tokens
+    assert view.of("shards")[0] == Progress("shards", 0, num_tokens)
+    assert view.of("shards")[-1] == Progress("shards", num_tokens, num_tokens)
+    assert {progress.kept for progress in view.shown} == {0}
+
+
+def test_progress_of_a_preparation_that_goes_on_knows_what_was_there(tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / f"{number}.jsonl", texts(20, seed=number)) for number in range(3)]
+    out = Storage.open(f"{tmp_path}/out")
+    options = PrepareOptions(vocab_size=300, block_tokens=65, part_bytes=1)
+
+    def breaks_off(encode: Callable[[Part], PartResult], parts: Iterable[Part]) -> list[PartResult]:
+        encode(next(iter(parts)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(files, out, options, breaks_off)
+    view = Recording()
+    prepare(files, out, options, view=view)
+    first = Path(files[0]).stat().st_size
+    assert [progress.kept for progress in view.of("encode")][:2] == [0, first]
+    assert view.of("encode")[-1].kept == first
+
+
+def test_progress_over_a_map_comes_part_by_part(tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / f"{number}.jsonl", texts(20, seed=number)) for number in range(3)]
+    view = Recording()
+    options = PrepareOptions(vocab_size=300, block_tokens=65, part_bytes=1)
+    prepare(files, Storage.open(f"{tmp_path}/out"), options, map, view)
+    sizes = [Path(file).stat().st_size for file in files]
+    assert [progress.done for progress in view.of("encode")] == [0, sizes[0], sum(sizes[:2]), sum(sizes)]

@@ -72,6 +72,7 @@ def test_step_that_is_told_again_takes_the_place_of_the_first(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caught_up", [True, False])
 def test_what_a_killed_run_leaves_is_replaced_by_the_next_attempt(caught_up: bool, tmp_path: Path) -> None:
     script = f"""

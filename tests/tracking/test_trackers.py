@@ -88,7 +88,7 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What stands in the place of the trackers, by their keys; what hangs is let go in the end."""
     chosen: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "sink_of", lambda config, key, *, finish_s: chosen[key])
-    monkeypatch.setattr(trackers, "CLOSE_S", 0.2)
+    monkeypatch.setattr(trackers, "CLOSE_S", 1.0)
     yield chosen
     for sink in chosen.values():
         if isinstance(sink, Hanging):
@@ -111,7 +111,7 @@ def test_tracker_that_fails_costs_a_run_one_warning(
     bad: Any, reason: str, sinks: dict[str, Any], small_corpus: str, tmp_path: Path
 ) -> None:
     config, good = config_in(small_corpus, tmp_path), Keeping()
-    sinks.update(tensorboard=bad, wandb=good)
+    sinks.update(tensorboard=good, wandb=bad)
     heard = Unheard()
     result = Solo(config, heard).train()
     undisturbed = Solo(config.replace("tracking={}", "name=undisturbed")).train()
@@ -119,7 +119,7 @@ def test_tracker_that_fails_costs_a_run_one_warning(
     warnings = [line for line in heard.news if "gets nothing more" in line]
     assert len(warnings) == 1
     assert f"{bad.title} gets nothing more: {reason}. Training goes on. To fill in what it missed: " in warnings[0]
-    assert f"elastic-lm export {config.run_url} --to tensorboard" in warnings[0]
+    assert f"elastic-lm export {config.run_url} --to wandb" in warnings[0]
     events = list(Run.open(config).events())
     assert events[-1].kind is EventKind.RUN_FINISHED  # whoever follows the log sees its end
     assert [event.step for event in good.events if event.kind is EventKind.STEP_COMMITTED] == list(range(6))

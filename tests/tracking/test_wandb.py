@@ -110,6 +110,7 @@ def process(script: str, folder: Path, **environment: str) -> subprocess.Complet
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_folder_or_said(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
@@ -133,9 +134,9 @@ from pathlib import Path
 from elastic_lm.tracking import wandb
 from elastic_lm.tracking.feed import fill
 from tests.tracking.test_wandb import EVENTS, config_in
-wandb.INIT_S = 2.0
 
-def attempt(events):
+def attempt(events, init_s=30.0):
+    wandb.INIT_S = init_s
     sink = wandb.WeightsAndBiases(config_in(Path("/where"), wandb_mode="online"), None, finish_s=20.0)
     try:
         sink.open()
@@ -147,6 +148,7 @@ def attempt(events):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "error"),
     [("0" * 40, "wandb.errors.errors.CommError: "), ("", "wandb.errors.errors.UsageError: No API key")],
@@ -156,11 +158,12 @@ def test_server_that_cannot_be_used_is_an_error_in_time_and_leaves_nothing(
 ) -> None:
     """Nobody listens there, or there is no key."""
     environment = {"WANDB_BASE_URL": "http://127.0.0.1:9"} | ({"WANDB_API_KEY": key} if key else {})
-    done = process(f"{TRY}attempt(EVENTS)", tmp_path, **environment)
+    done = process(f"{TRY}attempt(EVENTS, 2.0)", tmp_path, **environment)
     assert done.returncode == 1 and error in done.stderr
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@pytest.mark.slow
 def test_server_that_has_some_steps_gets_the_others(tmp_path: Path) -> None:
     """Another attempt, and then an export of what is all there."""
     with serving() as server:
