@@ -9,7 +9,9 @@ written or read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,8 @@ from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
-PART_BYTES = 256 * 2**20  # one request's worth; a larger tensor is a part of its own
+PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
+AT_ONCE = 2  # parts: one is hashed while another is on its way
 NAMES = {torch.float32: "F32"}  # of types, in safetensors' words; a state has no other
 
 
@@ -53,17 +56,19 @@ def save_share(
 ) -> tuple[Part, ...]:
     """Write some tensors of a state. They count once a manifest names their parts.    Raises: StorageError."""
     folder = storage.child(folder_of(step))
-    parts = []
-    for number, names in enumerate(_split(tensors, part_bytes)):
+
+    def write(number: int, names: list[str]) -> Part:
         # CUDA tensors arrive here as well; safetensors wants them dense and on the host.
         dense = {name: tensors[name].detach().cpu().contiguous() for name in names}
         entries = {name: _entry(tensor) for name, tensor in dense.items()}
         data = safetensors.torch.save(dense)
         part = Part(part_name(share, number, entries), len(data), entries)
         _write_part(folder, part, data)
-        parts.append(part)
         failpoints.hit("save", step)
-    return tuple(parts)
+        return part
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"save-{step}") as pool:
+        return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
 
 
 def load(storage: Storage, step: int) -> Checkpoint:
