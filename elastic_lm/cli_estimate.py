@@ -55,7 +55,7 @@ def estimate(
 
         _check_options(tokens_per_second, vocab_size)
         run = RunConfig.load(config, set_ or ())
-        spec = run.engine_spec(vocab_size or _vocabbytes_told(run)).model
+        spec = run.engine_spec(vocab_size or _vocab_size_of(run)).model
         rate, source = (tokens_per_second, "as given") if tokens_per_second else logged_rate(run)
         found = Estimate.of(run, sizes_of(spec, run), rate)
     say(json.dumps(asdict(found), indent=1) if as_json else describe(found, run, source))
@@ -78,7 +78,9 @@ def dry_run(config: RunConfig) -> None:
     rate, source = logged_rate(plan.config)
     found = Estimate.of(plan.config, sizes_of(plan.spec.model, plan.config), rate)
     begins = "at step 0" if plan.resume_step is None else f"with the checkpoint of step {plan.resume_step}"
-    say(f"{describe(found, plan.config, source)}\n\nCorpus and storage are readable. Nothing was started.")
+    say(f"{describe(found, plan.config, source)}\n")
+    say("Corpus and storage can be read; `elastic-lm doctor` tries writing, too.")
+    say("Nothing was started.")
     say(f"The run would begin {begins}.")
 
 
@@ -124,7 +126,7 @@ def _check_options(tokens_per_second: float | None, vocab_size: int | None) -> N
         raise ConfigError(f"--vocab-size {vocab_size} is no size of a vocabulary; 16384 is usual for a first corpus")
 
 
-def _vocabbytes_told(config: RunConfig) -> int:
+def _vocab_size_of(config: RunConfig) -> int:
     """What the config or the corpus says.    Raises: DataError with what to do when there is no corpus yet."""
     from elastic_lm.data.manifest import Manifest
     from elastic_lm.storage import Storage

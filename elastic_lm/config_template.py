@@ -69,7 +69,7 @@ def template(*, name: str, file: str, preset: str, storage: str, tokens: str) ->
         "model.preset": preset,
         **SETTINGS.get(preset, LAPTOP),
     }
-    for field, value in chosen.items():
+    for field, value in {"the file's name": file, **chosen}.items():
         if isinstance(value, str) and not value.isprintable():
             raise ConfigError(f"{field} holds a line break or another character that cannot be printed; leave it out")
     config = RunConfig(**config_text.nested(chosen))

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
 
@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 SLOWEST_BYTES_PER_S = 10e6  # deadlines grow with the object: a part of 256 MB gets 26 s more
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+MOST_LOST_FOLDERS = 10  # in a row, by one write
 
 # A client costs 0.3 s of CPU; sixteen threads that read their first range together must make one, not sixteen.
 _connecting = threading.Lock()
@@ -131,8 +132,8 @@ class Storage:
         """Remove the object; no error when it is not there."""
 
         def attempt(backend: _Backend, name: str, limit: float) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                backend.delete(name, limit)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                backend.delete(name, _root(self.url), limit)
 
         self._do("delete", path, attempt)
 
@@ -151,6 +152,10 @@ class Storage:
                 return attempt(self._connect(), name, max(limit, 0.001))
             except FileNotFoundError as error:
                 raise NotFoundError(f"{what}: there is no such object") from error
+            except NotADirectoryError as error:
+                raise NotFoundError(
+                    f"{what}: a part of this address is a file, not a folder; correct the address"
+                ) from error
             except FileExistsError as error:
                 raise AlreadyExistsError(f"{what}: an object is there already") from error
             except PermissionError as error:
@@ -166,7 +171,7 @@ class Storage:
         spent = time.monotonic() - started
         raise StorageError(
             f"{what}: gave up after {number + 1} attempts in {spent:.1f} s (deadline {deadline - started:.0f} s, "
-            f"{self.retries} retries); the last said: {reason}"
+            f"{self.retries} retries); the last said: {reason}; check the address, AWS_ENDPOINT_URL and the network"
         )
 
     def _connect(self) -> _Backend:
@@ -189,7 +194,7 @@ class _Backend(Protocol):
     def size(self, name: str, limit: float) -> int: ...
     def modified_s(self, name: str, limit: float) -> float | None: ...
     def find(self, name: str, limit: float) -> list[str]: ...
-    def delete(self, name: str, limit: float) -> None: ...
+    def delete(self, name: str, folder: str, limit: float) -> None: ...
     def passing(self, error: Exception) -> bool: ...
 
 
@@ -222,11 +227,18 @@ class _Files:
         return self._object(name).stat().st_mtime
 
     def find(self, name: str, limit: float) -> list[str]:
-        paths = (os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files)
+        walk = os.walk(name, onerror=_raise_unless_gone)
+        paths = (os.path.join(folder, file) for folder, _, files in walk for file in files)
         return [path for path in paths if not _TEMPORARY.search(path)]
 
-    def delete(self, name: str, limit: float) -> None:
+    def delete(self, name: str, folder: str, limit: float) -> None:
+        """And the folders below `folder` that it leaves empty: an object store knows no such thing."""
         self._object(name).unlink()
+        parent = os.path.dirname(name)
+        with contextlib.suppress(OSError):  # it holds something else
+            while parent.startswith(f"{folder}/"):
+                os.rmdir(parent)
+                parent = os.path.dirname(parent)
 
     def passing(self, error: Exception) -> bool:
         return False
@@ -236,6 +248,12 @@ class _Files:
         if os.path.isdir(name):
             raise FileNotFoundError(name)
         return Path(name)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """What cannot be listed is no empty folder: leaving it out would lose text or checkpoints without a word."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.part$")
@@ -249,9 +267,8 @@ class _neighbour:
         self._data = data
 
     def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._path.open("wb") as file:
+            with self._opened() as file:
                 file.write(self._data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -262,6 +279,20 @@ class _neighbour:
 
     def __exit__(self, *_: object) -> None:
         self._path.unlink(missing_ok=True)
+
+    def _opened(self) -> BinaryIO:
+        """The file in its folder, which a `delete` at the same time may have found empty and removed again."""
+        folder = self._path.parent
+        for _ in range(MOST_LOST_FOLDERS):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return self._path.open("wb")
+            except FileNotFoundError:
+                continue
+            except FileExistsError as error:  # told, too, when the folder went between two looks at it
+                if folder.is_file():
+                    raise NotADirectoryError(str(folder)) from error
+        raise FileNotFoundError(str(self._path))
 
 
 _KIND_OF_STATUS: dict[int, Callable[[str], OSError]] = {
@@ -314,7 +345,7 @@ class _S3:
         found = self._call(self._fs._find, name + "/", limit=limit)
         return [key for key in found if key.startswith(name + "/") and not key.endswith("/")]
 
-    def delete(self, name: str, limit: float) -> None:
+    def delete(self, name: str, folder: str, limit: float) -> None:
         self._call(self._fs._rm_file, name, limit=limit)
 
     def passing(self, error: Exception) -> bool:
@@ -352,6 +383,8 @@ def _normalised(url: str) -> str:
         if not url[5:].strip("/"):
             raise StorageError(f"{url!r} names no bucket; write s3://bucket/prefix")
         return "s3://" + "/".join(_parts(url[5:]))
+    if not url.removeprefix("file://"):
+        raise StorageError("an empty address names no folder; write . for the one you are in")
     if url.startswith("file://"):
         return "file://" + os.path.abspath(url[7:])
     if "://" in url:

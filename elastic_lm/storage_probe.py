@@ -120,7 +120,7 @@ def _no_new_folders(url: str) -> Iterator[None]:
     new = []
     if url.startswith("file://"):
         path = Path(url.removeprefix("file://"))
-        new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        new = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
     try:
         yield
     finally:

@@ -213,6 +213,13 @@ def test_prepare_makes_a_corpus_and_again_the_same(tmp_path: Path) -> None:
     assert run(*arguments).exit_code == 0 and Manifest.load(Storage.open(out)) == manifest
 
 
+def test_preparation_leaves_the_corpus_and_nothing_else(tmp_path: Path) -> None:
+    write_lines(tmp_path / "text.jsonl", texts(20))
+    assert run("prepare", str(tmp_path), "--out", str(tmp_path / "tokens"), "--local").exit_code == 0
+    names = {path.name for path in (tmp_path / "tokens").iterdir()}
+    assert names == {"documents", "documents.json", "manifest.json", "shards", "summary.json", "tokenizer.json"}
+
+
 def test_prepared_corpus_lends_its_tokenizer_to_another(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "text.jsonl", texts(50))
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
@@ -246,11 +253,16 @@ def test_text_may_be_in_another_column(tmp_path: Path) -> None:
         ({"source": "s3://key:hunter2@bucket"}, 2, "credentials belong into AWS_* variables"),
         ({"out": "gs://bucket/tokens"}, 2, "gs:// is not supported; use s3://bucket/prefix"),
         ({"out": "s3://"}, 2, "names no bucket"),
-        ({"out": "/dev/null/tokens"}, 4, "Not a directory"),  # nobody can write there
+        ({"out": "/dev/null/tokens"}, 2, "is a file, not a folder"),
+        ({"out": ""}, 2, "write . for the one you are in"),
+        ({"source": ""}, 2, "write . for the one you are in"),
         ({"--held-out": "1"}, 2, "held_out=1.0 is not a share"),
         ({"--vocab-size": "10"}, 2, "vocab_size=10 cannot hold"),
+        ({"--vocab-size": "99999999999"}, 2, "use at most 4194304"),  # the library ended the process
         ({"--block-tokens": "1"}, 2, "block_tokens=1 holds no sample"),
-        ({"--tokenizer": "absent.json"}, 2, "absent.json: there is no such object"),
+        ({"--tokenizer": "absent.json"}, 2, "absent.json: there is no such file; name a tokenizer.json"),
+        ({"--tokenizer": "/dev/null"}, 2, "/dev/null: this is no tokenizer.json"),
+        ({"--held-out": "0.999999"}, 3, "no text to train on: 20 held out; add documents"),
     ],
     ids=str,
 )

@@ -164,6 +164,8 @@ def test_file_that_is_there_is_replaced_only_by_force(here: Path) -> None:
         (["run.txt"], "does not end with .yaml"),
         (["no/run.yaml"], "no/run.yaml cannot be written: No such file or directory"),
         (["my run.yaml"], "name='my run' should match pattern"),
+        (["a\nb.yaml", "--name", "a"], "the file's name holds a line break"),
+        (["\udcff.yaml", "--name", "a"], "another character that cannot be printed"),  # a name that is no UTF-8
         (["--preset", "gpt"], "did you mean gpt2?"),
         (["--storage", "gs://bucket"], "unknown scheme gs://"),
         (["--tokens", "s3://key:hunter2@bucket"], "may hold credentials"),

@@ -326,7 +326,7 @@ def test_lines_fit_a_terminal_and_are_told_in_order(tmp_path: Path) -> None:
 def test_storage_that_fails_is_code_4(options: list[str]) -> None:
     told = run("doctor", "/dev/null/x", *options)
     assert told.exit_code == 4
-    assert "Not a directory" in " ".join(told.stdout.split())
+    assert "is a file, not a folder" in " ".join(told.stdout.split())
 
 
 @pytest.mark.usefixtures("quick")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -69,6 +70,56 @@ def test_list_is_relative_sorted_and_by_prefix(storage: Storage) -> None:
     assert storage.list("b") == ["b/1", "b/2", "b/deep/3", "bc"]
     assert storage.child("b").list() == ["1", "2", "deep/3"]
     assert storage.list("none/") == storage.child("none").list() == []
+
+
+def test_deleted_objects_leave_no_empty_folder(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path / "root"))
+    for path in ("parts/one/a", "parts/one/b", "parts/two/a", "kept/x"):
+        storage.write(path, b"")
+    storage.delete("parts/one/a")
+    assert storage.list() == ["kept/x", "parts/one/b", "parts/two/a"]
+    storage.delete("parts/one/b")
+    storage.delete("parts/two/a")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["kept"]
+    storage.child("kept").delete("x")
+    assert (tmp_path / "root" / "kept").is_dir()  # the folder that was opened stays
+
+
+def test_writes_do_not_lose_their_folder_to_a_delete_at_the_same_time(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+
+    def come_and_go(name: str) -> None:
+        for _ in range(200):
+            storage.write(f"deep/er/{name}", b"x")
+            assert storage.read(f"deep/er/{name}") == b"x"
+            storage.delete(f"deep/er/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, "abcd"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_in_the_place_of_a_folder_holds_nothing_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for storage in (Storage.open(str(tmp_path / "file")), Storage.open(str(tmp_path / "file" / "below"))):
+        assert storage.list() == []
+        assert not storage.exists("x")
+        storage.delete("x")
+        for attempt in (lambda: storage.read("x"), lambda: storage.write("x", b""), lambda: storage.create("x", b"")):  # noqa: B023
+            with pytest.raises(NotFoundError, match="is a file, not a folder; correct the address"):
+                attempt()
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="name too long"):
+        Storage.open(str(tmp_path / ("x" * 300))).list()
+
+
+@pytest.mark.parametrize("url", ["", "file://"])
+def test_empty_address_is_not_the_folder_one_is_in(url: str) -> None:
+    with pytest.raises(StorageError, match="names no folder; write . for the one you are in"):
+        Storage.open(url)
 
 
 def test_storage_survives_pickling_and_threads(storage: Storage) -> None:

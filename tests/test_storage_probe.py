@@ -61,8 +61,14 @@ def test_folder_that_cannot_be_one_fails_at_the_write_alone(tmp_path: Path) -> N
     (tmp_path / "file").write_text("x")
     found = probe(f"file://{tmp_path}/file")
     assert list(found.failures) == ["write"]
-    assert "Not a directory" in found.failures["write"]
+    assert "is a file, not a folder" in found.failures["write"]
     assert (found.seconds, found.ahead_s) == ({}, None)
+
+
+def test_folder_that_cannot_even_be_looked_for_fails_at_the_write_alone(tmp_path: Path) -> None:
+    found = probe(f"file://{tmp_path}/{'x' * 300}")  # the same error to `exists` as a folder one has no right to search
+    assert list(found.failures) == ["write"]
+    assert "name too long" in found.failures["write"]
 
 
 def test_address_that_is_none_is_refused() -> None:

@@ -16,7 +16,7 @@ from elastic_lm.data.mixture import Source, passes
 from elastic_lm.data.parts import STREAMS, Part, PartResult
 from elastic_lm.data.progress import Progress, View
 from elastic_lm.data.shards import ShardWriter, block_tokens_for
-from elastic_lm.data.summary import Summary, Tally
+from elastic_lm.data.summary import Figures, Summary, Tally
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.errors import DataError
 from elastic_lm.storage import Storage
@@ -43,7 +43,7 @@ def write_corpus(
     summary = _summary(sources, finished, out)
     if summary.total.tokens == 0:
         raise DataError(
-            f"the sources hold no text to train on: {summary.total.counts}; add documents or lower held_out"
+            f"the sources hold no text to train on: {_whereabouts(summary.total)}; add documents, or lower held_out"
         )
     manifest = Manifest(
         dtype=encoder.dtype,
@@ -78,6 +78,17 @@ def _summary(sources: Sequence[Source], finished: Iterable[tuple[Part, PartResul
         for records in result.records(out):
             tally.add(part, records)
     return tally.summary()
+
+
+def _whereabouts(total: Figures) -> str:
+    """What became of documents none of which is trained on."""
+    left_out = total.read_documents - total.held_out_documents
+    parts = (
+        (total.empty_documents, "empty"),
+        (total.held_out_documents, "held out"),
+        (left_out, "left out by a weight"),
+    )
+    return ", ".join(f"{number:,} {words}" for number, words in parts if number) or "no documents"
 
 
 class _Counter:

@@ -19,8 +19,8 @@ from elastic_lm.data.mixture import Source, is_chosen, passes
 from elastic_lm.data.parts import Part, PartResult, encode_part, is_held_out
 from elastic_lm.data.progress import Progress, Unseen, View
 from elastic_lm.data.sources import cut, find_files
-from elastic_lm.data.tokenizer import TextEncoder, train
-from elastic_lm.errors import ConfigError
+from elastic_lm.data.tokenizer import TextEncoder, check_vocab_size, train
+from elastic_lm.errors import ConfigError, DataError, NotFoundError
 from elastic_lm.storage import Storage
 
 
@@ -42,6 +42,8 @@ class PrepareOptions:
     text_column: str = "text"
 
     def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            check_vocab_size(self.vocab_size)
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out={self.held_out} is not a share of the documents; use 0 to below 1, e.g. 0.005")
         if self.block_tokens is not None and self.block_tokens < 2:
@@ -136,8 +138,21 @@ def plan(chunks: Sequence[Chunk], part_bytes: int) -> list[Part]:
 def _encoder(chunks: Sequence[Chunk], options: PrepareOptions, view: View) -> TextEncoder:
     if options.tokenizer is None:
         return train(_training_texts(chunks, options, view), options.vocab_size)
-    folder, _, name = options.tokenizer.rpartition("/")
-    return TextEncoder(Storage.open(folder or ".").read(name).decode("utf-8", "replace"))
+    return _loaded(options.tokenizer)
+
+
+def _loaded(address: str) -> TextEncoder:
+    """The tokenizer there.    Raises: ConfigError when there is none, or one that cannot be used; StorageError."""
+    folder, slash, name = address.rpartition("/")
+    try:
+        data = Storage.open(folder if slash else ".").read(name)
+        return TextEncoder(data.decode("utf-8", "replace"))
+    except NotFoundError as error:
+        raise ConfigError(
+            f"{address}: there is no such file; name a tokenizer.json, or leave it out to train one"
+        ) from error
+    except DataError as error:
+        raise ConfigError(f"{address}: {error}") from error
 
 
 def _training_texts(chunks: Sequence[Chunk], options: PrepareOptions, view: View) -> Iterator[str]:

@@ -17,6 +17,9 @@ from elastic_lm.data.manifest import SPECIAL_NAMES
 from elastic_lm.errors import ConfigError, DataError
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_NAMES)
+LARGEST_VOCABULARY = (
+    2**22
+)  # ten times those of today; the library takes 45 bytes for each entry before it looks at the text
 PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library takes about 100 bytes a character
 
 
@@ -85,11 +88,7 @@ class TextEncoder:
 
 def train(texts: Iterable[str], vocab_size: int) -> TextEncoder:
     """A tokenizer with at most `vocab_size` entries, determined by the texts and their order."""
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ConfigError(
-            f"vocab_size={vocab_size} cannot hold 256 bytes and {len(SPECIAL_NAMES)} special tokens; "
-            f"use at least {SMALLEST_VOCABULARY}"
-        )
+    check_vocab_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,6 +100,17 @@ def train(texts: Iterable[str], vocab_size: int) -> TextEncoder:
     )
     tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer=trainer)
     return TextEncoder(tokenizer.to_str())
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises: ConfigError when no tokenizer of this size can be trained."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size={vocab_size} cannot hold 256 bytes and {len(SPECIAL_NAMES)} special tokens; "
+            f"use at least {SMALLEST_VOCABULARY}"
+        )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise ConfigError(f"vocab_size={vocab_size} is more than can be trained; use at most {LARGEST_VOCABULARY}")
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -205,7 +205,7 @@ def last(storage: Storage, most: int) -> list[Event]:
 def _parse(line: str, number: int, tell: Callable[[str], None]) -> Event | None:
     try:
         return Event.from_json(line)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         tell(f"event {number} cannot be read: {type(error).__name__}: {error}")
         return None
 

@@ -34,6 +34,18 @@ class EventKind(StrEnum):
     RUN_FINISHED = "run_finished"
 
 
+# Of what every event has. What is in `fields` depends on the kind, and on the version that wrote it.
+_TYPES: dict[str, Any] = {
+    "message": str,
+    "step": int | None,
+    "generation": str | None,
+    "fields": dict,
+    "time_s": int | float,
+    "elapsed_s": int | float,
+    "attempt": int,
+}
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that happened.
@@ -60,6 +72,7 @@ class Event:
         """The inverse of `to_json`.    Raises: ValueError, KeyError or TypeError on anything else."""
         data = json.loads(line)
         event = cls(**{**data, "kind": EventKind(data["kind"])})
-        if not isinstance(event.fields, dict) or not isinstance(event.step, int | None):
-            raise TypeError("fields is no object, or step no number")
+        for name, types in _TYPES.items():
+            if not isinstance(getattr(event, name), types):
+                raise TypeError(f"{name} is {getattr(event, name)!r:.40}")
         return event

@@ -129,8 +129,9 @@ def test_order_does_not_depend_on_how_folders_are_listed(tmp_path: Path, monkeyp
         path.write_text(str(number))
     listed, walk = found(tmp_path), os.walk
 
-    def backwards(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
-        return iter([(folder, names, sorted(files, reverse=True)) for folder, names, files in walk(top)][::-1])
+    def backwards(top: str, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        folders = walk(top, **options)
+        return iter([(folder, names, sorted(files, reverse=True)) for folder, names, files in folders][::-1])
 
     monkeypatch.setattr(os, "walk", backwards)
     assert found(tmp_path) == listed

@@ -165,11 +165,21 @@ def _mistype(storage: Storage) -> None:
     storage.write("000000000001.jsonl", event(1).to_json().replace('"step":1', '"step":"1"').encode())
 
 
+def _misdate(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", event(1).to_json().replace('"time_s":0.0', '"time_s":null').encode())
+
+
+def _nest(storage: Storage) -> None:
+    storage.write("000000000001.jsonl", b"[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("damage", "left", "told"),
     [
         (_misshape, [0, 2], "event 1 cannot be read: TypeError"),
         (_mistype, [0, 2], "event 1 cannot be read: TypeError"),
+        (_misdate, [0, 2], "event 1 cannot be read: TypeError: time_s is None"),
+        (_nest, [0, 2], "event 1 cannot be read: RecursionError"),
         (_cut, [0, 2], "event 1 cannot be read"),
         (_garble, [0, 2], "event 1 cannot be read"),
         (_lose, [0, 2], "events 1 to 1 are missing before 000000000002.jsonl"),
