@@ -22,7 +22,7 @@ VERSION = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.damaged.json"
-_PART = re.compile(r"part-\d{5}-\d{3}-[0-9a-f]{16}\.safetensors")
+_PART = re.compile(r"part-\d{5,}-\d{3,}-[0-9a-f]{16}\.safetensors")
 _STEP = re.compile(r"checkpoints/step-(\d{8,})/")
 
 

@@ -8,7 +8,7 @@ are store.py's, so looking at a run's checkpoints needs no torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,17 +133,17 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
     return CheckpointInfo.of(storage, there)
 
 
-def prune(storage: Storage, retention: Retention, *, dry_run: bool = False) -> list[int]:
+def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
-    What is newer than every complete one stays: an unfinished one may be about to finish.
+    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
     Returns: the steps that were deleted, or would be.
     """
     there = _all(storage)
     complete = [step for step, paths in sorted(there.items()) if _look(storage, step, paths).state == "complete"]
     if not complete:
         return []
-    kept = retention.keeps(complete)
+    kept = retention.keeps(complete) | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):

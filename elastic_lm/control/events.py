@@ -55,12 +55,13 @@ class Reported:
 
 @dataclass(frozen=True)
 class Saved:
-    """The upload of a member's share of a checkpoint ended, well or not."""
+    """The upload of a member's share of a checkpoint ended, well or not. `lost`: its owner is gone, not the store's fault."""
 
     number: int
     member_id: str
     ok: bool
     error: str | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True)

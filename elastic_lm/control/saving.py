@@ -59,7 +59,7 @@ class Saving:
 
     def is_due(self, step: int) -> bool:
         every = self._every_steps
-        return bool(every and step and step % every == 0 and step != self.newest_step and self._save is None)
+        return bool(every and step % every == 0 and step > (self.newest_step or 0) and self._save is None)
 
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
         """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""
@@ -75,7 +75,7 @@ class Saving:
         if save is None or save.number != event.number or event.member_id not in save.owing:
             return False  # of one that was given up
         if not event.ok:
-            self._fail(save, event.error)
+            self._fail(save, event.error, counts=not event.lost)
             return True
         save.owing.discard(event.member_id)
         if not save.owing:
@@ -91,7 +91,7 @@ class Saving:
             self._fail(save, event.error)
             return True
         self._save = None
-        self.newest_step, self.restorable_at = save.step, save.began
+        self.newest_step, self.restorable_at = max(save.step, self.newest_step or 0), save.began
         seconds = now - save.began
         self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {save.step} saved in {seconds:.1f} s.",
                    step=save.step, seconds=seconds)  # fmt: skip
@@ -103,8 +103,8 @@ class Saving:
             self._tell_failed(self._save.step, why)
             self._save = None
 
-    def _fail(self, save: _Save, error: str | None) -> None:
-        self._failed_final_tries += save.final
+    def _fail(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
+        self._failed_final_tries += save.final and counts
         self._tell_failed(save.step, error)
         self._save = None
 

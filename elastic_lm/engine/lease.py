@@ -139,6 +139,7 @@ class _Session:
             return kept.reduction
         if kept is not None:
             kept.group.drop()
+            kept = None  # and its buffer, before there is another
         if lease.continues is not None:
             raise GroupBroken(f"{member.member_id} has no group of generation {lease.continues} to go on in")
         self._form()

@@ -110,7 +110,10 @@ class Members:
             self._deliver(Saved(number, member_id, True, None))
 
         def failed(error: BaseException) -> None:
-            self._deliver(Saved(number, member_id, False, _cause(error)))
+            lost = not isinstance(error, RayTaskError)
+            if lost:  # told first, so that nobody asks it for another share
+                self._deliver(MemberFailed(member_id, _cause(error), proof=isinstance(error, ActorDiedError)))
+            self._deliver(Saved(number, member_id, False, _cause(error), lost))
 
         def copied(_: None) -> None:
             _when_done(handle.saved.remote(number), done, failed)

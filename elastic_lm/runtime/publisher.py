@@ -74,11 +74,13 @@ class Publisher:
             self._deliver(Published(attempt.number, False, f"{type(error).__name__}: {error}"))
             return
         self.newest = {"url": info.url, **digests}
+        self._deliver(Published(attempt.number, True))  # before anything goes that could be asked for until it is told
         try:
-            registry.prune(self._storage, self._retention)
-        except ElasticLMError as error:  # they are deleted after the next checkpoint
+            under_way = self._attempt
+            spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
+            registry.prune(self._storage, self._retention, spared=spared)
+        except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
-        self._deliver(Published(attempt.number, True))
 
 
 def _digest(step: int, parts: tuple[Part, ...], prefix: str) -> str:

@@ -37,12 +37,12 @@ class Upload:
     def _run(self) -> None:
         from elastic_lm.checkpoint import store
 
-        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, 19))
         try:
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, 19))
             self._outcome = store.save_share(self._storage, self._step, self._tensors, share=self._share)
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
-            self._outcome = error
+            self._outcome = error.with_traceback(None)  # whose frames hold the copy
         self._tensors = {}
 
     def result(self) -> tuple[Part, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_lm.checkpoint.layout import Entry, part_name, shares
+from elastic_lm.checkpoint.layout import Entry, Manifest, Part, part_name, shares
 
 SIZES = st.dictionaries(st.text(max_size=8), st.integers(0, 1_000_000), max_size=40)
 
@@ -31,3 +31,9 @@ def test_part_is_named_by_its_content_and_its_place() -> None:
     names = {part_name(0, 0, one), part_name(0, 1, one), part_name(1, 0, one), part_name(0, 0, other)}
     assert len(names) == 4
     assert part_name(0, 0, one) == part_name(0, 0, {"a": Entry("F32", (2,), "0" * 64)})
+
+
+def test_any_number_of_shares_and_parts_has_names_that_are_read_again() -> None:
+    names = [part_name(share, number, {}) for share, number in ((0, 0), (7, 1_000), (100_000, 54_321))]
+    manifest = Manifest(1, tuple(Part(name, 0, {}) for name in names))
+    assert Manifest.from_json(manifest.to_json()) == manifest

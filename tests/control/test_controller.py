@@ -1182,6 +1182,34 @@ def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
     assert not run.granted
 
 
+def test_share_that_is_lost_with_its_owner_is_no_try_of_the_final_checkpoint() -> None:
+    """A dead owner's upload fails at once, before its silence or its connection tell of its death."""
+    names = ("w0", "w1", "w2", "w3", "w4")
+    run = Run(total_steps=15, max_workers=5).training(*names)
+    for member_id in names:
+        run.report(member_id, 15)
+    for _ in range(4):
+        run.tell(ev.Saved(run.save.number, "w4", ok=False, error="process died", lost=True))
+    assert not run.all(act.Finish)
+    run.saved()
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_manifest_told_late_leaves_the_newest_checkpoint_the_newest() -> None:
+    run = Run(checkpoint_every=10).training("w0", step=20)
+    late = run.save
+    run.tell(ev.Saved(late.number, "w0", ok=True))
+    run.dies("w0")
+    run.ready("w1")
+    run.tell(ev.Published(late.number, ok=True))
+    run.beat("w1", step=0)
+    run.report("w1", 10)
+    assert run.save == late  # step 10 is older than what there is
+    run.dies("w1")
+    run.ready("w2")
+    assert run.lease.restore == 20
+
+
 def test_final_checkpoint_is_tried_three_times() -> None:
     run = Run(total_steps=15, checkpoint_every=10).training("w0")
     run.report("w0", 10)

@@ -83,6 +83,7 @@ def test_share_of_an_attempt_that_was_given_up_is_left_out(outbox: Outbox) -> No
 def test_old_checkpoints_go(outbox: Outbox) -> None:
     for number, step in enumerate((10, 20, 30), 1):
         assert outbox.save(number, step).ok
+    outbox.publisher.close()  # they go after the news
     assert [found.step for found in registry.found(outbox.storage)] == [20, 30]
 
 
@@ -96,8 +97,21 @@ def test_refusal_of_storage_is_told(outbox: Outbox, monkeypatch: pytest.MonkeyPa
 
 
 def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(storage: Storage, retention: Retention) -> None:
+    def refuse(storage: Storage, retention: Retention, **more: object) -> None:
         raise StorageError("no right to delete")
 
     monkeypatch.setattr(registry, "prune", refuse)
     assert outbox.save(1, 10) == Published(1, True)
+
+
+def test_step_that_is_being_written_is_spared(outbox: Outbox) -> None:
+    """A run that went back may save a step below the newest complete one."""
+    assert outbox.save(1, 40).ok
+    stored(outbox.storage, 10, 0, 2)  # of the next attempt, as long as it is not complete
+    outbox.publisher.begin(2, 10)
+    for share in (0, 1):
+        outbox.publisher.add(2, stored(outbox.storage, 10, share, 2))
+    outbox.publisher.publish(2)
+    assert outbox.told.get(timeout=WAIT_S) == Published(2, True)
+    outbox.publisher.close()
+    assert [found.state for found in registry.found(outbox.storage)] == ["complete", "complete"]
