@@ -41,6 +41,8 @@ class Lease:
     they compute; `source` is None when nobody needs it. `restore` says where a member without a state takes it from
     when there is no source: a checkpoint's step, or None for the initial state that the seed determines.
     `logged_step`: the event log holds every step before this one, so members may forget those records.
+    `continues`: the members are those of this earlier generation, which ended in agreement; they go on in its group, and
+    there is no rendezvous.
     """
 
     generation: Generation
@@ -53,6 +55,7 @@ class Lease:
     receivers: tuple[int, ...] = ()
     restore: int | None = None
     logged_step: int = 0
+    continues: Generation | None = None
 
     @property
     def world_size(self) -> int:
@@ -78,6 +81,11 @@ class Phase(StrEnum):
 
 class LeaseEnd(StrEnum):
     """Why a member came back from a lease."""
+
+    @property
+    def agreed(self) -> bool:
+        """All members that come back so do it after the same step, and none of them has let go of the others."""
+        return self in (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
 
     COMPLETED = "completed"  # stop_step reached
     ENDED_EARLY = "ended_early"  # a vote carried by the reduction

@@ -1,8 +1,9 @@
 """How a checkpoint looks in storage: names, and the manifest that makes its parts count.
 
 `checkpoints/step-00001000/` holds parts (safetensors) and `manifest.json`, written last: no manifest, no checkpoint.
-A manifest carries the hash of every part and of itself, so that a torn, cut or flipped one is known as such. The step in
-a name is the number of steps that the state has applied, which is also the next step to train.
+A manifest carries the hash of every tensor and of itself, so that a torn, cut or flipped one is known as such. Tensors and
+not parts are hashed, because the same state may be cut into parts by any number of members. The step in a name is the
+number of steps that the state has applied, which is also the next step to train.
 """
 
 from __future__ import annotations
@@ -10,28 +11,37 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from elastic_lm.errors import CheckpointError
 
 FORMAT = "elastic-lm checkpoint"
-VERSION = 1
+VERSION = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.damaged.json"
-_PART = re.compile(r"part-\d{5}-[0-9a-f]{16}\.safetensors")
+_PART = re.compile(r"part-\d{5,}-\d{3,}-[0-9a-f]{16}\.safetensors")
 _STEP = re.compile(r"checkpoints/step-(\d{8,})/")
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One tensor: safetensors' name for its type, its shape, and the sha256 of its bytes (little-endian, row by row)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Part:
-    """One safetensors object: its name in the checkpoint's folder, its size, its hash and the tensors in it."""
+    """One safetensors object: its name in the checkpoint's folder, its size, and the tensors in it by name."""
 
     name: str
     size_bytes: int
-    sha256: str
-    tensors: tuple[str, ...]
+    tensors: dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,11 @@ class Manifest:
     step: int
     parts: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Entry]:
+        """The whole state, however it is cut."""
+        return {name: entry for part in self.parts for name, entry in part.tensors.items()}
 
     def to_json(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -61,7 +76,10 @@ class Manifest:
             )
         if told != _hash(body):
             raise CheckpointError("its manifest does not have the hash that it names")
-        parts = tuple(Part(**{**part, "tensors": tuple(part["tensors"])}) for part in body["parts"])
+        parts = tuple(
+            Part(part["name"], part["size_bytes"], {name: _entry(entry) for name, entry in part["tensors"].items()})
+            for part in body["parts"]
+        )
         for part in parts:
             if not _PART.fullmatch(part.name):
                 raise CheckpointError(f"its manifest names the part {part.name!r}, which is not a name of ours")
@@ -72,9 +90,25 @@ def folder_of(step: int) -> str:
     return f"{FOLDER}/step-{step:08d}"
 
 
-def part_name(index: int, sha256: str) -> str:
-    """Named by content: two writers of one step can only disagree about the manifest, never about a part."""
-    return f"part-{index:05d}-{sha256[:16]}.safetensors"
+def part_name(share: int, number: int, tensors: Mapping[str, Entry]) -> str:
+    """Named by content: two writers of one step can only disagree about the manifest, never about a part.
+
+    Args: `share`: which member's; `number`: of the part in it.
+    """
+    content = _hash({name: asdict(entry) for name, entry in tensors.items()})
+    return f"part-{share:05d}-{number:03d}-{content[:16]}.safetensors"
+
+
+def shares(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]:
+    """Names in alphabetical order, cut into about equally large shares; some may be empty. `sizes` in any unit."""
+    total = sum(sizes.values())
+    cut: list[list[str]] = [[] for _ in range(num_shares)]
+    before = 0
+    for name in sorted(sizes):
+        middle = before + sizes[name] / 2
+        cut[min(num_shares - 1, int(middle * num_shares / total)) if total else 0].append(name)
+        before += sizes[name]
+    return cut
 
 
 def steps_in(paths: list[str]) -> dict[int, list[str]]:
@@ -84,6 +118,10 @@ def steps_in(paths: list[str]) -> dict[int, list[str]]:
         if match := _STEP.match(path):
             found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _entry(body: dict[str, Any]) -> Entry:
+    return Entry(body["dtype"], tuple(body["shape"]), body["sha256"])
 
 
 def _hash(body: dict[str, Any]) -> str:

@@ -8,12 +8,15 @@ are store.py's, so looking at a run's checkpoints needs no torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Manifest, Part, folder_of, steps_in
-from elastic_lm.errors import CheckpointError, NotFoundError
+import safetensors
+from safetensors import SafetensorError
+
+from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Entry, Manifest, Part, folder_of, steps_in
+from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
 
@@ -97,28 +100,50 @@ def verified(storage: Storage, step: int) -> Manifest:
     return manifest
 
 
-def read_part(folder: Storage, part: Part) -> bytes:
-    """The part's bytes. One wrong read may be the network's fault, two are the object's.    Raises: CheckpointError."""
-    for _ in range(2):
-        data = folder.read(part.name)
-        if len(data) == part.size_bytes and hashlib.sha256(data).hexdigest() == part.sha256:
-            return data
-    raise CheckpointError(
-        f"part {part.name} is damaged: {len(data)} bytes of {part.size_bytes}, or another sha256 than {part.sha256[:16]}…"
-    )
+def read_part(folder: Storage, part: Part) -> dict[str, bytearray]:
+    """The part's tensors as bytes. One wrong read may be the network's fault, two are the object's.
+
+    Raises: CheckpointError naming what is damaged; StorageError.
+    """
+    try:
+        return _tensors_of(part, folder.read(part.name))
+    except CheckpointError:
+        return _tensors_of(part, folder.read(part.name))
 
 
-def prune(storage: Storage, retention: Retention, *, dry_run: bool = False) -> list[int]:
+def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
+    """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
+
+    A damaged checkpoint of the same step is replaced; a whole one of the same state is left as it is.
+    Raises: CheckpointError when a whole one of another state is there; StorageError.
+    """
+    folder = storage.child(folder_of(manifest.step))
+    try:
+        folder.create(MANIFEST, manifest.to_json())
+        return CheckpointInfo.of(storage, manifest)
+    except AlreadyExistsError:
+        pass
+    try:
+        there = verified(storage, manifest.step)
+    except (CheckpointError, NotFoundError):
+        folder.write(MANIFEST, manifest.to_json())
+        return CheckpointInfo.of(storage, manifest)
+    if there.tensors != manifest.tensors:
+        raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
+    return CheckpointInfo.of(storage, there)
+
+
+def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
-    What is newer than every complete one stays: an unfinished one may be about to finish.
+    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
     Returns: the steps that were deleted, or would be.
     """
     there = _all(storage)
     complete = [step for step, paths in sorted(there.items()) if _look(storage, step, paths).state == "complete"]
     if not complete:
         return []
-    kept = retention.keeps(complete)
+    kept = retention.keeps(complete) | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
@@ -159,6 +184,26 @@ def _manifest(folder: Storage, step: int) -> Manifest:
     if manifest.step != step:
         raise CheckpointError(f"its manifest is that of step {manifest.step}")
     return manifest
+
+
+def _tensors_of(part: Part, data: bytes) -> dict[str, bytearray]:
+    if len(data) != part.size_bytes:
+        raise CheckpointError(f"part {part.name} is damaged: {len(data)} bytes of {part.size_bytes}")
+    try:
+        tensors = dict(safetensors.deserialize(data))
+    except SafetensorError as error:
+        raise CheckpointError(f"part {part.name} is damaged: it is not safetensors ({error})") from error
+    if tensors.keys() != part.tensors.keys():
+        raise CheckpointError(f"part {part.name} is damaged: it holds other tensors than its manifest says")
+    for name, entry in part.tensors.items():
+        found = tensors[name]
+        told = Entry(found["dtype"], tuple(found["shape"]), hashlib.sha256(found["data"]).hexdigest())
+        if told != entry:
+            raise CheckpointError(
+                f"part {part.name} is damaged: {name} is {told.dtype} {list(told.shape)} with the sha256 {told.sha256[:16]}…, "
+                f"not {entry.dtype} {list(entry.shape)} with {entry.sha256[:16]}…"
+            )
+    return {name: found["data"] for name, found in tensors.items()}
 
 
 def _set_aside(folder: Storage) -> None:

@@ -1,29 +1,34 @@
 """Saving and loading whole states: the only way back when every worker is lost.
 
-Invariant: a checkpoint that has a manifest is complete, whoever died when. Parts are read and verified one at a time and
-loaded by name, so a checkpoint fits any world size. Trade-off: everything is hashed with sha256 (1.2 GB/s) on both ways; a
-state that silently changed costs more.
-No pickle is written or read.
+A state is saved in shares, by whoever holds it; a checkpoint is complete when its manifest is published (registry.py),
+whoever died when. Parts are read and verified one at a time and loaded by name, so a checkpoint fits any world size.
+Trade-off: everything is hashed with sha256 (1.2 GB/s) on both ways; a state that silently changed costs more. No pickle is
+written or read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.checkpoint.layout import MANIFEST, Manifest, Part, folder_of, part_name
-from elastic_lm.checkpoint.registry import CheckpointInfo, read_part, verified
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import MANIFEST, Entry, Manifest, Part, folder_of, part_name
+from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
-PART_BYTES = 256 * 2**20  # one request's worth; a larger tensor is a part of its own
+PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
+AT_ONCE = 2  # parts: one is hashed while another is on its way
+NAMES = {torch.float32: "F32"}  # of types, in safetensors' words; a state has no other
 
 
 @dataclass(frozen=True)
@@ -37,24 +42,33 @@ class Checkpoint:
 def save(
     storage: Storage, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], *, part_bytes: int = PART_BYTES
 ) -> CheckpointInfo:
-    """Write the state that has applied `step` steps into the run's folder. `meta` must be JSON.
+    """Write the state that has applied `step` steps into the run's folder, in one share. `meta` must be JSON.
 
     Saving the same state twice is harmless, and so is what a writer that died half way has left behind.
     Raises: StorageError; CheckpointError when another complete state of this step is there. Then nothing has changed.
     """
+    parts = save_share(storage, step, tensors, part_bytes=part_bytes)
+    return registry.publish(storage, Manifest(step, parts, dict(meta)))
+
+
+def save_share(
+    storage: Storage, step: int, tensors: dict[str, Tensor], *, share: int = 0, part_bytes: int = PART_BYTES
+) -> tuple[Part, ...]:
+    """Write some tensors of a state. They count once a manifest names their parts.    Raises: StorageError."""
     folder = storage.child(folder_of(step))
-    parts = []
-    for index, names in enumerate(_split(tensors, part_bytes)):
+
+    def write(number: int, names: list[str]) -> Part:
         # CUDA tensors arrive here as well; safetensors wants them dense and on the host.
-        data = safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in names})
-        sha256 = hashlib.sha256(data).hexdigest()
-        part = Part(part_name(index, sha256), len(data), sha256, tuple(names))
+        dense = {name: tensors[name].detach().cpu().contiguous() for name in names}
+        entries = {name: _entry(tensor) for name, tensor in dense.items()}
+        data = safetensors.torch.save(dense)
+        part = Part(part_name(share, number, entries), len(data), entries)
         _write_part(folder, part, data)
-        parts.append(part)
         failpoints.hit("save", step)
-    manifest = Manifest(step, tuple(parts), dict(meta))
-    _publish(storage, manifest)
-    return CheckpointInfo.of(storage, manifest)
+        return part
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"save-{step}") as pool:
+        return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
 
 
 def load(storage: Storage, step: int) -> Checkpoint:
@@ -64,7 +78,7 @@ def load(storage: Storage, step: int) -> Checkpoint:
         manifest = Manifest.from_json(folder.read(MANIFEST))
         tensors: dict[str, Tensor] = {}
         for part in manifest.parts:
-            tensors |= _tensors_of(part, read_part(folder, part))
+            tensors |= _tensors_of(part, registry.read_part(folder, part))
     except (CheckpointError, NotFoundError) as error:
         raise CheckpointError(f"checkpoint {folder.url} cannot be used: {error}") from error
     return Checkpoint(CheckpointInfo.of(storage, manifest), tensors)
@@ -85,6 +99,11 @@ def _split(tensors: dict[str, Tensor], part_bytes: int) -> Iterator[list[str]]:
         yield names
 
 
+def _entry(tensor: Tensor) -> Entry:
+    data = tensor.flatten().numpy().data if tensor.numel() else b""
+    return Entry(NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(data).hexdigest())
+
+
 def _write_part(folder: Storage, part: Part, data: bytes) -> None:
     try:
         folder.create(part.name, data)
@@ -94,27 +113,13 @@ def _write_part(folder: Storage, part: Part, data: bytes) -> None:
             folder.write(part.name, data)
 
 
-def _publish(storage: Storage, manifest: Manifest) -> None:
-    folder = storage.child(folder_of(manifest.step))
-    try:
-        folder.create(MANIFEST, manifest.to_json())
-        return
-    except AlreadyExistsError:
-        pass
-    try:
-        there = verified(storage, manifest.step)
-    except (CheckpointError, NotFoundError):
-        folder.write(MANIFEST, manifest.to_json())
-        return
-    if there.parts != manifest.parts:
-        raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
-
-
-def _tensors_of(part: Part, data: bytes) -> dict[str, Tensor]:
-    try:
-        tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise CheckpointError(f"part {part.name} is not safetensors: {error}") from error
-    if set(tensors) != set(part.tensors):
-        raise CheckpointError(f"part {part.name} holds other tensors than its manifest says")
-    return tensors
+def _tensors_of(part: Part, data: dict[str, bytearray]) -> dict[str, Tensor]:
+    types = {name: dtype for dtype, name in NAMES.items()}
+    if unknown := {entry.dtype for entry in part.tensors.values()} - types.keys():
+        raise CheckpointError(f"part {part.name} holds tensors of type {', '.join(sorted(unknown))}; a state is F32")
+    return {
+        name: torch.frombuffer(data[name], dtype=types[entry.dtype]).view(entry.shape)
+        if data[name]
+        else torch.empty(entry.shape, dtype=types[entry.dtype])
+        for name, entry in part.tensors.items()
+    }

@@ -64,10 +64,21 @@ class EndLease:
 
 @dataclass(frozen=True)
 class SaveCheckpoint:
-    """The member copies its state before its next lease and uploads the copy."""
+    """Each of these members copies its share of the state before its next lease, and uploads the copy.
 
-    member_id: str
+    `number` tells attempts at one step apart.
+    """
+
+    number: int
+    member_ids: tuple[str, ...]
     step: int
+
+
+@dataclass(frozen=True)
+class PublishCheckpoint:
+    """All shares are stored: write the manifest."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -87,4 +98,16 @@ class Finish:
     verdict: Verdict
 
 
-Action = StartMember | KillMember | Retire | Fence | Grant | EndLease | SaveCheckpoint | AskAfterNode | Emit | Finish
+Action = (
+    StartMember
+    | KillMember
+    | Retire
+    | Fence
+    | Grant
+    | EndLease
+    | SaveCheckpoint
+    | PublishCheckpoint
+    | AskAfterNode
+    | Emit
+    | Finish
+)

@@ -65,6 +65,8 @@ class Control:
         self._members: dict[str, Member] = {}
         self._num_created = 0
         self._lease: Lease | None = None
+        self._agreed = False  # nobody has left the lease in disagreement
+        self._settled: Lease | None = None  # the last one, if all its members came back in agreement
         self._mode = Mode.IDLE
         self._waiting: set[str] = set()  # members of the lease that owe a report
         self._catching_up = False  # the lease is only for those behind
@@ -143,7 +145,10 @@ class Control:
                 if member_id in self._members:
                     self._members[member_id].lost_connection_at = None
             case ev.Saved():
-                if self._saving.ended(event, now):
+                if self._saving.share_ended(event):
+                    self._decide(now)
+            case ev.Published():
+                if self._saving.published(event, now):
                     self._decide(now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
@@ -282,6 +287,7 @@ class Control:
     def _fence(self, now: float) -> None:
         """End the lease at once; every living member still reports."""
         assert self._lease is not None
+        self._agreed = False
         if self._mode is not Mode.FENCING:
             self._mode = Mode.FENCING
             self._fenced_at = now
@@ -433,6 +439,7 @@ class Control:
         member.micro_batch_s = report.micro_batch_s or member.micro_batch_s
         member.enter(MemberState.READY, now)
         self._waiting.discard(report.member_id)
+        self._agreed &= report.end.agreed
         match report.end:
             case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
                 kind = "poisoned" if report.end is LeaseEnd.POISONED else "data_error"
@@ -476,6 +483,7 @@ class Control:
         if self._interruption is not None and self._interruption.cause == "lease":
             self._interruption.cause = self._ending_cause
         self._ending_cause = "lease"
+        self._settled = self._lease if self._agreed else None
         self._lease = None
         self._mode = Mode.IDLE
         self._decide(now)
@@ -519,8 +527,9 @@ class Control:
         if self._catching_up:
             lease = catch_up_lease(current, self._generation, self._spec)
         else:
-            lease = common_lease(members, current, self._generation, self._spec, restore=self._saving.newest_step)
-        self._lease, self._mode = lease, Mode.LEASED
+            lease = common_lease(members, current, self._generation, self._spec, restore=self._saving.newest_step,
+                                 settled=self._settled)  # fmt: skip
+        self._lease, self._mode, self._agreed, self._settled = lease, Mode.LEASED, True, None
         self._waiting = set(lease.members)
         self._last_rebalance = now
         for member_id in lease.members:

@@ -55,10 +55,20 @@ class Reported:
 
 @dataclass(frozen=True)
 class Saved:
-    """The upload of a checkpoint ended, well or not."""
+    """The upload of a member's share of a checkpoint ended, well or not. `lost`: its owner is gone, not the store's fault."""
 
+    number: int
     member_id: str
-    step: int
+    ok: bool
+    error: str | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """The manifest of a checkpoint was stored, or could not be."""
+
+    number: int
     ok: bool
     error: str | None = None
 
@@ -117,6 +127,6 @@ class Tick:
 
 
 Input = (
-    MemberStarted | MemberReady | MemberFailed | ConnectionLost | ConnectionRestored | Beat | Reported | Saved
+    MemberStarted | MemberReady | MemberFailed | ConnectionLost | ConnectionRestored | Beat | Reported | Saved | Published
     | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested | ReaderReplaced | CoordinatorSlept | Tick
 )  # fmt: skip

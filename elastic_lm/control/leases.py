@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elastic_lm.control.assignment import assignments
 from elastic_lm.control.membership import Member
@@ -47,13 +47,24 @@ def catch_up_lease(now: Standing, generation: Generation, spec: ControlSpec) -> 
 
 
 def common_lease(
-    members: list[Member], now: Standing, generation: Generation, spec: ControlSpec, *, restore: int | None
+    members: list[Member],
+    now: Standing,
+    generation: Generation,
+    spec: ControlSpec,
+    *,
+    restore: int | None,
+    settled: Lease | None = None,
 ) -> Lease:
-    """Everybody, up to the next checkpoint or the end. Without any state in memory all restore the same one."""
+    """Everybody, up to the next checkpoint or the end. Without any state in memory all restore the same one.
+
+    `settled`: the lease before, if all its members came back in agreement; the same ones then go on in their group.
+    """
     start = (restore or 0) if now.head is None else now.head
     lease = _lease(members, generation, start, stop_step(start, spec), spec, restore=restore)
-    if now.head is None or not now.lacking:
+    if now.head is None:
         return lease
+    if not now.lacking:
+        return replace(lease, continues=_group_to_keep(lease, settled))
     source = min(now.whole, key=lambda m: m.number)  # the one that has lived longest
     ranks = {m.member_id: rank for rank, m in enumerate(_in_rank_order(members))}
     return Lease(
@@ -66,6 +77,12 @@ def common_lease(
         source=ranks[source.member_id],
         receivers=tuple(sorted(ranks[m.member_id] for m in now.lacking)),
     )
+
+
+def _group_to_keep(lease: Lease, settled: Lease | None) -> Generation | None:
+    if settled is None or settled.members != lease.members or lease.world_size == 1:
+        return None
+    return settled.generation
 
 
 def stop_step(start: int, spec: ControlSpec) -> int:

@@ -1,17 +1,18 @@
 """Which checkpoint is being written, by whom, and which one is the newest that is complete.
 
-Invariant: at most one checkpoint is under way; one whose writer goes is given up at once, and may still turn out to be
-complete. Trade-off: training never waits for the store, so one that is slower than the interval has checkpoints left out.
+A state is saved in shares, one for each member that holds it, and counts when all shares are stored and its manifest is.
+Invariant: at most one checkpoint is under way; one of which a share's owner goes before its share is stored is given up at
+once. Trade-off: training never waits for the store, so one that is slower than the interval has checkpoints left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from elastic_lm.control import actions as act
-from elastic_lm.control.events import Saved
+from elastic_lm.control.events import Published, Saved
 from elastic_lm.control.membership import Member
 from elastic_lm.events.types import EventKind
 
@@ -24,12 +25,13 @@ class Emit(Protocol):
     def __call__(self, kind: EventKind, message: str, *, step: int | None = None, **fields: object) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Save:
-    member_id: str
+    number: int
     step: int
     began: float
     final: bool
+    owing: set[str] = field(default_factory=set)  # members whose shares are not stored yet; none: being published
 
 
 class Saving:
@@ -42,6 +44,7 @@ class Saving:
         self.restorable_at: float | None = None  # when what could be restored was the run's newest state
         self._every_steps = every_steps
         self._do, self._emit = do, emit
+        self._num_begun = 0
         self._save: _Save | None = None
         self._failed_final_tries = 0
 
@@ -56,37 +59,54 @@ class Saving:
 
     def is_due(self, step: int) -> bool:
         every = self._every_steps
-        return bool(every and step and step % every == 0 and step != self.newest_step and self._save is None)
+        return bool(every and step % every == 0 and step > (self.newest_step or 0) and self._save is None)
 
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
-        """Have it written, by a member of `whole` that is likely to stay until the upload is complete."""
-        member = min(whole, key=lambda m: (m.leaving is not None, m.lost_connection_at is not None))
-        self._save = _Save(member.member_id, step, now, final)
-        self._do(act.SaveCheckpoint(member.member_id, step))
+        """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""
+        staying = [m for m in whole if m.leaving is None and m.lost_connection_at is None]
+        owners = tuple(m.member_id for m in (staying or whole))
+        self._num_begun += 1
+        self._save = _Save(self._num_begun, step, now, final, set(owners))
+        self._do(act.SaveCheckpoint(self._num_begun, owners, step))
 
-    def ended(self, event: Saved, now: float) -> bool:
-        """An upload ended, well or not.    Returns: whether it was the one that is under way."""
+    def share_ended(self, event: Saved) -> bool:
+        """The upload of a share ended, well or not.    Returns: whether the checkpoint under way failed by it."""
         save = self._save
-        if save is None or (save.member_id, save.step) != (event.member_id, event.step):
-            if event.ok:  # its worker was given up, but the checkpoint is there
-                self.newest_step = max(event.step, self.newest_step or 0)
+        if save is None or save.number != event.number or event.member_id not in save.owing:
+            return False  # of one that was given up
+        if not event.ok:
+            self._fail(save, event.error, counts=not event.lost)
+            return True
+        save.owing.discard(event.member_id)
+        if not save.owing:
+            self._do(act.PublishCheckpoint(save.number))
+        return False
+
+    def published(self, event: Published, now: float) -> bool:
+        """Its manifest is stored, or could not be.    Returns: whether it was that of the checkpoint under way."""
+        save = self._save
+        if save is None or save.number != event.number or save.owing:
             return False
+        if not event.ok:
+            self._fail(save, event.error)
+            return True
         self._save = None
+        self.newest_step, self.restorable_at = max(save.step, self.newest_step or 0), save.began
         seconds = now - save.began
-        if event.ok:
-            self.newest_step, self.restorable_at = event.step, save.began
-            self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {event.step} saved in {seconds:.1f} s.",
-                       step=event.step, seconds=seconds)  # fmt: skip
-        else:
-            self._failed_final_tries += save.final
-            self._tell_failed(event.step, event.error)
+        self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {save.step} saved in {seconds:.1f} s.",
+                   step=save.step, seconds=seconds)  # fmt: skip
         return True
 
     def abandon(self, member: Member, why: str) -> None:
-        """The member goes; so does what it was writing. That is no failure of the store: final tries are not counted."""
-        if self._save is not None and self._save.member_id == member.member_id:
+        """The member goes; a share of its that is not stored goes with it. That is no failure of the store."""
+        if self._save is not None and member.member_id in self._save.owing:
             self._tell_failed(self._save.step, why)
             self._save = None
+
+    def _fail(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
+        self._failed_final_tries += save.final and counts
+        self._tell_failed(save.step, error)
+        self._save = None
 
     def _tell_failed(self, step: int, error: str | None) -> None:
         self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {step} failed: {error}.", step=step, error=error)

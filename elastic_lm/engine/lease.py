@@ -24,7 +24,7 @@ from elastic_lm.engine.shared import SLOT_BYTES
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
 from elastic_lm.errors import DataError
-from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, StepRecord
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ class LeaseControl(Control, Protocol):
     def committed(self, record: StepRecord, micro_batch_s: float | None) -> None: ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A group that outlives the lease of its generation, and the buffer in its memory."""
+
+    generation: Generation
+    group: Group
+    reduction: Reduction
+
+
 @dataclass
 class Member:
     """What a member keeps between leases."""
@@ -50,6 +59,7 @@ class Member:
     restore: Restore  # step -> the tensors of that checkpoint
     form_timeout_s: float = 15.0
     records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=HELD_RECORDS))
+    kept: Kept | None = None
 
     @property
     def state(self) -> ReplicaState:
@@ -75,7 +85,7 @@ def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseRepor
         logger.exception("An exception at step %d.", member.state.next_step)
         error = raised
     finally:
-        session.close()
+        session.close(end)
     failpoints.hit("lease.end", member.state.next_step)
     try:
         return session.report(end, error)
@@ -91,6 +101,7 @@ class _Session:
         self._rank = lease.rank_of(member.member_id)
         self._micro_batches = lease.assignments[self._rank]
         self._group: Group | None = None
+        self._reduction: Reduction | None = None
         self._sends: Sequence[Operation] = ()
         self._micro_batch_s: list[float] = []
         while member.records and member.records[0].step < lease.logged_step:
@@ -101,14 +112,14 @@ class _Session:
         failpoints.hit("lease.begin", lease.start_step)
         if state.torn and self._rank not in lease.receivers:
             self._restore()
-        self._form()
+        self._reduction = self._meet()
         if self._rank in lease.receivers:
             self._receive()
         elif self._rank == lease.source:
             self._begin_sends()
         if state.next_step != lease.start_step:
             raise RuntimeError(f"told to train from step {lease.start_step}, but this state is at {state.next_step}")
-        return self._train(self._member.runner.replica.new_reduction(self._group))
+        return self._train(self._reduction)
 
     def _restore(self) -> None:
         """From the checkpoint that the lease names, or from the seed."""
@@ -118,6 +129,21 @@ class _Session:
             self._member.runner.replica.initialise()
         else:
             self._member.state.load(self._member.restore(step), step)
+
+    def _meet(self) -> Reduction:
+        """Form the group, and make its buffer; or go on with those of an earlier lease of the same members."""
+        lease, member = self._lease, self._member
+        kept, member.kept = member.kept, None
+        if kept is not None and kept.generation == lease.continues:
+            self._group = kept.group
+            return kept.reduction
+        if kept is not None:
+            kept.group.drop()
+            kept = None  # and its buffer, before there is another
+        if lease.continues is not None:
+            raise GroupBroken(f"{member.member_id} has no group of generation {lease.continues} to go on in")
+        self._form()
+        return member.runner.replica.new_reduction(self._group)
 
     def _form(self) -> None:
         lease = self._lease
@@ -187,10 +213,14 @@ class _Session:
                 return LeaseEnd.ENDED_EARLY
         return LeaseEnd.COMPLETED
 
-    def close(self) -> None:
-        if self._group is not None:
-            self._group.drop()
-            self._group = None
+    def close(self, end: LeaseEnd) -> None:
+        """Keep the group for the same members' next lease; drop it unless all of them have come this far."""
+        group, reduction = self._group, self._reduction
+        self._group = self._reduction = None
+        if group is not None and reduction is not None and end.agreed:
+            self._member.kept = Kept(self._lease.generation, group, reduction)
+        elif group is not None:
+            group.drop()
 
     def report(self, end: LeaseEnd, error: BaseException | None) -> LeaseReport:
         member = self._member

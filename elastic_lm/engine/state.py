@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from elastic_lm.engine.digest import state_digest
 from elastic_lm.errors import CheckpointError, ConfigError
 
 ALIGNMENT = 16  # fp32 elements = 64 bytes: every parameter starts on a cache line, as an allocation of its own would
@@ -138,13 +139,14 @@ class ReplicaState:
 
 
 def digest_of(tensors: dict[str, Tensor], next_step: int) -> str:
-    """sha256 over names, shapes and bytes in the order of the names, and the step. 1.2 GB/s on one core."""
-    sha = hashlib.sha256(f"next_step={next_step}\n".encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.flatten().numpy().data.cast("B"))
-    return sha.hexdigest()
+    """`state_digest` of these fp32 tensors. 1.2 GB/s on one core."""
+    return state_digest(next_step, [(name, tensor.shape, _sha256(tensor)) for name, tensor in tensors.items()])
+
+
+def _sha256(tensor: Tensor) -> str:
+    """Of the bytes, row by row."""
+    dense = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(dense.numpy().data if dense.numel() else b"").hexdigest()
 
 
 def _refuse_stateful_buffers(module: nn.Module) -> None:

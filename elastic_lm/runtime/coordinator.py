@@ -36,6 +36,7 @@ from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
 from elastic_lm.runtime.members import Members
 from elastic_lm.runtime.nodes import NodeWatcher
+from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.runtime.worker import WorkerBoot
@@ -70,7 +71,6 @@ class Coordinator:
         self._control = Control(plan.config.control_spec(), resume_step=plan.resume_step)
         self._host = ray.util.get_node_ip_address()
         self._store: RendezvousStore | None = None
-        self._saved: dict[int, dict[str, str]] = {}
         self._verdict: act.Verdict | None = None
 
     def run(self) -> RunResult:
@@ -109,6 +109,13 @@ class Coordinator:
         )
         stack.callback(self._readers.close)
         self._readers.warm_up(plan.order, plan.resume_step or 0)
+        self._publisher = Publisher(
+            plan.run_storage,
+            Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+            {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
+            self._inbox.put,
+        )
+        stack.callback(self._publisher.close)
         self._members = Members(
             self._boot(lifelines.address, secret),
             self._worker_options(),
@@ -133,8 +140,6 @@ class Coordinator:
             readers=(),
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
-            identity={"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
-            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
             lifeline_address=address,
             lifeline_secret=secret,
             heartbeat_interval_s=config.control.heartbeat_interval_s,
@@ -206,8 +211,11 @@ class Coordinator:
                 self._members.end_lease(member_ids, generation)
             case act.AskAfterNode(node_id):
                 self._nodes.ask_after(node_id)
-            case act.SaveCheckpoint(member_id, step):
-                self._save(member_id, step)
+            case act.SaveCheckpoint(number, _, step):
+                self._publisher.begin(number, step)
+                self._members.save(action, self._publisher.add)
+            case act.PublishCheckpoint(number):
+                self._publisher.publish(number)
             case act.Emit(event):
                 self._recorder.emit(event)
             case act.Finish(verdict):
@@ -216,7 +224,7 @@ class Coordinator:
     def _grant(self, lease: Lease) -> None:
         self._close_store()
         rendezvous = None
-        if lease.world_size > 1:
+        if lease.world_size > 1 and lease.continues is None:
             self._store = RendezvousStore(self._host)
             rendezvous = self._store.rendezvous
         self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=self._recorder.logged_step))
@@ -227,11 +235,8 @@ class Coordinator:
             self._store.close()
             self._store = None
 
-    def _save(self, member_id: str, step: int) -> None:
-        self._members.save(member_id, step, lambda info: self._saved.__setitem__(step, info))
-
     def _result(self, verdict: act.Verdict) -> RunResult:
-        newest = self._saved.get(max(self._saved, default=-1), {})
+        newest = self._publisher.newest
         return RunResult(
             verdict=verdict.kind,
             message=verdict.message,

@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from elastic_lm.checkpoint.layout import Part
+from elastic_lm.control.actions import SaveCheckpoint
 from elastic_lm.control.events import Input, MemberFailed, MemberReady, MemberStarted, Reported, Saved
 from elastic_lm.protocol import Generation, Lease, ReadyReport
 from elastic_lm.runtime.worker import WorkerBoot, start_worker
@@ -93,22 +95,31 @@ class Members:
         for member in self._members.values():
             member.handle.set_readers.remote(readers)
 
-    def save(self, member_id: str, step: int, on_saved: Callable[[dict[str, str]], None]) -> None:
-        """Copy now, upload in the background; `on_saved` gets what the manifest says, before control hears of it."""
-        handle = self._members[member_id].handle
+    def save(self, action: SaveCheckpoint, on_stored: Callable[[int, tuple[Part, ...]], None]) -> None:
+        """Copy now, upload in the background; `on_stored` gets the parts of a share, before control hears of it."""
+        for share, member_id in enumerate(action.member_ids):
+            self._save_share(action, share, member_id, on_stored)
 
-        def done(info: dict[str, str]) -> None:
-            on_saved(info)
-            self._deliver(Saved(member_id, step, True, None))
+    def _save_share(
+        self, action: SaveCheckpoint, share: int, member_id: str, on_stored: Callable[[int, tuple[Part, ...]], None]
+    ) -> None:
+        handle, number = self._members[member_id].handle, action.number
+
+        def done(parts: tuple[Part, ...]) -> None:
+            on_stored(number, parts)
+            self._deliver(Saved(number, member_id, True, None))
 
         def failed(error: BaseException) -> None:
-            self._deliver(Saved(member_id, step, False, _cause(error)))
+            lost = not isinstance(error, RayTaskError)
+            if lost:  # told first, so that nobody asks it for another share
+                self._deliver(MemberFailed(member_id, _cause(error), proof=isinstance(error, ActorDiedError)))
+            self._deliver(Saved(number, member_id, False, _cause(error), lost))
 
         def copied(_: None) -> None:
-            _when_done(handle.saved.remote(step), done, failed)
+            _when_done(handle.saved.remote(number), done, failed)
 
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
-        _when_done(handle.snapshot.remote(step), copied, failed)
+        _when_done(handle.snapshot.remote(number, action.step, share, len(action.member_ids)), copied, failed)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

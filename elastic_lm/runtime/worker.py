@@ -23,10 +23,10 @@ from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseReport, Phase
 from elastic_lm.runtime.lifeline import Lifeline
 
 if TYPE_CHECKING:
-    from elastic_lm.checkpoint.registry import Retention
+    from elastic_lm.checkpoint.layout import Part
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
-    from elastic_lm.engine.state import ReplicaState
+    from elastic_lm.runtime.upload import Upload
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,6 @@ class WorkerBoot:
     readers: tuple[Any, ...]
     reader_timeout_s: float
     run_storage: Storage
-    identity: dict[str, Any]  # goes into every checkpoint's manifest
-    retention: Retention
     lifeline_address: tuple[str, int]
     lifeline_secret: str
     heartbeat_interval_s: float
@@ -199,9 +197,12 @@ class Worker:
 
         return store.load(self._boot.run_storage, step).tensors
 
-    def snapshot(self, step: int) -> None:
-        """Copy the state that is about to be saved, and begin to upload the copy. Ends before the next lease begins."""
-        self._uploads[step] = Upload(self._boot, step, self._member.state)
+    def snapshot(self, number: int, step: int, share: int, num_shares: int) -> None:
+        """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""
+        from elastic_lm.runtime.upload import Upload
+
+        storage, state = self._boot.run_storage, self._member.state
+        self._uploads[number] = Upload(storage, step, state, share=share, num_shares=num_shares)
 
     def digests(self) -> dict[str, str]:
         """sha256 of this replica's state and of its weights alone."""
@@ -211,9 +212,9 @@ class Worker:
     # -- other groups: answered while a lease runs --------------------------------------------------------------------
 
     @ray.method(concurrency_group="save")
-    def saved(self, step: int) -> dict[str, str]:
-        """Wait for the upload of `step`; returns what the checkpoint's manifest says about it."""
-        return self._uploads.pop(step).result()
+    def saved(self, number: int) -> tuple[Part, ...]:
+        """Wait for the upload of this attempt; returns the parts that are stored."""
+        return self._uploads.pop(number).result()
 
     @ray.method(concurrency_group="control")
     def fence(self, generation: Generation) -> None:
@@ -257,41 +258,6 @@ class Worker:
             pulse.micro_batch_s,
             records,
         )
-
-
-class Upload:
-    """One checkpoint on its way to storage: a copy of the state and the thread that uploads it."""
-
-    def __init__(self, boot: WorkerBoot, step: int, state: ReplicaState) -> None:
-        if state.torn or state.next_step != step:
-            raise RuntimeError(f"cannot save step {step}: this state is at {state.next_step}, torn={state.torn}")
-        self._boot, self._step = boot, step
-        self._tensors = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
-        self._outcome: dict[str, str] | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"save-{step}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        from elastic_lm.checkpoint import registry, store
-        from elastic_lm.engine.state import digest_of
-
-        try:
-            weights = {name: t for name, t in self._tensors.items() if name.startswith("parameters/")}
-            digests = {"state": digest_of(self._tensors, self._step), "weights": digest_of(weights, self._step)}
-            meta = {**self._boot.identity, "digest": digests}
-            info = store.save(self._boot.run_storage, self._step, self._tensors, meta)
-            registry.prune(self._boot.run_storage, self._boot.retention)
-            self._outcome = {"url": info.url, **digests}
-        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
-            self._outcome = error
-
-    def result(self) -> dict[str, str]:
-        """Where the checkpoint is and the digests of its state.    Raises: StorageError and the like."""
-        self._thread.join()
-        if isinstance(self._outcome, dict):
-            return self._outcome
-        assert self._outcome is not None
-        raise self._outcome
 
 
 def start_worker(boot: WorkerBoot, options: dict[str, Any]) -> Any:

@@ -29,7 +29,6 @@ UNRULY_S = 0.05  # how much later than usual a message may come in an unruly clu
 RECONNECT_S = 0.02
 START_S = 1_000.0  # monotonic clocks do not begin at 0
 WORKING = (Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-AGREED = (LeaseEnd.COMPLETED, LeaseEnd.ENDED_EARLY)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Process:
         self.content = 0  # stands for the bits of the state
 
         self.session: Session | None = None
+        self.kept: Generation | None = None  # whose group it has not let go of
         self.generation: Generation | None = None
         self.phase = Phase.STARTING
         self.progress = 0
@@ -188,7 +188,7 @@ class Process:
     def end_lease(self, generation: Generation) -> None:
         self.ending = generation
 
-    def save(self, step: int) -> None:
+    def save(self, number: int, step: int) -> None:
         cluster = self.cluster
         assert self.session is None and self.whole and self.next_step == step, f"{self} cannot save step {step}"
         content = self.content
@@ -196,12 +196,12 @@ class Process:
         def uploaded() -> None:
             if cluster.num_failing_saves > 0:
                 cluster.num_failing_saves -= 1
-                self.say(ev.Saved(self.member_id, step, ok=False, error="the store is full"))
+                self.say(ev.Saved(number, self.member_id, ok=False, error="the store is full"))
                 return
-            cluster.checkpoints[step] = content
-            self.say(ev.Saved(self.member_id, step, ok=True))
+            cluster.shares.setdefault(number, {})[self.member_id] = content
+            self.say(ev.Saved(number, self.member_id, ok=True))
 
-        self.later(cluster.pace.save_s, uploaded, trains=False)
+        self.later(cluster.pace.save_s * cluster.random.uniform(0.5, 1.5), uploaded, trains=False)
 
     # -- a lease -----------------------------------------------------------------------------------------------------
 
@@ -239,6 +239,11 @@ class Process:
     def _form(self) -> None:
         session = self.session
         assert session is not None
+        kept, self.kept = self.kept, None
+        if session.lease.continues is not None:
+            assert kept == session.lease.continues, f"{self} is to go on in {session.lease.continues} and has {kept}"
+            self._train(session)
+            return
         if self._is_fenced():
             self._leave(LeaseEnd.FENCED)
             return
@@ -356,7 +361,8 @@ class Process:
         session = self.session
         assert session is not None
         self.session, self.phase = None, Phase.WAITING
-        if end not in AGREED:
+        self.kept = session.lease.generation if end.agreed else None
+        if not end.agreed:
             self.cluster.break_session(session)
         at_step = None if error is None else self.next_step
         self.say(
@@ -396,6 +402,8 @@ class Cluster:
         self.slots = dict(nodes)  # free ones
         self.draining: set[str] = set()
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
+        self.shares: dict[int, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
+        self.saves: dict[int, act.SaveCheckpoint] = {}
         self.saved = {*self.checkpoints}  # those that control has heard of
         self.num_failing_saves = 0
         self.resume_step = resume_step
@@ -477,9 +485,9 @@ class Cluster:
                 process = self.processes[beat.member_id]
                 process.death_told = False
                 process.state_told |= beat.generation == process.generation and beat.phase in WORKING
-            case ev.Saved(_, step, ok):
+            case ev.Published(number, ok):
                 if ok:
-                    self.saved.add(step)
+                    self.saved.add(self.saves[number].step)
 
     # -- what can happen ---------------------------------------------------------------------------------------------
 
@@ -575,13 +583,24 @@ class Cluster:
             case act.AskAfterNode(node_id):
                 if node_id not in self.slots:
                     self.at(self.pace.message_s, lambda: self.tell(ev.NodeLost(node_id)))
-            case act.SaveCheckpoint(member_id, step):
-                process = self._member(member_id)
-                process.later(self.pace.message_s / 4, lambda: process.save(step))
+            case act.SaveCheckpoint(number, member_ids, step):
+                assert number not in self.saves and member_ids
+                self.saves[number] = action
+                for process in map(self._member, member_ids):
+                    process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
+            case act.PublishCheckpoint(number):
+                self.at(self.pace.save_s / 4, lambda: self._publish(number))
             case act.Emit(event):
                 self.events.append(event)
             case act.Finish(verdict):
                 self.verdict = verdict
+
+    def _publish(self, number: int) -> None:
+        """The coordinator's own work, so it is told even to one that is deaf to its members."""
+        save, shares = self.saves[number], self.shares[number]
+        assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
+        (self.checkpoints[save.step],) = set(shares.values())
+        self.tell(ev.Published(number, ok=True))
 
     def _member(self, member_id: str) -> Process:
         """No action but another kill names a member that is gone."""
@@ -742,10 +761,10 @@ def _next_content(content: int, step: int, generation: Generation | None) -> int
 def _num_addressed(action: act.Action) -> int:
     """How many members this action sends a message to."""
     match action:
-        case act.Fence(member_ids) | act.EndLease(_, member_ids):
+        case act.Fence(member_ids) | act.EndLease(_, member_ids) | act.SaveCheckpoint(_, member_ids):
             return len(member_ids)
         case act.Grant(lease):
             return lease.world_size
-        case act.StartMember() | act.KillMember() | act.Retire() | act.SaveCheckpoint():
+        case act.StartMember() | act.KillMember() | act.Retire():
             return 1
     return 0

@@ -43,6 +43,8 @@ class Run:
         for action in actions:
             if isinstance(action, act.Grant):
                 self.lease: Lease = action.lease
+            if isinstance(action, act.SaveCheckpoint):
+                self.save = action
         return actions
 
     def tick(self) -> list[act.Action]:
@@ -84,6 +86,15 @@ class Run:
         generation = generation or self.lease.generation
         report = LeaseReport(member_id, generation, end, step, whole, error=error, error_step=error_step)
         return self.tell(ev.Reported(report))
+
+    def saved(self, *, error: str | None = None) -> None:
+        """The newest checkpoint is stored, every share and its manifest; or the first share is not."""
+        if error is not None:
+            self.tell(ev.Saved(self.save.number, self.save.member_ids[0], ok=False, error=error))
+            return
+        for member_id in self.save.member_ids:
+            self.tell(ev.Saved(self.save.number, member_id, ok=True))
+        self.tell(ev.Published(self.save.number, ok=True))
 
     def dies(self, member_id: str, cause: str = "process died") -> list[act.Action]:
         return self.tell(ev.MemberFailed(member_id, cause, proof=True))
@@ -248,6 +259,53 @@ def test_reform_for_a_joiner_is_told_when_work_begins() -> None:
     assert event.fields["lost_s"] == pytest.approx(0.25)
 
 
+# -- the same members go on --------------------------------------------------------------------------------------------
+
+
+def test_lease_that_all_complete_is_continued_in_its_group() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    first = run.lease.generation
+    run.report("w0", 10)
+    run.report("w1", 10)
+    assert run.lease.continues == first
+    second = run.lease.generation
+    run.report("w0", 20)
+    run.report("w1", 20)
+    assert (run.lease.continues, run.lease.generation > second > first) == (second, True)
+
+
+def test_lease_that_a_vote_ended_is_continued_in_its_group() -> None:
+    run = Run(max_workers=3).training("w0", "w1")
+    first = run.lease.generation
+    run.tell(ev.DrainRequested(member_id="w2"))  # it only starts
+    run.ready("w3")
+    run.wait(run.spec.join_batch_s, beating="w0 w1")
+    run.dies("w3")
+    run.report("w0", 4, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 4, LeaseEnd.ENDED_EARLY)
+    assert run.lease.continues == first
+
+
+@pytest.mark.parametrize("end", [LeaseEnd.FENCED, LeaseEnd.BROKEN, LeaseEnd.RAISED])
+def test_lease_that_one_left_in_disagreement_is_not_continued(end: LeaseEnd) -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10, end, error="x", error_step=9)
+    assert run.lease.members == ("w0", "w1")
+    assert run.lease.continues is None
+
+
+def test_others_than_before_do_not_continue() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1", "w2")
+    for member_id in ("w0", "w1", "w2"):
+        run.report(member_id, 10)
+    run.dies("w2")
+    run.report("w0", 10, LeaseEnd.FENCED)
+    run.report("w1", 10, LeaseEnd.FENCED)
+    assert run.lease.members == ("w0", "w1")
+    assert run.lease.continues is None
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
@@ -365,7 +423,7 @@ def test_run_without_a_living_state_waits_for_min_workers_and_restores_the_check
     run = Run(min_workers=2, checkpoint_every=10).training("w0", "w1")
     run.report("w0", 10)
     run.report("w1", 10)
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.saved()
     run.dies("w0")
     run.dies("w1")
     run.listen().ready("w2")
@@ -718,7 +776,7 @@ def test_after_a_checkpoint_only_the_work_since_then_is_waited_for() -> None:
     run = Run(checkpoint_every=10).training("w0")
     run.wait(100.0, beating="w0")
     run.report("w0", 10)
-    run.tell(ev.Saved("w0", 10, True))
+    run.saved()
     run.wait(1.0, beating="w0")
     run.wait(62.0)
     assert killed(run) == ["w0"]
@@ -989,10 +1047,10 @@ def test_checkpoint_is_saved_between_leases_and_training_does_not_wait_for_it() 
     assert run.lease.stop_step == 10
     run.report("w0", 10)
     assert [type(a) for a in run.said if not isinstance(a, act.Emit)] == [act.SaveCheckpoint, act.Grant]
-    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 10)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w0",), 10)
     assert (run.lease.start_step, run.lease.stop_step) == (10, 20)
     run.now += 3.0
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.saved()
     (event,) = run.events(EventKind.CHECKPOINT_SAVED)
     assert (event.step, event.fields["seconds"]) == (10, 3.0)
 
@@ -1001,7 +1059,7 @@ def test_slow_store_delays_the_next_checkpoint() -> None:
     run = Run(checkpoint_every=10).training("w0")
     for step in (10, 20):
         run.report("w0", step)
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.saved()
     run.report("w0", 30)
     assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 30]
 
@@ -1009,7 +1067,7 @@ def test_slow_store_delays_the_next_checkpoint() -> None:
 def test_failed_checkpoint_is_told_and_training_goes_on() -> None:
     run = Run(checkpoint_every=10).training("w0")
     run.report("w0", 10)
-    run.tell(ev.Saved("w0", 10, ok=False, error="disk full"))
+    run.saved(error="disk full")
     (event,) = run.events(EventKind.CHECKPOINT_FAILED)
     assert (event.step, event.fields["error"]) == (10, "disk full")
     run.report("w0", 20)
@@ -1017,14 +1075,65 @@ def test_failed_checkpoint_is_told_and_training_goes_on() -> None:
     assert run.all(act.Finish) == []
 
 
-def test_checkpoint_is_given_up_with_the_worker_that_writes_it() -> None:
+def test_every_member_writes_a_share_and_the_manifest_comes_last() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w0", "w1"), 10)
+    run.tell(ev.Saved(1, "w1", ok=True))
+    run.tell(ev.Saved(1, "w1", ok=True))  # a message may come twice
+    assert not run.all(act.PublishCheckpoint)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    assert run.one(act.PublishCheckpoint) == act.PublishCheckpoint(1)
+    assert not run.events(EventKind.CHECKPOINT_SAVED)
+    run.tell(ev.Published(1, ok=True))
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_SAVED)] == [10]
+
+
+def test_manifest_that_cannot_be_written_is_a_failed_checkpoint() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.tell(ev.Published(1, ok=False, error="disk full"))
+    assert [e.fields["error"] for e in run.events(EventKind.CHECKPOINT_FAILED)] == ["disk full"]
+
+
+def test_checkpoint_is_given_up_with_a_worker_whose_share_is_not_stored() -> None:
     run = Run(checkpoint_every=10).training("w0", "w1")
     run.report("w0", 10)
     run.report("w1", 10)
     run.dies("w0")
     assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
     run.report("w1", 10, LeaseEnd.FENCED)
-    assert [a.member_id for a in run.all(act.SaveCheckpoint)] == ["w0", "w1"]
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
+
+
+def test_worker_whose_share_is_stored_may_go() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.dies("w0")
+    run.tell(ev.Saved(1, "w1", ok=True))
+    run.tell(ev.Published(1, ok=True))
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_SAVED)] == [10]
+    assert not run.events(EventKind.CHECKPOINT_FAILED)
+
+
+def test_share_of_a_checkpoint_that_was_given_up_is_none_of_the_next_one() -> None:
+    run = Run(total_steps=15).training("w0", "w1")
+    run.report("w0", 15)
+    run.report("w1", 15)
+    run.dies("w1")
+    run.wait(SCAN_S)
+    assert run.save == act.SaveCheckpoint(2, ("w0",), 15)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    assert not run.all(act.PublishCheckpoint)
+    run.tell(ev.Saved(2, "w0", ok=True))
+    run.tell(ev.Published(1, ok=True))
+    assert not run.all(act.Finish)
+    run.tell(ev.Published(2, ok=True))
+    assert run.one(act.Finish).verdict.kind == "done"
 
 
 def test_checkpoint_is_given_up_with_the_worker_that_leaves() -> None:
@@ -1036,53 +1145,29 @@ def test_checkpoint_is_given_up_with_the_worker_that_leaves() -> None:
     run.report("w1", 11, LeaseEnd.ENDED_EARLY)
     assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
     run.report("w1", 20)
-    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint("w1", 20)
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(2, ("w1",), 20)
 
 
-def test_checkpoint_is_written_by_a_worker_that_stays() -> None:
-    run = Run(checkpoint_every=10).training("w0", "w1")
+def test_checkpoint_is_written_by_workers_that_stay() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1", "w2")
     run.tell(ev.DrainRequested(member_id="w0"))
-    run.report("w0", 10)
-    run.report("w1", 10)
+    for member_id in ("w0", "w1", "w2"):
+        run.report(member_id, 10)
     assert run.one(act.Retire) == act.Retire("w0")
-    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w1", 10)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w1", "w2"), 10)
 
 
-def test_checkpoint_that_was_complete_when_its_worker_died_counts() -> None:
+def test_checkpoint_whose_shares_were_stored_when_all_workers_died_counts() -> None:
     run = Run(checkpoint_every=10).training("w0", "w1")
     run.report("w0", 10)
     run.report("w1", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.tell(ev.Saved(1, "w1", ok=True))
     run.dies("w0")
     run.dies("w1")
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.tell(ev.Published(1, ok=True))
     run.ready("w2")
     assert (run.lease.start_step, run.lease.restore) == (10, 10)
-
-
-def test_late_checkpoint_does_not_replace_a_newer_one() -> None:
-    run = Run(checkpoint_every=10).training("w0", "w1")
-    for step in (10, 20):
-        run.report("w0", step)
-        run.report("w1", step)
-        run.tell(ev.Saved("w0", step, ok=True))
-    run.tell(ev.Saved("w0", 10, ok=True))
-    run.dies("w0")
-    run.dies("w1")
-    run.ready("w2")
-    assert run.lease.restore == 20
-
-
-def test_stop_below_a_late_checkpoint_saves_once() -> None:
-    run = Run(checkpoint_every=10).training("w0")
-    run.report("w0", 10)
-    run.dies("w0")
-    run.ready("w1")
-    run.beat("w1", step=0)
-    run.tell(ev.Saved("w0", 10, ok=True))
-    run.tell(ev.StopRequested("ctrl-c"))
-    run.report("w1", 3, LeaseEnd.ENDED_EARLY)
-    run.tell(ev.Saved("w1", 3, ok=True))
-    assert run.one(act.Finish).verdict.step == 3
 
 
 def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
@@ -1090,21 +1175,49 @@ def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
     run.report("w0", 15)
     assert run.all(act.SaveCheckpoint) == []
     run.report("w1", 15)
-    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 15)
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w0", "w1"), 15)
     assert run.all(act.Finish) == []
-    run.tell(ev.Saved("w0", 15, ok=True))
+    run.saved()
     assert run.one(act.Finish).verdict == act.Verdict("done", "trained 15 steps", 15)
     assert not run.granted
+
+
+def test_share_that_is_lost_with_its_owner_is_no_try_of_the_final_checkpoint() -> None:
+    """A dead owner's upload fails at once, before its silence or its connection tell of its death."""
+    names = ("w0", "w1", "w2", "w3", "w4")
+    run = Run(total_steps=15, max_workers=5).training(*names)
+    for member_id in names:
+        run.report(member_id, 15)
+    for _ in range(4):
+        run.tell(ev.Saved(run.save.number, "w4", ok=False, error="process died", lost=True))
+    assert not run.all(act.Finish)
+    run.saved()
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_manifest_told_late_leaves_the_newest_checkpoint_the_newest() -> None:
+    run = Run(checkpoint_every=10).training("w0", step=20)
+    late = run.save
+    run.tell(ev.Saved(late.number, "w0", ok=True))
+    run.dies("w0")
+    run.ready("w1")
+    run.tell(ev.Published(late.number, ok=True))
+    run.beat("w1", step=0)
+    run.report("w1", 10)
+    assert run.save == late  # step 10 is older than what there is
+    run.dies("w1")
+    run.ready("w2")
+    assert run.lease.restore == 20
 
 
 def test_final_checkpoint_is_tried_three_times() -> None:
     run = Run(total_steps=15, checkpoint_every=10).training("w0")
     run.report("w0", 10)
-    run.tell(ev.Saved("w0", 10, ok=False, error="disk full"))  # no final one
+    run.saved(error="disk full")  # no final one
     run.listen().report("w0", 15)
     for _ in range(3):
         assert run.all(act.Finish) == []
-        run.tell(ev.Saved("w0", 15, ok=False, error="disk full"))
+        run.saved(error="disk full")
     assert len(run.all(act.SaveCheckpoint)) == 3
     verdict = run.one(act.Finish).verdict
     assert (verdict.kind, verdict.step) == ("failed", 15)
@@ -1112,26 +1225,27 @@ def test_final_checkpoint_is_tried_three_times() -> None:
 
 
 def test_final_checkpoint_outlives_any_number_of_its_writers() -> None:
-    run = Run(total_steps=15, max_workers=5).training("w0", "w1", "w2", "w3", "w4")
-    for member_id in ("w0", "w1", "w2", "w3", "w4"):
+    names = ("w0", "w1", "w2", "w3", "w4")
+    run = Run(total_steps=15, max_workers=5).training(*names)
+    for member_id in names:
         run.report(member_id, 15)
     for member_id in ("w0", "w1", "w2", "w3"):
         run.dies(member_id)
         run.wait(SCAN_S)
-    assert [a.member_id for a in run.all(act.SaveCheckpoint)] == ["w0", "w1", "w2", "w3", "w4"]
-    run.tell(ev.Saved("w4", 15, ok=True))
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [names[n:] for n in range(5)]
+    run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 
 
-def test_final_checkpoint_is_written_by_another_when_its_worker_is_drained() -> None:
+def test_final_checkpoint_is_written_by_others_when_its_worker_is_drained() -> None:
     run = Run(total_steps=15).training("w0", "w1")
     run.report("w0", 15)
     run.report("w1", 15)
     run.tell(ev.DrainRequested(member_id="w0"))
     run.wait(SCAN_S)
     assert run.one(act.Retire) == act.Retire("w0")
-    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint("w1", 15)
-    run.tell(ev.Saved("w1", 15, ok=True))
+    assert run.save == act.SaveCheckpoint(2, ("w1",), 15)
+    run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 
 
@@ -1140,7 +1254,7 @@ def test_drained_holder_of_the_last_state_writes_the_final_checkpoint() -> None:
     run.report("w0", 15)
     run.tell(ev.DrainRequested(member_id="w0"))
     assert run.all(act.Retire) == []
-    run.tell(ev.Saved("w0", 15, ok=True))
+    run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 
 
@@ -1152,8 +1266,8 @@ def test_stop_ends_the_lease_saves_and_finishes() -> None:
     run.tell(ev.StopRequested("ctrl-c"))
     assert run.one(act.EndLease).member_ids == ("w0",)
     run.report("w0", 7, LeaseEnd.ENDED_EARLY)
-    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint("w0", 7)
-    run.tell(ev.Saved("w0", 7, ok=True))
+    assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w0",), 7)
+    run.saved()
     assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 7)
 
 
@@ -1166,7 +1280,7 @@ def test_stop_of_a_run_that_waits_is_immediate() -> None:
 def test_stop_on_a_saved_step_saves_nothing_more() -> None:
     run = Run(checkpoint_every=10).training("w0")
     run.report("w0", 10)
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.saved()
     run.tell(ev.StopRequested("ctrl-c"))
     run.report("w0", 10, LeaseEnd.FENCED)
     assert len(run.all(act.SaveCheckpoint)) == 1
@@ -1178,9 +1292,9 @@ def test_stop_waits_for_the_checkpoint_that_is_being_written() -> None:
     run.report("w0", 10)
     run.tell(ev.StopRequested("ctrl-c"))
     run.report("w0", 11, LeaseEnd.ENDED_EARLY)
-    run.tell(ev.Saved("w0", 10, ok=True))
+    run.saved()
     assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 11]
-    run.tell(ev.Saved("w0", 11, ok=True))
+    run.saved()
     assert run.one(act.Finish).verdict.step == 11
 
 
@@ -1197,7 +1311,7 @@ def test_stop_at_the_last_step_is_done() -> None:
     run = Run(total_steps=15).training("w0")
     run.tell(ev.StopRequested("ctrl-c"))
     run.report("w0", 15)
-    run.tell(ev.Saved("w0", 15, ok=True))
+    run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 
 
@@ -1296,7 +1410,7 @@ def test_sign_of_life_of_a_stranger_is_answered_with_a_kill(event: ev.Input) -> 
         ev.MemberFailed("zombie", "process died", proof=True),
         ev.ConnectionLost("zombie"),
         ev.ConnectionRestored("zombie"),
-        ev.Saved("zombie", 10, ok=False),
+        ev.Saved(1, "zombie", ok=False),
         ev.DrainRequested(member_id="zombie"),
         ev.DrainRequested(node_id="nowhere"),
     ],

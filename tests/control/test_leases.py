@@ -208,3 +208,31 @@ def test_leases_one_after_the_other_stop_at_every_checkpoint_and_reach_the_end(
         stops.add(step)
     if every:
         assert {s for s in range(begin + 1, total) if s % every == 0} <= stops
+
+
+# -- going on in the same group ----------------------------------------------------------------------------------------
+
+
+def after(settled: Lease | None, *members: Member) -> Generation | None:
+    now = standing(list(members), exact=True)
+    return common_lease(list(members), now, GENERATION, make_spec(), restore=None, settled=settled).continues
+
+
+def test_same_members_go_on_in_the_group_of_a_settled_lease() -> None:
+    settled = common([member(0, 5), member(1, 5)], make_spec())
+    assert after(settled, member(0, 9), member(1, 9)) == settled.generation
+    assert after(None, member(0, 9), member(1, 9)) is None
+
+
+def test_other_members_meet_anew() -> None:
+    settled = common([member(0, 5), member(1, 5)], make_spec())
+    assert after(settled, member(0, 9), member(2, 9)) is None
+    assert after(settled, member(0, 9), member(1, 9), member(2)) is None
+    alone = common([member(0, 5)], make_spec())
+    assert after(alone, member(0, 9)) is None  # it has no group
+
+
+def test_members_that_lost_their_state_meet_anew() -> None:
+    settled = common([member(0, 5), member(1, 5)], make_spec())
+    assert after(settled, member(0, 9), member(1)) is None
+    assert after(settled, member(0), member(1)) is None

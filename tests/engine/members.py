@@ -114,10 +114,17 @@ class Cluster:
             self.members[member_id] = Process(member_id, process, ours)
 
     def grant(
-        self, names: list[str], start: int, stop: int, *, source: str | None = None, joiners: tuple = ()
+        self,
+        names: list[str],
+        start: int,
+        stop: int,
+        *,
+        source: str | None = None,
+        joiners: tuple = (),
+        continues: Generation | None = None,
     ) -> Lease:
         self.number += 1
-        self.store = RendezvousStore("127.0.0.1") if len(names) > 1 else None
+        self.store = RendezvousStore("127.0.0.1") if len(names) > 1 and continues is None else None
         count = len(names)
         lease = Lease(
             generation=Generation(0, self.number),
@@ -128,6 +135,7 @@ class Cluster:
             assignments=tuple(tuple(range(rank, self.spec.micro_batches, count)) for rank in range(count)),
             source=None if source is None else names.index(source),
             receivers=tuple(names.index(j) for j in joiners),
+            continues=continues,
         )
         for name in names:
             self.members[name].pipe.send(("lease", lease))

@@ -1,5 +1,6 @@
 """The promise without Ray: real processes, real gloo, faults at every edge; the final digest is the undisturbed one's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,57 @@ def test_vote_of_one_ends_the_lease_of_all_at_one_step(cluster, undisturbed):
     (reached,) = {report.next_step for report in reports.values()}
     assert reached < STEPS
     cluster.grant(names, reached, STEPS)
+    cluster.reports(*names)
+    assert {cluster.digest(name) for name in names} == {undisturbed[0]}
+
+
+def test_same_members_go_on_in_their_group(cluster, undisturbed):
+    """Nobody is there to meet at: no store, and forming would time out."""
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names)
+    lease = cluster.grant(names, 0, 3)
+    assert {report.end for report in cluster.reports(*names).values()} == {LeaseEnd.COMPLETED}
+    lease = cluster.grant(names, 3, 6, continues=lease.generation)
+    cluster.tell("end", "w1")  # a vote may end it early, which is an agreed end, too
+    at = {report.next_step for report in cluster.reports(*names).values()}.pop()
+    cluster.grant(names, at, STEPS, continues=lease.generation)
+    reports = cluster.reports(*names)
+    assert {report.end for report in reports.values()} == {LeaseEnd.COMPLETED}
+    assert {cluster.digest(name) for name in names} == {undisturbed[0]}
+
+
+@pytest.mark.parametrize("edge", ["lease.begin", "step.begin", "reduce.begin", "reduce.end", "optimizer.middle"])
+def test_death_in_a_group_that_was_kept_leaves_the_same_bits(cluster, undisturbed, edge):
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names, armed=(f"w1:{edge}@4=kill",))
+    lease = cluster.grant(names, 0, 4)
+    cluster.reports(*names)
+    cluster.grant(names, 4, STEPS, continues=lease.generation)
+    cluster.wait_dead("w1")
+    cluster.fence("w0", "w2")
+    finish(cluster, ["w0", "w2"], undisturbed)
+
+
+def test_other_members_form_a_group_of_their_own_after_one_was_kept(cluster, undisturbed):
+    names = ["w0", "w1", "w2"]
+    cluster.start(*names)
+    cluster.grant(names, 0, 4)
+    cluster.reports(*names)
+    cluster.grant(["w0", "w2"], 4, STEPS)
+    cluster.reports("w0", "w2")
+    assert {cluster.digest(name) for name in ("w0", "w2")} == {undisturbed[0]}
+
+
+def test_member_without_the_group_that_it_is_to_go_on_in_says_so(cluster, undisturbed):
+    names = ["w0", "w1"]
+    cluster.start(*names)
+    lease = cluster.grant(names, 0, 4)
+    cluster.reports(*names)
+    cluster.grant(names, 4, STEPS, continues=replace(lease.generation, number=77))
+    reports = cluster.reports(*names)
+    assert {report.end for report in reports.values()} == {LeaseEnd.BROKEN}
+    assert all("has no group of generation 0.77" in report.error and report.whole for report in reports.values())
+    cluster.grant(names, 4, STEPS)
     cluster.reports(*names)
     assert {cluster.digest(name) for name in names} == {undisturbed[0]}
 

@@ -270,13 +270,12 @@ def test_digest_tells_zero_from_minus_zero() -> None:
     assert digest_of(zero, 0) != digest_of(minus, 0)
 
 
-def test_digest_depends_on_step_name_shape_and_dtype() -> None:
+def test_digest_depends_on_step_name_and_shape() -> None:
     one = {"a": torch.zeros(2, 3)}
     others = [
         digest_of(one, 1),
         digest_of({"b": torch.zeros(2, 3)}, 0),
         digest_of({"a": torch.zeros(3, 2)}, 0),
-        digest_of({"a": torch.zeros(2, 3, dtype=torch.int32)}, 0),
         digest_of({"a": torch.zeros(2, 3), "b": torch.zeros(0)}, 0),
         digest_of({}, 0),
     ]
@@ -293,12 +292,9 @@ def test_digest_does_not_depend_on_the_order_of_names_or_the_layout_in_memory() 
 def test_digest_by_hand() -> None:
     """It names a state across machines and years."""
     tensors = {"parameters/a": torch.tensor([[1.0, 2.0]]), "exp_avg/a": torch.tensor([[3.0, 4.0]])}
-    message = (
-        b"next_step=12\n"
-        + (b"exp_avg/a (1, 2) torch.float32\n" + struct.pack("<2f", 3, 4))
-        + (b"parameters/a (1, 2) torch.float32\n" + struct.pack("<2f", 1, 2))
-    )
-    assert digest_of(tensors, 12) == hashlib.sha256(message).hexdigest()
+    first, second = (hashlib.sha256(struct.pack("<2f", *values)).hexdigest() for values in ((3, 4), (1, 2)))
+    message = f"next_step=12\nexp_avg/a [1, 2] {first}\nparameters/a [1, 2] {second}\n"
+    assert digest_of(tensors, 12) == hashlib.sha256(message.encode()).hexdigest()
 
 
 def test_digest_of_an_empty_tensor_is_that_of_its_name() -> None:
