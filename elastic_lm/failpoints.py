@@ -1,9 +1,10 @@
 """Named places where a fault can be injected, so that every edge of the protocol can be tested on purpose.
 
 A failpoint is armed by text, `MEMBER:NAME@STEP=ACTION`, for example `w2:optimizer.middle@7=kill`. MEMBER and STEP may be
-`*`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself), `freeze` (SIGSTOP to oneself), `raise` (an
-exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the interpreter lock released) and
-`hold:SECONDS` (a thread that keeps the interpreter lock). Disarmed, `hit` costs one look at an empty list.
+`*`; the coordinator of owner epoch 1 is the member `c1`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself),
+`freeze` (SIGSTOP to oneself), `raise` (an exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the
+interpreter lock released) and `hold:SECONDS` (a thread that keeps the interpreter lock). Disarmed, `hit` costs one look at
+an empty list.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ NAMES = (
     "step.end",  # step applied, next not begun
     "lease.end",  # before the report is returned
     "save",  # checkpoint: some parts written, no manifest
+    "coordinator.open",  # services started, nobody called yet
+    "coordinator.adopted",  # earlier members called, nothing decided
+    "coordinator.grant",  # lease decided, told to nobody
+    "coordinator.granted",  # lease told to some
+    "coordinator.fence",  # a lease is to be given up, nobody knows
+    "coordinator.save",  # checkpoint decided, nobody copies yet
+    "coordinator.publish",  # all shares stored, no manifest
+    "coordinator.finish",  # the verdict is there, nobody knows
 )
 TIMED = ("delay", "hold")
 ACTIONS = ("kill", "freeze", "raise", "exit", *TIMED)

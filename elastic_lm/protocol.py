@@ -194,3 +194,17 @@ class ReadyReport:
     probe: str
     environment: dict[str, str] = field(default_factory=dict)
     startup_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReturnReport:
+    """What a member holds that served an earlier coordinator: it has left its lease, and waits for the next one.
+
+    `ready` is what it reported after its warm-up; the rest means the same as in a `LeaseReport`.
+    """
+
+    ready: ReadyReport
+    next_step: int
+    whole: bool
+    records: tuple[StepRecord, ...] = ()
+    micro_batch_s: float | None = None

@@ -165,9 +165,11 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     numbers = itertools.count(1)
     runs: list[Run] = []
 
-    def begin(*, steps: int, tokens: str = corpus, name: str | None = None, **changes: Any) -> Run:
+    def begin(
+        *, steps: int, tokens: str = corpus, name: str | None = None, kind: type[Run] = Run, **changes: Any
+    ) -> Run:
         name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
-        runs.append(Run(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes)))
+        runs.append(kind(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes)))
         return runs[-1]
 
     yield begin

@@ -74,9 +74,8 @@ class Solo:
         self.plan: Plan = make_plan(config)
         self._stopping: str | None = None
         self.plan.run_storage.write(CONFIG_FILE, self.plan.config.to_yaml().encode())
-        self._recorder = Recorder(
-            self.plan.config, self.plan.run_storage, mailbox or Unheard(), resume_step=self.plan.resume_step
-        )
+        self._recorder = Recorder(self.plan.config, self.plan.run_storage, mailbox or Unheard())
+        self._recorder.skip_to(self.plan.resume_step or 0)
 
     def stop(self, reason: str) -> None:
         """After the running step. From any thread."""

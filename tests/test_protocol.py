@@ -19,6 +19,7 @@ from elastic_lm.protocol import (
     Phase,
     ReadyReport,
     Rendezvous,
+    ReturnReport,
     StepRecord,
 )
 
@@ -49,6 +50,7 @@ LEASE = Lease(
     receivers=(2,),
     logged_step=8,
 )
+READY = ReadyReport("w1", "node-a", 4242, "abc123", {"torch": "2.13"}, 3.5)
 MESSAGES = (
     Generation(1, 2),
     Rendezvous("10.0.0.1", 4321),
@@ -56,7 +58,8 @@ MESSAGES = (
     RECORD,
     LeaseReport("w1", Generation(1, 2), LeaseEnd.RAISED, 11, True, (RECORD,), "boom", 11, 0.25),
     Heartbeat("w1", Generation(1, 2), Phase.COMPUTE, 11, 99, 0.25, (RECORD,)),
-    ReadyReport("w1", "node-a", 4242, "abc123", {"torch": "2.13"}, 3.5),
+    READY,
+    ReturnReport(READY, 11, True, (RECORD,), 0.25),
 )
 
 # The least change that the promise must see: one bit of a float, one of a count.

@@ -27,11 +27,13 @@ from elastic_lm.control.retries import Retries
 from elastic_lm.control.saving import FINAL_TRIES, Saving
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
+MEMBER = "w"  # members are w0, w1, ... in the order in which they were asked for
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
+TAKEOVER = "coordinator"  # cause of an interruption: this coordinator took over from an earlier one
 NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
@@ -56,14 +58,16 @@ class Interruption:
 
 
 class Control:
-    """State and decisions of one attempt of a run."""
+    """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id."""
 
-    def __init__(self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0) -> None:
+    def __init__(
+        self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0, first_number: int = 0
+    ) -> None:
         self._spec = spec
         self._saving = Saving(spec.checkpoint_every, resume_step, self._do, self._emit)
         self._generation = Generation(owner_epoch, 0)
         self._members: dict[str, Member] = {}
-        self._num_created = 0
+        self._num_created = first_number
         self._lease: Lease | None = None
         self._agreed = False  # nobody has left the lease in disagreement
         self._settled: Lease | None = None  # the last one, if all its members came back in agreement
@@ -135,6 +139,10 @@ class Control:
                 self._on_started(member_id, node_id, pid, now)
             case ev.MemberReady(report):
                 self._on_ready(report, now)
+            case ev.MemberFound(member_id, node_id, pid):
+                self._on_found(member_id, node_id, pid, now)
+            case ev.MemberReturned(report):
+                self._on_returned(report, now)
             case ev.MemberFailed():
                 self._on_failed(event, now)
             case ev.ConnectionLost(member_id):
@@ -185,7 +193,7 @@ class Control:
         if missing <= 0 or now < self._retries.not_before or self._stopping:
             return
         for _ in range(missing):
-            member = Member(f"w{self._num_created}", self._num_created, now)
+            member = Member(f"{MEMBER}{self._num_created}", self._num_created, now)
             self._num_created += 1
             self._members[member.member_id] = member
             self._do(act.StartMember(member.member_id, self._retries.avoided))
@@ -218,6 +226,41 @@ class Control:
         self._emit(EventKind.MEMBER_READY, f"{member.member_id} is ready after {report.startup_s:.1f} s.",
                    member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s,
                    environment=report.environment)  # fmt: skip
+        self._welcome(now)
+
+    def _on_found(self, member_id: str, node_id: str, pid: int, now: float) -> None:
+        """Before the first tick, so that nobody is started in its place and no lease passes its state by."""
+        number = number_of(member_id)
+        self._num_created = max(self._num_created, number + 1)
+        self._members[member_id] = Member(member_id, number, now, MemberState.RETURNING, node_id, pid)
+        self._interrupt(TAKEOVER, "another one took over", now)
+
+    def _on_returned(self, returned: ReturnReport, now: float) -> None:
+        report = returned.ready
+        member = self._members.get(report.member_id)
+        if member is None:
+            self._do(act.KillMember(report.member_id))
+            return
+        if member.has_joined:
+            return
+        if not self._admits(report):
+            self._refuse(member, report, now)
+            return
+        member.last_beat = now
+        member.whole, member.next_step, member.micro_batch_s = (
+            returned.whole,
+            returned.next_step,
+            returned.micro_batch_s,
+        )
+        member.enter(MemberState.READY, now)
+        held = f"the state before step {returned.next_step}" if returned.whole else "no state"
+        self._emit(EventKind.MEMBER_RETURNED, f"{member.member_id} goes on under this coordinator with {held}.",
+                   step=returned.next_step if returned.whole else None, member_id=member.member_id,
+                   node_id=member.node_id, pid=member.pid, whole=returned.whole, environment=report.environment)  # fmt: skip
+        self._welcome(now)
+
+    def _welcome(self, now: float) -> None:
+        """Somebody is ready: in at once if nobody trains, else with whoever becomes ready within a moment."""
         if self._lease is None:
             self._decide(now)
         elif self._join_at is None:
@@ -299,7 +342,8 @@ class Control:
         """Members leave between leases; those that do not train yet leave now."""
         for member in members:
             member.leaving = member.leaving or cause
-            if member.state is not MemberState.ACTIVE and not (member.whole and self._is_last_whole(member)):
+            stays = member.state in (MemberState.ACTIVE, MemberState.RETURNING)
+            if not stays and not (member.whole and self._is_last_whole(member)):
                 self._retire(member)
         if self._lease is not None and any(m.leaving for m in self._active()):
             self._end_lease("resize" if cause == "resize" else "drain")
@@ -402,8 +446,10 @@ class Control:
 
     def _worth_s(self, member: Member) -> float:
         """How long a member is waited for on account of what it holds: the last state costs what it took to compute."""
-        if not self._is_last_whole(member) or member.last_beat is None or self._saving.restorable_at is None:
+        if not self._is_last_whole(member):
             return 0.0
+        if member.last_beat is None or self._saving.restorable_at is None:
+            return self._spec.progress_timeout_s
         return max(self._spec.progress_timeout_s, member.last_beat - self._saving.restorable_at)
 
     def _end_stall(self, now: float) -> None:
@@ -418,7 +464,9 @@ class Control:
 
     def _is_last_whole(self, member: Member) -> bool:
         """Whether giving this member up would give up the run's state in memory: of the others none has it for sure."""
-        return member.whole and not any(m.has_state_for_sure for m in self._members.values() if m is not member)
+        return member.may_hold_state and not any(
+            m.has_state_for_sure for m in self._members.values() if m is not member
+        )
 
     def _restart_pending(self) -> None:
         """Other nodes are to be avoided than when these demands were made: they are made anew."""
@@ -490,7 +538,7 @@ class Control:
 
     def _decide(self, now: float) -> None:
         """No lease is out: save, let go of those who leave, and grant the next one."""
-        if self._verdict is not None or self._lease is not None:
+        if self._verdict is not None or self._lease is not None or any(m.is_awaited for m in self._members.values()):
             return
         now_standing = self._standing()
         ending = self._stopping is not None or now_standing.head == self._spec.total_steps
@@ -646,6 +694,10 @@ class Control:
 
     def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
         self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))
+
+
+def number_of(member_id: str) -> int:
+    return int(member_id.removeprefix(MEMBER))
 
 
 def _workers(number: int) -> str:

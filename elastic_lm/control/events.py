@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elastic_lm.protocol import Heartbeat, LeaseReport, ReadyReport
+from elastic_lm.protocol import Heartbeat, LeaseReport, ReadyReport, ReturnReport
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,20 @@ class MemberStarted:
 @dataclass(frozen=True)
 class MemberReady:
     report: ReadyReport
+
+
+@dataclass(frozen=True)
+class MemberFound:
+    """A member that served an earlier coordinator was called; it will return, or fail. Told before anything else."""
+
+    member_id: str
+    node_id: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class MemberReturned:
+    report: ReturnReport
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ class Tick:
 
 
 Input = (
-    MemberStarted | MemberReady | MemberFailed | ConnectionLost | ConnectionRestored | Beat | Reported | Saved | Published
-    | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested | ReaderReplaced | CoordinatorSlept | Tick
+    MemberStarted | MemberReady | MemberFound | MemberReturned | MemberFailed | ConnectionLost | ConnectionRestored | Beat
+    | Reported | Saved | Published | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested | ReaderReplaced
+    | CoordinatorSlept | Tick
 )  # fmt: skip

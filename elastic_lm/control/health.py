@@ -13,6 +13,7 @@ from elastic_lm.protocol import Phase
 OWING_PROGRESS = (Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
 MICRO_BATCHES_OF_PATIENCE = 20
 WINDOW_S = 60.0
+RETURN_S = 5.0  # a member that a new coordinator calls connects to it within 0.1 s, on a busy machine within seconds
 USUAL_GAP_S = 0.3  # beats come every 0.2 s
 MARGIN = 3.0
 LONGEST_LIMIT_S = 30.0
@@ -64,11 +65,15 @@ class Health:
             return "process died"  # the kernel closed its connection and nobody opened another
         if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
             return f"not ready {spec.start_timeout_s:.0f} s after its process started"
-        if not member.has_joined:
+        returning = member.state is MemberState.RETURNING
+        if not member.has_joined and not returning:
             return None
-        silence, limit = now - (member.last_beat or now), max(self._limit.seconds(), worth_s)
+        silence = now - (member.last_beat or (member.since if returning else now))
+        limit = max(self._limit.seconds(), worth_s, RETURN_S if returning else 0.0)
         if silence > limit:
             return f"silent for {silence:.1f} s, limit {limit:.1f} s"
+        if returning and now - member.since > spec.start_timeout_s:
+            return f"not back {spec.start_timeout_s:.0f} s after it was called"
         if not owes_report or (fenced_at is None and member.phase not in OWING_PROGRESS):
             return None
         patience = max(self.patience_s(member), worth_s)

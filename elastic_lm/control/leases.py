@@ -64,7 +64,7 @@ def common_lease(
     if now.head is None:
         return lease
     if not now.lacking:
-        return replace(lease, continues=_group_to_keep(lease, settled))
+        return replace(lease, restore=None, continues=_group_to_keep(lease, settled))
     source = min(now.whole, key=lambda m: m.number)  # the one that has lived longest
     ranks = {m.member_id: rank for rank, m in enumerate(_in_rank_order(members))}
     return Lease(

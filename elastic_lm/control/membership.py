@@ -9,10 +9,14 @@ from elastic_lm.protocol import Phase
 
 
 class MemberState(StrEnum):
-    """pending -> starting -> ready -> active -> gone; a gone member is forgotten, and never comes back."""
+    """pending -> starting -> ready -> active -> gone; a gone member is forgotten, and never comes back.
+
+    A member of an earlier coordinator begins as returning, and is ready next.
+    """
 
     PENDING = "pending"  # a demand; Ray has not placed it
     STARTING = "starting"  # its process warms up
+    RETURNING = "returning"  # lives, or seems to; what it holds is not known yet
     READY = "ready"  # may enter the next lease
     ACTIVE = "active"  # holds a lease
 
@@ -55,6 +59,17 @@ class Member:
     def has_joined(self) -> bool:
         """Warmed up and admitted."""
         return self.state in (MemberState.READY, MemberState.ACTIVE)
+
+    @property
+    def may_hold_state(self) -> bool:
+        """It has a whole state, or comes back and has not said that it has none."""
+        return self.whole or self.is_awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """It comes back, with a state for all that is known. One that still warms up has none."""
+        warms_up = self.last_beat is not None and self.phase is Phase.STARTING
+        return self.state is MemberState.RETURNING and not warms_up
 
     @property
     def has_state_for_sure(self) -> bool:

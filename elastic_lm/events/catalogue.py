@@ -42,6 +42,16 @@ CATALOGUE: dict[EventKind, Kind] = {
             "environment": "what its bits may depend on: PyTorch build, device, instruction set, threads",
         },
     ),
+    EventKind.MEMBER_RETURNED: Kind(
+        "A worker that served an earlier coordinator goes on under this one, with what it has in memory.",
+        {
+            **_MEMBER,
+            **_NODE,
+            "pid": "its process id there",
+            "whole": "whether it holds a state; `step` is the next one of it",
+            "environment": "as when it became ready",
+        },
+    ),
     EventKind.MEMBER_REFUSED: Kind(
         "A worker computes other bits than the run, and is ended.",
         {**_MEMBER, "environment": "its own", "expected": "that of the run's first worker"},

@@ -14,6 +14,7 @@ class EventKind(StrEnum):
     RUN_STARTED = "run_started"
     MEMBER_STARTED = "member_started"
     MEMBER_READY = "member_ready"
+    MEMBER_RETURNED = "member_returned"
     MEMBER_REFUSED = "member_refused"
     MEMBER_LOST = "member_lost"
     MEMBER_LEFT = "member_left"

@@ -24,7 +24,6 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from elastic_lm import __version__
 from elastic_lm.events.types import Event
 from elastic_lm.monitor.figures import Figures
-from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import PREFIX, by_name
 
 logger = logging.getLogger(__name__)
@@ -38,13 +37,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Promethe
 
 
 class Exporter:
-    """Serves the figures of one run at http://host:port/metrics from `open` to `close`. Never raises.
+    """Serves the figures of one run at http://host:port/metrics from `open` to `close`. Never raises."""
 
-    Args: `goodput` is fed by the caller, before each `observe`.
-    """
-
-    def __init__(self, run: str, goodput: Goodput) -> None:
-        self.figures = Figures(run, __version__, goodput)
+    def __init__(self, run: str, num_micro_batches: int) -> None:
+        self.figures = Figures(run, __version__, num_micro_batches)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(self.figures))
         self._server: _Server | None = None
@@ -62,10 +58,7 @@ class Exporter:
 
     def observe(self, event: Event) -> None:
         """Take the event into account."""
-        try:
-            self.figures.observe(event)
-        except (KeyError, TypeError, ValueError) as error:  # an event of another version, out of the log
-            logger.warning("Metrics leave out an event of kind %s: %r", event.kind, error)
+        self.figures.observe(event)
 
     def text(self) -> str:
         """What a scrape returns."""

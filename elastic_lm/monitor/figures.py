@@ -6,12 +6,15 @@ first replays its log exports the same series as one that never stopped.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import CAUSES, LOSSES, PHASES, by_name
 from elastic_lm.monitor.mfu import Mfu
+
+logger = logging.getLogger(__name__)
 
 Labels = tuple[str, ...]
 
@@ -31,10 +34,10 @@ COUNTED = {
 
 
 class Figures:
-    """Fed with every event of a run in order. `goodput` must have been fed with an event before this is."""
+    """Fed with every event of a run in order. What an event of another version lacks is left out, with a warning."""
 
-    def __init__(self, run: str, version: str, goodput: Goodput) -> None:
-        self._goodput = goodput
+    def __init__(self, run: str, version: str, num_micro_batches: int) -> None:
+        self.goodput = Goodput(num_micro_batches)
         self._metrics = by_name()
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
         self._mfu = Mfu()
@@ -45,6 +48,13 @@ class Figures:
 
     def observe(self, event: Event) -> None:
         """Take the event into account."""
+        try:
+            self.goodput.observe(event)
+            self._observe(event)
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("Metrics leave out an event of kind %s: %r", event.kind, error)
+
+    def _observe(self, event: Event) -> None:
         fields = event.fields
         self._mfu.observe(event)
         if event.kind in COUNTED:
@@ -109,20 +119,20 @@ class Figures:
 
     def _ask_goodput(self) -> None:
         """Replaced whole: what goodput does not know any more must not stay."""
-        held, tokens_per_s = self._goodput.members_held, self._goodput.tokens_per_s()
+        held, tokens_per_s = self.goodput.members_held, self.goodput.tokens_per_s()
         self._set("members_held", held)
         for name, value in (
             ("tokens_per_second", tokens_per_s),
             ("remaining_seconds", self._remaining_s()),
             ("mfu_ratio", self._mfu.ratio(tokens_per_s, held)),
-            ("goodput_ratio", self._goodput.ratio()),
+            ("goodput_ratio", self.goodput.ratio()),
         ):
             self._values[name] = {} if value is None else {(): value}
-        lost = self._goodput.lost_worker_s()
+        lost = self.goodput.lost_worker_s()
         self._values["lost_worker_seconds"] = {(cause,): seconds for cause, seconds in lost.items()}
 
     def _remaining_s(self) -> float | None:
-        steps_per_s = self._goodput.steps_per_s()
+        steps_per_s = self.goodput.steps_per_s()
         if not steps_per_s or self._total_steps is None:
             return None
         return max(0, self._total_steps - self._next_step) / steps_per_s

@@ -57,6 +57,8 @@ class Goodput:
             case EventKind.MEMBER_STARTED:
                 self._held.add(member_id)
                 self._starting[member_id] = event.elapsed_s
+            case EventKind.MEMBER_RETURNED:
+                self._held.add(member_id)
             case EventKind.MEMBER_READY:
                 self._end_warm_up(member_id)
             case EventKind.MEMBER_LOST | EventKind.MEMBER_LEFT | EventKind.MEMBER_REFUSED:

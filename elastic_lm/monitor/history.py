@@ -78,7 +78,7 @@ class History:
                 steps[event.step] = Point(
                     self.since_start(event), event.step, event.fields["num_targets"], event.fields
                 )
-            case EventKind.MEMBER_READY:
+            case EventKind.MEMBER_READY | EventKind.MEMBER_RETURNED:
                 self.environment = self.environment or event.fields.get("environment", {})
             case EventKind.LEASE_GRANTED:
                 self.world_sizes.append((self.since_start(event), event.fields["world_size"]))

@@ -29,6 +29,7 @@ CAUSES = (
     "failure",
     "hang",
     "error",
+    "coordinator",
     "wait",
     "join",
     "drain",

@@ -27,7 +27,7 @@ class Mfu:
             config = event.fields["config"]
             self._precision = config.get("training", {}).get("precision", "")
             self._num_gpus = config.get("workers", {}).get("num_gpus", 1.0)
-        elif event.kind is EventKind.MEMBER_READY:
+        elif event.kind in (EventKind.MEMBER_READY, EventKind.MEMBER_RETURNED):
             device = (event.fields.get("environment") or {}).get("gpu")
             self._peak = peak_flops(device, self._precision) if device else None
 

@@ -19,6 +19,7 @@ Tone = Literal["good", "bad", "plain"]
 TONES: dict[EventKind, Tone] = {
     EventKind.RUN_STARTED: "plain",
     EventKind.MEMBER_READY: "good",
+    EventKind.MEMBER_RETURNED: "good",
     EventKind.MEMBER_REFUSED: "bad",
     EventKind.MEMBER_LOST: "bad",
     EventKind.MEMBER_LEFT: "plain",
@@ -35,7 +36,7 @@ TONES: dict[EventKind, Tone] = {
     EventKind.RUN_FINISHED: "plain",
 }
 # Every checkpoint and every end of a lease re-forms; only these are worth a line.
-NEWSWORTHY_CAUSES = {"failure", "hang", "join", "drain", "resize", "straggler", "wait", "start"}
+NEWSWORTHY_CAUSES = {"failure", "hang", "join", "drain", "resize", "straggler", "wait", "start", "coordinator"}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MARKED = {  # kinds of news that the charts over time show
     EventKind.NODE_LOST,
     EventKind.NODE_QUARANTINED,
     EventKind.MEMBER_READY,
+    EventKind.MEMBER_RETURNED,
     EventKind.MEMBER_LEFT,
     EventKind.RESIZED,
     EventKind.STRAGGLER,

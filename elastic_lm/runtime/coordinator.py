@@ -8,7 +8,9 @@ this process.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import os
 import queue
 import secrets
 import time
@@ -19,7 +21,8 @@ from typing import Any
 
 import ray
 
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm import failpoints
+from elastic_lm.checkpoint.registry import CheckpointInfo, Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -39,7 +42,8 @@ from elastic_lm.runtime.nodes import NodeWatcher
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
-from elastic_lm.runtime.worker import WorkerBoot
+from elastic_lm.runtime.roster import Roster
+from elastic_lm.runtime.worker import Summons, WorkerBoot
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -57,38 +61,49 @@ class Plan:
     order: Order
     run_storage: Storage
     start_reader: Callable[[], Any]  # -> actor handle
-    resume_step: int | None  # the newest complete checkpoint's
+    newest: CheckpointInfo | None  # the newest complete checkpoint
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
+
+    @property
+    def resume_step(self) -> int | None:
+        """Steps that the newest complete checkpoint has applied, which is the next one to train; None without one."""
+        return None if self.newest is None else self.newest.step
 
 
 class Coordinator:
     """Runs one attempt of a run, from the first member's start to the verdict."""
 
-    def __init__(self, plan: Plan, mailbox: Any) -> None:
+    def __init__(self, plan: Plan, mailbox: Any, *, owner_epoch: int = 1) -> None:
         self._plan = plan
         self._mailbox = mailbox
+        self._owner_epoch = owner_epoch
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
-        self._control = Control(plan.config.control_spec(), resume_step=plan.resume_step)
         self._host = ray.util.get_node_ip_address()
         self._store: RendezvousStore | None = None
         self._verdict: act.Verdict | None = None
 
     def run(self) -> RunResult:
-        """Train until there is a verdict. Leaves nothing running."""
+        """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor."""
         with ExitStack() as stack:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
             result = self._result(self._verdict)
-            self._recorder.publish(lambda: {**self._control.status(), "verdict": result.verdict}, at_once=True)
+            self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
 
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
+        self._recorder = Recorder(config, plan.run_storage, self._mailbox)
         stack.callback(self._recorder.close)
+        self._control = Control(
+            config.control_spec(),
+            resume_step=plan.resume_step,
+            owner_epoch=self._owner_epoch,
+            first_number=self._recorder.num_members,
+        )
         self._recorder.emit(_run_started(plan))
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
@@ -117,31 +132,38 @@ class Coordinator:
         )
         stack.callback(self._publisher.close)
         self._members = Members(
-            self._boot(lifelines.address, secret),
+            self._boot(Summons(self._owner_epoch, lifelines.address, secret, self._readers.readers)),
+            Roster(config.name, roster_fingerprint(config)),
             self._worker_options(),
             self._inbox.put,
             retire_timeout_s=config.control.retire_timeout_s,
         )
         stack.callback(self._close_store)
-        stack.callback(self._members.end_all)
+        stack.callback(self._end_members)
         self._nodes = NodeWatcher(
             on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
             on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
         )
         stack.callback(self._nodes.close)
+        failpoints.hit("coordinator.open")
+        self._members.adopt(self._recorder.logged_step)
+        failpoints.hit("coordinator.adopted")
         self._await_command()
 
-    def _boot(self, address: tuple[str, int], secret: str) -> WorkerBoot:
+    def _end_members(self) -> None:
+        if self._verdict is not None:
+            self._members.end_all()
+
+    def _boot(self, summons: Summons) -> WorkerBoot:
         plan, config = self._plan, self._plan.config
         return WorkerBoot(
             member_id="",
+            summons=summons,
+            orphaned_after_s=config.control.orphaned_after_s,
             spec=plan.spec,
             order=plan.order,
-            readers=(),
             reader_timeout_s=config.data.reader_timeout_s,
             run_storage=plan.run_storage,
-            lifeline_address=address,
-            lifeline_secret=secret,
             heartbeat_interval_s=config.control.heartbeat_interval_s,
             form_timeout_s=config.control.form_timeout_s,
             failpoints=tuple(config.failpoints),
@@ -182,12 +204,16 @@ class Coordinator:
         self._tell(ev.Tick())
         self._members.reap()
         self._recorder.note_paces(self._control.paces)
-        self._recorder.publish(self._control.status)
+        self._recorder.publish(self._status)
+
+    def _status(self) -> dict[str, Any]:
+        coordinator = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+        return {**self._control.status(), "coordinator": coordinator}
 
     def _tell(self, event: ev.Input) -> None:
         if isinstance(event, ev.Beat):
             self._recorder.enter(event.heartbeat.records)
-        elif isinstance(event, ev.Reported):
+        elif isinstance(event, (ev.Reported, ev.MemberReturned)):
             self._recorder.enter(event.report.records)
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
@@ -197,12 +223,13 @@ class Coordinator:
     def _perform(self, action: act.Action) -> None:
         match action:
             case act.StartMember(member_id, avoid_nodes):
-                self._members.start(member_id, tuple(avoid_nodes), self._readers.readers)
+                self._members.start(member_id, tuple(avoid_nodes))
             case act.KillMember(member_id):
                 self._members.kill(member_id)
             case act.Retire(member_id):
                 self._members.retire(member_id)
             case act.Fence(member_ids, generation):
+                failpoints.hit("coordinator.fence")
                 self._close_store()
                 self._members.fence(member_ids, generation)
             case act.Grant(lease):
@@ -212,16 +239,22 @@ class Coordinator:
             case act.AskAfterNode(node_id):
                 self._nodes.ask_after(node_id)
             case act.SaveCheckpoint(number, _, step):
+                failpoints.hit("coordinator.save", step)
                 self._publisher.begin(number, step)
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
+                failpoints.hit("coordinator.publish")
                 self._publisher.publish(number)
             case act.Emit(event):
                 self._recorder.emit(event)
             case act.Finish(verdict):
+                failpoints.hit("coordinator.finish", verdict.step)
                 self._verdict = verdict
 
     def _grant(self, lease: Lease) -> None:
+        failpoints.hit("coordinator.grant", lease.start_step)
+        if lease.restore is not None:
+            self._recorder.skip_to(lease.restore)
         self._close_store()
         rendezvous = None
         if lease.world_size > 1 and lease.continues is None:
@@ -236,7 +269,7 @@ class Coordinator:
             self._store = None
 
     def _result(self, verdict: act.Verdict) -> RunResult:
-        newest = self._publisher.newest
+        newest = self._publisher.newest or _told(self._plan.newest)
         return RunResult(
             verdict=verdict.kind,
             message=verdict.message,
@@ -245,6 +278,16 @@ class Coordinator:
             checkpoint=newest.get("url"),
             digest={name: newest[name] for name in ("state", "weights") if name in newest},
         )
+
+
+def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
+    """Its address, and the digests that its writer gave it."""
+    return {} if checkpoint is None else {"url": checkpoint.url, **checkpoint.meta.get("digest", {})}
+
+
+def roster_fingerprint(config: RunConfig) -> str:
+    """Of what a worker's state belongs to: the run's identity, and the place where its log and checkpoints are."""
+    return hashlib.sha256(f"{config.identity_fingerprint()} {config.run_url}".encode()).hexdigest()
 
 
 def _run_started(plan: Plan) -> Event:

@@ -3,14 +3,17 @@
 Invariant: silence and a closed connection are reported, never judged; `control/` decides. Trade-off: a socket of our own
 beside Ray's calls. It is there because the kernel closes it the moment a process dies: 1-3 ms, where Ray needs 10-40 ms
 for a worker and 1.6-1.8 s for a worker whose node died with it. A heartbeat costs 60 µs of CPU against about 1 ms for a Ray call.
-The wire is one JSON object per line. The first line carries the run's secret; a connection without it is closed.
+The wire is one JSON object per line. The first line carries the run's secret; a connection without it is closed. The other
+way goes a byte now and then: a coordinator that is frozen keeps its connections, and only its silence tells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
+import select
 import selectors
 import socket
 import threading
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_LINE_BYTES = 1 << 20
 RECONNECT_S = 0.02  # well under the coordinator's grace for a lost connection
 CONNECT_TIMEOUT_S = 5.0
+PULSE_S = 5.0  # between two bytes from the coordinator to everybody
+PULSE = b"."
 
 
 def encode(beat: Heartbeat) -> bytes:
@@ -70,6 +75,7 @@ class LifelineServer:
         self._wake_read, self._wake_write = socket.socketpair()
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._current: dict[str, _Peer] = {}
+        self._next_pulse = 0.0
         self._closing = False
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._thread = threading.Thread(target=self._serve, name="lifeline-server", daemon=True)
@@ -83,15 +89,24 @@ class LifelineServer:
 
     def _serve(self) -> None:
         while not self._closing:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(PULSE_S):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is not self._wake_read:
                     self._read(key.data)
+            self._pulse()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._wake_write.close()
         self._selector.close()
+
+    def _pulse(self) -> None:
+        now = time.monotonic()
+        if now < self._next_pulse:
+            return
+        self._next_pulse = now + PULSE_S
+        for peer in self._current.values():
+            peer.pulse()
 
     def _accept(self) -> None:
         try:
@@ -125,6 +140,7 @@ class LifelineServer:
         self._current[message["member_id"]] = peer
         if earlier is not None:
             self._drop(earlier)
+        peer.pulse()
         self._on_connected(message["member_id"])
 
     def _drop(self, peer: _Peer) -> None:
@@ -143,6 +159,10 @@ class _Peer:
         self.member_id: str | None = None
         self._buffer = b""
 
+    def pulse(self) -> None:
+        with contextlib.suppress(OSError):  # it does not read, or is gone: its own silence or its end will tell
+            self.connection.send(PULSE)
+
     def receive(self) -> list[bytes]:
         """Complete lines that have arrived.    Raises: EOFError when the peer closed, OSError when it was reset."""
         data = self.connection.recv(1 << 16)
@@ -157,7 +177,7 @@ class _Peer:
 class Lifeline:
     """The member's end: a thread that does nothing but say every `interval_s` that the member lives.
 
-    `snapshot()` gives the heartbeat to send. `on_orphaned()` is called once when no coordinator could be reached for
+    `snapshot()` gives the heartbeat to send. `on_orphaned()` is called once when no coordinator gave a sign of life for
     `orphaned_after_s`.
     """
 
@@ -172,7 +192,7 @@ class Lifeline:
         orphaned_after_s: float = 60.0,
         on_orphaned: Callable[[], None] = lambda: None,
     ) -> None:
-        self._address, self._secret, self._member_id = address, secret, member_id
+        self._coordinator, self._member_id = (address, secret), member_id
         self._snapshot, self._interval_s = snapshot, interval_s
         self._orphaned_after_s, self._on_orphaned = orphaned_after_s, on_orphaned
         self._wake = threading.Event()
@@ -185,6 +205,12 @@ class Lifeline:
         """Send the next heartbeat at once, because something worth telling happened."""
         self._wake.set()
 
+    def move(self, address: tuple[str, int], secret: str) -> None:
+        """Talk to this coordinator from now on, and no more to the one before."""
+        self._coordinator = (address, secret)
+        self._last_contact = time.monotonic()
+        self._wake.set()
+
     def close(self) -> None:
         self._closing = True
         self._wake.set()
@@ -192,23 +218,34 @@ class Lifeline:
 
     def _run(self) -> None:
         while not self._closing:
+            coordinator = self._coordinator
             try:
-                with socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_S) as connection:
-                    self._talk(connection)
+                with socket.create_connection(coordinator[0], timeout=CONNECT_TIMEOUT_S) as connection:
+                    self._talk(connection, coordinator)
             except OSError:
                 pass  # the coordinator is gone or unreachable for the moment: try again until orphaned
-            if not self._closing and time.monotonic() - self._last_contact > self._orphaned_after_s:
+            if self._is_orphaned():
                 self._on_orphaned()
                 return
             time.sleep(RECONNECT_S)
 
-    def _talk(self, connection: socket.socket) -> None:
-        """Send heartbeats until closed.    Raises: OSError when the connection breaks."""
+    def _is_orphaned(self) -> bool:
+        return not self._closing and time.monotonic() - self._last_contact > self._orphaned_after_s
+
+    def _talk(self, connection: socket.socket, coordinator: tuple[tuple[str, int], str]) -> None:
+        """Send heartbeats until closed, moved or orphaned.    Raises: OSError when the connection breaks."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        hello = {"secret": self._secret, "member_id": self._member_id}
+        hello = {"secret": coordinator[1], "member_id": self._member_id}
         connection.sendall(json.dumps(hello).encode() + b"\n")
-        while not self._closing:
+        while not self._closing and self._coordinator is coordinator and not self._is_orphaned():
             connection.sendall(encode(self._snapshot()))
-            self._last_contact = time.monotonic()
+            self._listen(connection)
             self._wake.wait(self._interval_s)
             self._wake.clear()
+
+    def _listen(self, connection: socket.socket) -> None:
+        """Whatever has come is a sign of life; nothing is waited for.    Raises: OSError when the connection is closed."""
+        if select.select([connection], [], [], 0)[0]:
+            if not connection.recv(1 << 10):
+                raise ConnectionResetError
+            self._last_contact = time.monotonic()

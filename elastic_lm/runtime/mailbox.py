@@ -1,12 +1,14 @@
 """The mailbox: where anybody leaves a word for whoever is the run's coordinator now, and hears how the run is doing.
 
-A named actor without CPUs. It outlives a coordinator, so commands and progress survive a successor taking over.
+A named actor without CPUs. It outlives a coordinator, so commands and progress survive a successor taking over: what was
+not taken is the successor's, and what holds until further notice (the size, a stop) is told to it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,11 @@ from elastic_lm.monitor.progress import News
 from elastic_lm.runtime.cluster import NAMESPACE, ON_HEAD
 
 MAX_NEWS = 10_000
+Place = tuple[str, int]  # of a process: its node's id and its own
+STANDING = ("scale", "stop")
+KILLED = "it was killed"
+TAKEN_POLL_S = 0.2
+TAKEN_S = 5.0  # the mailbox of a driver that was killed is gone within a second
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,20 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._standing: dict[str, Command] = {}  # the last one of each kind in STANDING
         self._news: list[News] = []
         self._dropped = 0
         self._published = asyncio.Event()
         self._status: dict[str, Any] = {}
-        self._attempts = 0
-        self._last_failure = "it was killed"
+        self._attempts_in_vain = 0  # since the step went on
+        self._step_before = -1
+        self._place: Place | None = None
+        self._last_failure = KILLED
 
     async def post(self, command: Command) -> None:
         """Leave a command for the coordinator."""
+        if command.kind in STANDING:
+            self._standing[command.kind] = command
         await self._commands.put(command)
 
     async def take(self) -> Command:
@@ -69,10 +81,26 @@ class Mailbox:
         """What the coordinator last said about the run."""
         return self._status
 
-    async def begin_attempt(self) -> tuple[int, str]:
-        """Count one start of a coordinator; returns how many there have been, and why the one before ended."""
-        self._attempts += 1
-        return self._attempts, self._last_failure
+    async def begin_attempt(self, place: Place) -> tuple[int, str, Place | None]:
+        """Count one start of a coordinator, in this place.
+
+        Returns: how many of them, this one included, have begun since a step was last committed, why the one before ended,
+        and its place. A month has many failures; what must not go on for ever is failing without a step between.
+        """
+        step = self._status.get("step", -1)
+        if step > self._step_before:
+            self._step_before, self._attempts_in_vain, self._last_failure = step, 0, KILLED
+        self._attempts_in_vain += 1
+        self._hand_over()
+        before, self._place = self._place, place
+        return self._attempts_in_vain, self._last_failure, before
+
+    def _hand_over(self) -> None:
+        """To a queue of its own: an earlier coordinator still waits at the old one, and would take from it."""
+        left = [self._commands.get_nowait() for _ in range(self._commands.qsize())]
+        self._commands = asyncio.Queue()
+        for command in [*self._standing.values(), *(c for c in left if c.kind not in STANDING)]:
+            self._commands.put_nowait(command)
 
     async def end_attempt(self, cause: str) -> bool:
         """The coordinator failed, and this is why. Returns whether the one before failed just so."""
@@ -85,7 +113,23 @@ def mailbox_name(run: str) -> str:
 
 
 def create_mailbox(run: str) -> Any:
-    """The run's mailbox, owned by this process: it ends with it.    Raises: ClusterError when the run has one already."""
+    """The run's mailbox, owned by this process: it ends with it.
+
+    Raises: ClusterError when the run has one already, and it stays.
+    """
+    deadline = time.monotonic() + TAKEN_S
+    while True:
+        try:
+            return _create(run)
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"run {run} is being trained on this cluster already; wait for it, stop it, or choose another name"
+                ) from error
+        time.sleep(TAKEN_POLL_S)
+
+
+def _create(run: str) -> Any:
     actor = ray.remote(Mailbox).options(
         name=mailbox_name(run),
         namespace=NAMESPACE,
@@ -93,12 +137,7 @@ def create_mailbox(run: str) -> Any:
         resources=ON_HEAD,  # where the coordinator is: a worker's node comes and goes
         max_concurrency=1000,
     )
-    try:
-        return actor.remote()
-    except ValueError as error:
-        raise ClusterError(
-            f"run {run} is being trained on this cluster already; wait for it, stop it, or choose another name"
-        ) from error
+    return actor.remote()
 
 
 def find_mailbox(run: str) -> Any:

@@ -1,4 +1,4 @@
-"""The coordinator's hold on its members: Ray actors started, called, and ended for certain.
+"""The coordinator's hold on its members: Ray actors started or found, called, and ended for certain.
 
 Everything asynchronous comes back as a control event through one callback; nothing here waits for a member.
 """
@@ -6,20 +6,29 @@ Everything asynchronous comes back as a control event through one callback; noth
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
+from elastic_lm import failpoints
 from elastic_lm.checkpoint.layout import Part
 from elastic_lm.control.actions import SaveCheckpoint
-from elastic_lm.control.events import Input, MemberFailed, MemberReady, MemberStarted, Reported, Saved
-from elastic_lm.protocol import Generation, Lease, ReadyReport
+from elastic_lm.control.events import (
+    Input,
+    MemberFailed,
+    MemberFound,
+    MemberReady,
+    MemberReturned,
+    MemberStarted,
+    Reported,
+    Saved,
+)
+from elastic_lm.protocol import Generation, Lease, ReadyReport, ReturnReport
+from elastic_lm.runtime.roster import Roster, reap
 from elastic_lm.runtime.worker import WorkerBoot, start_worker
 
 logger = logging.getLogger(__name__)
@@ -41,8 +50,18 @@ class _Member:
 class Members:
     """Every member that was started and is not known to be dead."""
 
-    def __init__(self, boot: WorkerBoot, options: dict[str, Any], deliver: Deliver, *, retire_timeout_s: float) -> None:
+    def __init__(
+        self,
+        boot: WorkerBoot,
+        roster: Roster,
+        options: dict[str, Any],
+        deliver: Deliver,
+        *,
+        retire_timeout_s: float,
+    ) -> None:
         self._boot = boot
+        self._roster = roster
+        self._owner_epoch = boot.summons.owner_epoch
         self._options = options
         self._deliver = deliver
         self._retire_timeout_s = retire_timeout_s
@@ -54,14 +73,33 @@ class Members:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    def start(self, member_id: str, avoid_nodes: tuple[str, ...], readers: tuple[Any, ...]) -> None:
+    def adopt(self, logged_step: int) -> None:
+        """Call everybody who served an earlier coordinator of this run and may live; the others are ended.
+
+        Args: `logged_step`: the event log holds every step before this one.
+        """
+        for found in self._roster.found():
+            if found.place is None or not found.fits or found.member_id in self._members:
+                self._end(_Member(found.handle, *(found.place or ())))
+                continue
+            self._members[found.member_id] = _Member(found.handle, *found.place)
+            self._deliver(MemberFound(found.member_id, *found.place))
+            self._call(found.member_id, found.handle.adopt.remote(self._boot.summons), lambda _: None)
+            self._call(found.member_id, found.handle.come_back.remote(logged_step), self._returned)
+
+    def _returned(self, report: ReturnReport) -> None:
+        self._deliver(MemberReturned(report))
+
+    def start(self, member_id: str, avoid_nodes: tuple[str, ...]) -> None:
         """One plain pending actor: a demand of its own that the autoscaler sees."""
         options = dict(self._options)
         if avoid_nodes:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoid_nodes)})"}
         else:
             options["scheduling_strategy"] = "SPREAD"
-        handle = start_worker(replace(self._boot, member_id=member_id, readers=readers), options)
+        handle = start_worker(
+            replace(self._boot, member_id=member_id), self._roster.name(member_id, self._owner_epoch), options
+        )
         self._members[member_id] = _Member(handle)
         self._call(member_id, handle.locate.remote(), lambda place: self._located(member_id, place))
         self._call(member_id, handle.warm_up.remote(), self._ready)
@@ -78,7 +116,9 @@ class Members:
     # -- working -----------------------------------------------------------------------------------------------------
 
     def grant(self, lease: Lease) -> None:
-        for member_id in lease.members:
+        for rank, member_id in enumerate(lease.members):
+            if rank == 1:
+                failpoints.hit("coordinator.granted", lease.start_step)
             if member_id in self._members:
                 ref = self._members[member_id].handle.run_lease.remote(lease)
                 self._call(member_id, ref, lambda report: self._deliver(Reported(report)))
@@ -92,8 +132,10 @@ class Members:
             handle.end_lease.remote(generation)
 
     def set_readers(self, readers: tuple[Any, ...]) -> None:
+        """Who serves tokens from now on, to members that are here and to those to come."""
+        self._boot = replace(self._boot, summons=replace(self._boot.summons, readers=readers))
         for member in self._members.values():
-            member.handle.set_readers.remote(readers)
+            member.handle.set_readers.remote(self._owner_epoch, readers)
 
     def save(self, action: SaveCheckpoint, on_stored: Callable[[int, tuple[Part, ...]], None]) -> None:
         """Copy now, upload in the background; `on_stored` gets the parts of a share, before control hears of it."""
@@ -134,13 +176,15 @@ class Members:
         def failed(error: BaseException) -> None:
             member.is_dead = isinstance(error, ActorDiedError)
 
-        _when_done(member.handle.leave.remote(), lambda _: None, failed)
+        _when_done(member.handle.leave.remote(self._owner_epoch), lambda _: None, failed)
 
     def kill(self, member_id: str) -> None:
         """End a member for certain, also one that is frozen and hears nothing."""
         member = self._members.pop(member_id, None)
-        if member is None:
-            return
+        if member is not None:
+            self._end(member)
+
+    def _end(self, member: _Member) -> None:
         ray.kill(member.handle, no_restart=True)
         if not member.is_dead:  # from now on Ray calls it dead whether or not its process is
             self._to_reap.append((time.monotonic() + REAP_AFTER_S, replace(member)))
@@ -204,24 +248,3 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, (ActorUnavailableError, RayActorError)):
         return "process unreachable"
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def reap(node_id: str, pid: int) -> None:
-    """SIGKILL a worker's process from its own node: Ray's kill is a request, and a frozen process answers none."""
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
-    try:
-        ray.remote(_kill_worker).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(pid)
-    except RayError as error:
-        logger.warning("Process %d on node %s may be left behind: %s.", pid, node_id, error)
-
-
-def _kill_worker(pid: int) -> bool:
-    """Runs on the member's node. The title is checked, for the id may belong to somebody else by now."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"ray::Worker" not in file.read():
-                return False
-        os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return True

@@ -42,7 +42,7 @@ def make_plan(config: RunConfig) -> Plan:
             prefetch_windows=config.data.prefetch_windows,
             num_cpus=config.data.reader_num_cpus,
         ),
-        resume_step=None if newest is None else newest.step,
+        newest=newest,
         skipped=tuple(skipped),
     )
 

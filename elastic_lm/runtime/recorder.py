@@ -1,8 +1,9 @@
 """The recorder: what happened goes into the event log, and from there to everybody who watches.
 
-Control's decisions and the members' step records become events with a time; each is appended to the log, seen by the
-metrics, and told as news to whoever follows the mailbox. What the log holds goes on to the run's trackers. Nothing here can
-raise into training.
+Control's decisions and the members' step records become events with a time; each is appended to the log, and told as news
+to whoever follows the mailbox. What the log holds goes on to the metrics and to the run's trackers. Nothing here can raise
+into training. Trade-off: the metrics are a flush of the log behind, so that no counter jumps back when this process dies and
+its successor begins with what the log holds.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+from elastic_lm import __version__
 from elastic_lm.config import RunConfig
+from elastic_lm.control.controller import number_of
 from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
-from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.progress import News, Snapshot, news_of
 from elastic_lm.protocol import Generation, StepRecord
 from elastic_lm.runtime.ledger import Ledger, Mismatch
@@ -36,7 +39,7 @@ PACES_S = (2.0, 300.0)  # at the soonest and at the latest
 class Recorder:
     """One attempt's record, continued from what the log holds of earlier attempts, whoever made them."""
 
-    def __init__(self, config: RunConfig, run_storage: Storage, mailbox: Any, *, resume_step: int | None) -> None:
+    def __init__(self, config: RunConfig, run_storage: Storage, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._attempt = 1
         self._began = time.monotonic()
@@ -50,22 +53,25 @@ class Recorder:
         self._next_publication = 0.0
         self._next_paces_s = 0.0
         self.logged_step = 0
-        self._goodput = Goodput(config.batch.micro_batches)
-        self._exporter = Exporter(config.name, self._goodput)
-        self._recall(run_storage.child("events"), resume_step or 0)
+        self.num_members = 0  # that earlier attempts have started
+        self._figures = Figures(config.name, __version__, config.batch.micro_batches)
+        self._exporter = Exporter(config.name, config.batch.micro_batches)
+        self._recall(run_storage.child("events"))
         self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
         self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
         self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
 
-    def _recall(self, storage: Storage, resume_step: int) -> None:
+    def _recall(self, storage: Storage) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
         for event in read(storage):
-            self._watch(event)
+            self._figures.observe(event)
+            self._exporter.observe(event)
             self._attempt = max(self._attempt, event.attempt + 1)
+            if event.kind is EventKind.MEMBER_STARTED:
+                self.num_members = max(self.num_members, number_of(event.fields["member_id"]) + 1)
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record_of(event))
-        self._ledger.skip_to(resume_step)
         self.logged_step = self._ledger.next_step
 
     def _earlier(self, storage: Storage) -> Iterator[Event]:
@@ -79,7 +85,7 @@ class Recorder:
         now = time.monotonic()
         event = replace(event, time_s=time.time(), elapsed_s=now - self._began, attempt=self._attempt)
         self._log.append(event)
-        self._watch(event)
+        self._figures.observe(event)
         self._last_event_s = event.elapsed_s
         if (news := news_of(event)) is not None:
             self._news.append(news)
@@ -91,6 +97,10 @@ class Recorder:
             self.emit(_committed(record))
         for mismatch in mismatches:
             self.emit(_mismatch(mismatch))
+
+    def skip_to(self, step: int) -> None:
+        """Everybody who could tell of the steps before this one is lost, and it is restored from a checkpoint."""
+        self._ledger.skip_to(step)
 
     def note_paces(self, paces: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Now and then, how fast every worker is."""
@@ -105,15 +115,9 @@ class Recorder:
             Event(EventKind.WORKER_PACES, f"Per micro-batch: {told}.", step=self._ledger.next_step, fields=fields)
         )
 
-    def _watch(self, event: Event) -> None:
-        try:
-            self._goodput.observe(event)
-        except (KeyError, TypeError, ValueError) as error:  # an event of another version, out of the log
-            logger.warning("Goodput leaves out an event of kind %s: %r", event.kind, error)
-        self._exporter.observe(event)
-
     def _on_stored(self, events: list[Event]) -> None:
         for event in events:
+            self._exporter.observe(event)
             if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
                 self.logged_step = event.step + 1
         self._trackers.offer(events)
@@ -146,7 +150,7 @@ class Recorder:
     def _snapshot(self, status: dict[str, Any]) -> Snapshot:
         return Snapshot.of(
             status,
-            self._exporter.figures.gauges(),
+            self._figures.gauges(),
             step=self._ledger.next_step,
             total_steps=self._total_steps,
             elapsed_s=self._last_event_s,
@@ -157,9 +161,9 @@ class Recorder:
         last = self._ledger.last()
         return {
             "loss": None if last is None else last.loss,
-            "tokens_per_s": self._goodput.tokens_per_s(),
-            "goodput": self._goodput.ratio(),
-            "lost_worker_s": self._goodput.lost_worker_s(),
+            "tokens_per_s": self._figures.goodput.tokens_per_s(),
+            "goodput": self._figures.goodput.ratio(),
+            "lost_worker_s": self._figures.goodput.lost_worker_s(),
         }
 
     def close(self) -> None:

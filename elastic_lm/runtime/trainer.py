@@ -1,8 +1,9 @@
 """`fit`: train one run from a config to a verdict, on whatever Ray cluster there is.
 
-Ray Train hosts the coordinator (one worker, pinned to the head node) and starts another when it dies; everything elastic
-is ours. Ray Train stays out of the run's data: its storage path is a temporary folder on the head, its reports carry
-metrics only. The trainer runs in a thread, because Ray Train would replace the signal handlers of the main one.
+Ray Train hosts the coordinator (one worker, pinned to the head node) and starts another when it dies or freezes, which
+goes on with the workers that are there; everything elastic is ours. Ray Train stays out of the run's data: its storage path
+is a temporary folder on the head, its reports carry metrics only. The trainer runs in a thread, because Ray Train would
+replace the signal handlers of the main one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError
 
+from elastic_lm import failpoints
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import ElasticLMError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.mailbox import Command, create_mailbox
+from elastic_lm.runtime.roster import Roster, reap
 
 if TYPE_CHECKING:
     from elastic_lm.runtime.coordinator import Plan
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLLOW_S = 3.0  # without news; the longest that the end of a coordinator that crashed goes unseen
-MAX_ATTEMPTS = 5  # coordinators per fit: a bug that kills each of them must end, not loop
+MAX_ATTEMPTS = 5  # coordinators in a row without a step between: a bug that kills each of them must end, not loop
 
 # Ray Train's own defaults leave a frozen coordinator alone for 600 s and look after it every 2 s.
 RAY_TRAIN_SETTINGS = {
@@ -105,6 +108,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
                     _follow(mailbox, hosted, view)
                 return with_files(hosted.result(), plan, view)
         finally:
+            Roster(config.name).end_all()  # of a coordinator that could not
             ray.kill(mailbox)
 
 
@@ -179,11 +183,16 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     from elastic_lm.runtime.plan import make_plan
 
     config, mailbox = arguments["config"], arguments["mailbox"]
-    attempt, cause = ray.get(mailbox.begin_attempt.remote())
+    place = ray.get_runtime_context().get_node_id(), os.getpid()
+    attempt, cause, predecessor = ray.get(mailbox.begin_attempt.remote(place))
+    if predecessor is not None and predecessor != place:
+        node_id, pid = predecessor
+        reap(node_id, pid, title="ray::RayTrainWorker")  # frozen, Ray would leave it behind, and it might thaw
     if attempt > MAX_ATTEMPTS:
-        return RunResult("failed", f"the coordinator died {MAX_ATTEMPTS} times, at last because {cause}")
+        return RunResult("failed", f"the coordinator died {MAX_ATTEMPTS} times in a row, at last because {cause}")
+    failpoints.arm(config.failpoints, f"c{attempt}")
     try:
-        return Coordinator(make_plan(config), mailbox).run()
+        return Coordinator(make_plan(config), mailbox, owner_epoch=attempt).run()
     except ElasticLMError as error:
         return RunResult("failed", str(error))
     except Exception:

@@ -4,6 +4,9 @@ All training is in `engine/`; this file gives it a life on a cluster. Threads: R
 must be ordered with them), the `control` group answers fences at once, the lifeline says that the process lives. A
 member never restarts: its replacement is a new member with a new name.
 
+A member outlives its coordinator: it is a detached actor, keeps its state, and goes on with its lease. A successor calls it
+by name (`adopt`, `come_back`); from then on it obeys no coordinator of a lower epoch. Without any it ends itself.
+
 This module imports no torch: the actor's process shows a sign of life first and imports while it warms up.
 """
 
@@ -19,7 +22,18 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from elastic_lm import failpoints
-from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseReport, Phase, ReadyReport, StepRecord
+from elastic_lm.protocol import (
+    Generation,
+    Heartbeat,
+    Lease,
+    LeaseEnd,
+    LeaseReport,
+    Phase,
+    ReadyReport,
+    ReturnReport,
+    StepRecord,
+)
+from elastic_lm.runtime.cluster import NAMESPACE
 from elastic_lm.runtime.lifeline import Lifeline
 
 if TYPE_CHECKING:
@@ -37,17 +51,26 @@ LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
+class Summons:
+    """A coordinator's call: where to send heartbeats, whom to ask for tokens, and how high it stands."""
+
+    owner_epoch: int
+    lifeline_address: tuple[str, int]
+    lifeline_secret: str
+    readers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class WorkerBoot:
     """All that a worker needs to know before its first lease."""
 
     member_id: str
+    summons: Summons
+    orphaned_after_s: float
     spec: EngineSpec
     order: Order
-    readers: tuple[Any, ...]
     reader_timeout_s: float
     run_storage: Storage
-    lifeline_address: tuple[str, int]
-    lifeline_secret: str
     heartbeat_interval_s: float
     form_timeout_s: float
     failpoints: tuple[str, ...] = ()
@@ -111,7 +134,9 @@ class Worker:
     def __init__(self, boot: WorkerBoot) -> None:
         self._boot = boot
         self._pulse = _Pulse()
-        self._readers = boot.readers
+        self._owner_epoch = boot.summons.owner_epoch
+        self._readers = boot.summons.readers
+        self._ready: ReadyReport | None = None
         self._tokens: Any = None  # once it has warmed up
         self._control: LeaseControl | None = None
         self._lowest_generation: Generation | None = None
@@ -120,11 +145,12 @@ class Worker:
         self._uploads: dict[int, Upload] = {}
         failpoints.arm(boot.failpoints, boot.member_id)
         self._lifeline = Lifeline(
-            boot.lifeline_address,
-            boot.lifeline_secret,
+            boot.summons.lifeline_address,
+            boot.summons.lifeline_secret,
             boot.member_id,
             self._heartbeat,
             interval_s=boot.heartbeat_interval_s,
+            orphaned_after_s=boot.orphaned_after_s,
             on_orphaned=lambda: os._exit(1),
         )
 
@@ -136,6 +162,8 @@ class Worker:
 
     def warm_up(self) -> ReadyReport:
         """Import torch, build the replica and compute the probe, at low priority: others are training beside us."""
+        if self._ready is not None:  # two coordinators asked
+            return self._ready
         report: list[ReadyReport | BaseException] = []
 
         def run() -> None:
@@ -153,6 +181,7 @@ class Worker:
         if isinstance(report[0], BaseException):
             raise report[0]
         self._pulse.phase = Phase.WAITING
+        self._ready = report[0]
         return report[0]
 
     def _build(self) -> ReadyReport:
@@ -173,23 +202,52 @@ class Worker:
         return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
 
     def run_lease(self, lease: Lease) -> LeaseReport:
-        """Train as the lease says. Always returns a report; see `engine/lease.py`."""
+        """Train as the lease says. Always returns a report; see `engine/lease.py`.
+
+        A lease of a generation that is over is not begun: what this member keeps belongs to a later one.
+        """
         from elastic_lm.engine.determinism import make_deterministic
         from elastic_lm.engine.lease import run_lease
 
+        if self._is_over(lease.generation):
+            return self._refusal(lease)
         spec = self._boot.spec
         make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)  # it is per thread
         control = LeaseControl(lease, self._boot.member_id, self._pulse, self._lifeline)
         self._pulse.generation = lease.generation
         self._control = control
         # The fence or the vote may have overtaken the lease; either this look or theirs at `_control` sees the other.
-        if self._lowest_generation is not None and lease.generation < self._lowest_generation:
+        if self._is_over(lease.generation):
             control.fence()
         if self._ending_generation == lease.generation:
             control.end_early()
         report = run_lease(self._member, lease, control)
         self._pulse.phase = Phase.WAITING
         return report
+
+    def _is_over(self, generation: Generation) -> bool:
+        return self._lowest_generation is not None and generation < self._lowest_generation
+
+    def _refusal(self, lease: Lease) -> LeaseReport:
+        state = self._member.state
+        return LeaseReport(
+            self._boot.member_id, lease.generation, LeaseEnd.FENCED, state.next_step, whole=not state.torn
+        )
+
+    def come_back(self, logged_step: int) -> ReturnReport:
+        """After `adopt`, when whatever ran for the earlier coordinator has ended: what this member holds.
+
+        Args: `logged_step`: the event log holds every step before this one.
+        """
+        ready = self._ready or self.warm_up()
+        member = self._member
+        return ReturnReport(
+            ready,
+            member.state.next_step,
+            whole=not member.state.torn,
+            records=tuple(record for record in member.records if record.step >= logged_step),
+            micro_batch_s=self._pulse.micro_batch_s,
+        )
 
     def _restore(self, step: int) -> dict[str, Any]:
         """Tensors of the checkpoint at `step`, verified."""
@@ -217,9 +275,22 @@ class Worker:
         return self._uploads.pop(number).result()
 
     @ray.method(concurrency_group="control")
+    def adopt(self, summons: Summons) -> None:
+        """Leave whatever an earlier coordinator wanted, and obey this one from now on."""
+        if summons.owner_epoch <= self._owner_epoch:
+            return  # called late: it is not the newest
+        self._owner_epoch = summons.owner_epoch
+        self.fence(Generation(summons.owner_epoch, 0))
+        self.set_readers(summons.owner_epoch, summons.readers)
+        self._lifeline.move(summons.lifeline_address, summons.lifeline_secret)
+
+    @ray.method(concurrency_group="control")
     def fence(self, generation: Generation) -> None:
         """Leave every generation up to and including this one, now."""
-        self._lowest_generation = Generation(generation.owner_epoch, generation.number + 1)
+        lowest = Generation(generation.owner_epoch, generation.number + 1)
+        if self._is_over(lowest):
+            return  # by an earlier coordinator, which cannot know of later generations
+        self._lowest_generation = lowest
         control = self._control
         if control is not None and control.generation <= generation:
             control.fence()
@@ -233,15 +304,19 @@ class Worker:
             control.end_early()
 
     @ray.method(concurrency_group="control")
-    def set_readers(self, readers: tuple[Any, ...]) -> None:
+    def set_readers(self, owner_epoch: int, readers: tuple[Any, ...]) -> None:
         """The readers to ask from now on. They may be replaced while this worker warms up."""
+        if owner_epoch < self._owner_epoch:
+            return
         self._readers = readers
         if self._tokens is not None:
             self._tokens.set_readers(list(readers))
 
     @ray.method(concurrency_group="control")
-    def leave(self) -> None:
-        """End this process in peace."""
+    def leave(self, owner_epoch: int) -> None:
+        """End this process in peace, if this is still the coordinator's to decide."""
+        if owner_epoch < self._owner_epoch:
+            return
         self._lifeline.close()
         os._exit(0)
 
@@ -260,12 +335,17 @@ class Worker:
         )
 
 
-def start_worker(boot: WorkerBoot, options: dict[str, Any]) -> Any:
-    """Ask Ray for one worker. Returns its handle at once; the actor is placed when there is room for it."""
+def start_worker(boot: WorkerBoot, name: str, options: dict[str, Any]) -> Any:
+    """Ask Ray for one worker. Returns its handle at once; the actor is placed when there is room for it.
+
+    `name`: under which a later coordinator finds it; it lives on when this one and its job die.
+    """
     actor = ray.remote(concurrency_groups={"control": 2, "save": 1})(Worker).options(
         max_restarts=0,
         max_task_retries=0,
-        namespace="elastic_lm",
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
         **options,
     )
     return actor.remote(boot)

@@ -22,12 +22,13 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.controller import Control
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
 BEAT_S = 0.2
 UNRULY_S = 0.05  # how much later than usual a message may come in an unruly cluster
 RECONNECT_S = 0.02
 START_S = 1_000.0  # monotonic clocks do not begin at 0
+Attempt = tuple[int, int]  # at a checkpoint: owner epoch, and the number that its coordinator gave it
 WORKING = (Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 
 
@@ -82,6 +83,8 @@ class Process:
         self.next_step = 0
         self.content = 0  # stands for the bits of the state
 
+        self.coordinator, self.owner_epoch = cluster.control, cluster.owner_epoch  # whom it obeys, and talks to
+        self.returns = False  # a successor waits to hear what it holds
         self.session: Session | None = None
         self.kept: Generation | None = None  # whose group it has not let go of
         self.generation: Generation | None = None
@@ -119,17 +122,17 @@ class Process:
 
         In an unruly cluster nothing keeps an order, and some messages come twice.
         """
-        cluster = self.cluster
+        cluster, to = self.cluster, self.coordinator
         delay = cluster.latency() if delay_s is None else delay_s
         if cluster.unruly:
             if cluster.random.random() < 0.2:
-                cluster.at(cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event))
-            cluster.at(delay + cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event))
+                cluster.at(cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event, to))
+            cluster.at(delay + cluster.random.uniform(0.0, UNRULY_S), lambda: cluster.tell(event, to))
             return
         channel = isinstance(event, ev.Beat | ev.ConnectionLost | ev.ConnectionRestored)
         until = max(self._delivered_until.get(channel, 0.0), cluster.now + delay)
         self._delivered_until[channel] = until
-        cluster.at(until - cluster.now, lambda: cluster.tell(event))
+        cluster.at(until - cluster.now, lambda: cluster.tell(event, to))
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -143,6 +146,9 @@ class Process:
     def _ready(self) -> None:
         assert self.node_id is not None
         self.phase, self.joined = Phase.WAITING, True
+        if self.returns:
+            self.come_back()
+            return
         self.say(ev.MemberReady(ReadyReport(self.member_id, self.node_id, 4_000, probe="same", startup_s=1.0)))
 
     def _beat(self) -> None:
@@ -178,7 +184,28 @@ class Process:
 
     # -- what control asks for ---------------------------------------------------------------------------------------
 
+    def adopt(self, coordinator: Control, owner_epoch: int) -> None:
+        """Leave the lease, talk to this coordinator, and tell it what is here when nothing runs any more."""
+        if owner_epoch <= self.owner_epoch:
+            return  # called late
+        self.coordinator, self.owner_epoch = coordinator, owner_epoch
+        self.fence(Generation(owner_epoch, 0))
+        self.returns = True
+        self.beat_now()
+        self.come_back()
+
+    def come_back(self) -> None:
+        if not self.returns or self.session is not None or not self.joined:
+            return  # called again when that is over
+        self.returns = False
+        assert self.node_id is not None
+        ready = ReadyReport(self.member_id, self.node_id, 4_000, probe="same", startup_s=1.0)
+        pace = self.micro_batch_s if self.progress else None
+        self.say(ev.MemberReturned(ReturnReport(ready, self.next_step, self.whole, micro_batch_s=pace)))
+
     def fence(self, generation: Generation) -> None:
+        if self.fenced_up_to is not None and generation < self.fenced_up_to:
+            return  # by a coordinator that is none any more
         self.fenced_up_to = generation
         session = self.session
         if session is not None and self._is_fenced():
@@ -188,17 +215,19 @@ class Process:
     def end_lease(self, generation: Generation) -> None:
         self.ending = generation
 
-    def save(self, number: int, step: int) -> None:
-        cluster = self.cluster
+    def save(self, attempt: Attempt, step: int) -> None:
+        cluster, number = self.cluster, attempt[1]
         assert self.session is None and self.whole and self.next_step == step, f"{self} cannot save step {step}"
-        content = self.content
+        content, asked_by = self.content, self.coordinator
 
         def uploaded() -> None:
+            if self.coordinator is not asked_by:
+                return  # nobody waits for it any more
             if cluster.num_failing_saves > 0:
                 cluster.num_failing_saves -= 1
                 self.say(ev.Saved(number, self.member_id, ok=False, error="the store is full"))
                 return
-            cluster.shares.setdefault(number, {})[self.member_id] = content
+            cluster.shares.setdefault(attempt, {})[self.member_id] = content
             self.say(ev.Saved(number, self.member_id, ok=True))
 
         self.later(cluster.pace.save_s * cluster.random.uniform(0.5, 1.5), uploaded, trains=False)
@@ -206,8 +235,13 @@ class Process:
     # -- a lease -----------------------------------------------------------------------------------------------------
 
     def begin(self, session: Session) -> None:
-        assert self.session is None, f"{self} got a lease while it holds one"
         lease = session.lease
+        if self.fenced_up_to is not None and lease.generation <= self.fenced_up_to:
+            self.cluster.break_session(session)
+            report = LeaseReport(self.member_id, lease.generation, LeaseEnd.FENCED, self.next_step, self.whole)
+            self.say(ev.Reported(report))
+            return
+        assert self.session is None, f"{self} got a lease while it holds one"
         self.session, self.generation = session, lease.generation
         if self.whole or self._receives():
             self._form()
@@ -362,6 +396,11 @@ class Process:
         assert session is not None
         self.session, self.phase = None, Phase.WAITING
         self.kept = session.lease.generation if end.agreed else None
+        if self.returns:
+            if not end.agreed:
+                self.cluster.break_session(session)
+            self.later(0.0, self.come_back)
+            return
         if not end.agreed:
             self.cluster.break_session(session)
         at_step = None if error is None else self.next_step
@@ -395,6 +434,7 @@ class Cluster:
         unruly: bool = False,
     ) -> None:
         self.spec, self.pace, self.unruly = spec, pace, unruly
+        self.owner_epoch = 0
         self.random = random.Random(seed)
         self.now = START_S
         self.control = Control(spec, resume_step=resume_step)
@@ -402,8 +442,8 @@ class Cluster:
         self.slots = dict(nodes)  # free ones
         self.draining: set[str] = set()
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
-        self.shares: dict[int, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
-        self.saves: dict[int, act.SaveCheckpoint] = {}
+        self.shares: dict[Attempt, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
+        self.saves: dict[Attempt, act.SaveCheckpoint] = {}
         self.saved = {*self.checkpoints}  # those that control has heard of
         self.num_failing_saves = 0
         self.resume_step = resume_step
@@ -425,8 +465,9 @@ class Cluster:
         self._at_step: list[tuple[int, Callable[[], None]]] = []
         self._history: list[tuple[str, int]] = []  # what became of the head
         self._contents = [0]
+        self._silent_until = 0.0  # there is no coordinator
         self._deaf_until = 0.0
-        self._unheard: list[ev.Input] = []
+        self._unheard: list[tuple[ev.Input, Control | None]] = []
 
     # -- the clock ---------------------------------------------------------------------------------------------------
 
@@ -447,7 +488,7 @@ class Cluster:
         """Until there is a verdict, or `until`.    Raises: AssertionError after `limit_s` or when a promise breaks."""
         end = self.now + limit_s
         while self.verdict is None and not until():
-            deadline = max(self.control.next_deadline(self.now), self._deaf_until)
+            deadline = max(self.control.next_deadline(self.now), self._deaf_until, self._silent_until)
             assert min(self.now, deadline) < end, f"nothing came of it in {limit_s} s: {self.control.status()}"
             if self._queue and self._queue[0][0] <= deadline:
                 self.now, _, do = heapq.heappop(self._queue)
@@ -456,10 +497,12 @@ class Cluster:
                 self.now = max(self.now, deadline)
                 self.tell(ev.Tick())
 
-    def tell(self, event: ev.Input) -> None:
-        """One event for control, and what it does about it."""
+    def tell(self, event: ev.Input, to: Control | None = None) -> None:
+        """One event for control, and what it does about it. `to`: for this one alone, which may be none any more."""
+        if (to is not None and to is not self.control) or self.now < self._silent_until:
+            return
         if self.now < self._deaf_until:
-            self._unheard.append(event)
+            self._unheard.append((event, to))
             return
         if self.verdict is not None:
             return
@@ -475,6 +518,9 @@ class Cluster:
                 self.processes[report.member_id].state_told = report.whole
                 if self.leases and report.generation == self.leases[-1].generation:
                     self._reported.add(report.member_id)
+            case ev.MemberReturned(report):
+                self.processes[report.ready.member_id].state_told = report.whole
+                self._reported.add(report.ready.member_id)
             case ev.ConnectionLost(member_id):
                 self.processes[member_id].death_told = True
             case ev.MemberFailed(member_id, _, proof):
@@ -487,7 +533,7 @@ class Cluster:
                 process.state_told |= beat.generation == process.generation and beat.phase in WORKING
             case ev.Published(number, ok):
                 if ok:
-                    self.saved.add(self.saves[number].step)
+                    self.saved.add(self.saves[self.owner_epoch, number].step)
 
     # -- what can happen ---------------------------------------------------------------------------------------------
 
@@ -496,12 +542,14 @@ class Cluster:
         return [p for p in self.processes.values() if p.alive and not p.gone and p.node_id is not None]
 
     def freeze(self, process: Process, for_s: float) -> None:
-        process.frozen, process.still_since = True, self.now
+        process.still_since = process.still_since if process.frozen or process.hung else self.now
+        process.frozen = True
         self.at(for_s, lambda: self._thaw(process))
 
     def hang(self, process: Process, for_s: float) -> None:
         """It beats and makes no progress."""
-        process.hung, process.still_since = True, self.now
+        process.still_since = process.still_since if process.frozen or process.hung else self.now
+        process.hung = True
         self.at(for_s, lambda: self._thaw(process))
 
     def _thaw(self, process: Process) -> None:
@@ -510,14 +558,46 @@ class Cluster:
 
     def put_coordinator_to_sleep(self, for_s: float) -> None:
         """Control hears nothing for a while; then it is told how long, and everything that was said meanwhile."""
-        self._deaf_until = self.now + for_s
-        self.at(for_s, lambda: self._wake_coordinator(for_s))
+        if self.now < self._silent_until:
+            return  # there is none
+        self._deaf_until, sleeper = self.now + for_s, self.control
+        self.at(for_s, lambda: self._wake_coordinator(for_s, sleeper))
 
-    def _wake_coordinator(self, slept_s: float) -> None:
-        self.tell(ev.CoordinatorSlept(slept_s))
+    def _wake_coordinator(self, slept_s: float, sleeper: Control) -> None:
+        self.tell(ev.CoordinatorSlept(slept_s), sleeper)
         unheard, self._unheard = self._unheard, []
-        for event in unheard:
-            self.tell(event)
+        for event, to in unheard:
+            self.tell(event, to)
+
+    def replace_coordinator(self, after_s: float) -> None:
+        """It dies; another begins after a while, with what storage knows, and calls every process that seems to live."""
+        self.control = Control(self.spec)  # nobody is told anything, and it is never asked
+        self._deaf_until = 0.0
+        self._unheard = []
+        self._silent_until = self.now + after_s
+        self.at(after_s, self._succeed)
+
+    def _succeed(self) -> None:
+        if self.now < self._silent_until:
+            return  # the one that follows died too
+        epoch = self.owner_epoch = self.owner_epoch + 1
+        self.saved = {*self.checkpoints}
+        newest = max(self.checkpoints, default=None)
+        control = self.control = Control(
+            self.spec, resume_step=newest, owner_epoch=epoch, first_number=len(self.processes)
+        )
+        for node_id in self.draining:
+            self.tell(ev.NodeDraining(node_id, 0.0))
+        for process in [p for p in self.processes.values() if not p.gone]:
+            if process in self._unplaced:
+                self._kill(process)
+            elif process.alive:
+                assert process.node_id is not None
+                process.state_told, process.death_told = process.whole, False
+                self.tell(ev.MemberFound(process.member_id, process.node_id, 4_000))
+                process.later(self.latency(), lambda p=process: p.adopt(control, epoch), trains=False)  # type: ignore[misc]
+            else:
+                process.gone = True
 
     def add_node(self, num_slots: int) -> None:
         self.slots[f"added{next(self._node_numbers)}"] = num_slots
@@ -584,23 +664,27 @@ class Cluster:
                 if node_id not in self.slots:
                     self.at(self.pace.message_s, lambda: self.tell(ev.NodeLost(node_id)))
             case act.SaveCheckpoint(number, member_ids, step):
-                assert number not in self.saves and member_ids
-                self.saves[number] = action
+                attempt = self.owner_epoch, number
+                assert attempt not in self.saves and member_ids
+                self.saves[attempt] = action
                 for process in map(self._member, member_ids):
-                    process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
+                    process.later(self.pace.message_s / 4, lambda p=process: p.save(attempt, step))  # type: ignore[misc]
             case act.PublishCheckpoint(number):
-                self.at(self.pace.save_s / 4, lambda: self._publish(number))
+                attempt = self.owner_epoch, number
+                self.at(self.pace.save_s / 4, lambda: self._publish(attempt))
             case act.Emit(event):
                 self.events.append(event)
             case act.Finish(verdict):
                 self.verdict = verdict
 
-    def _publish(self, number: int) -> None:
-        """The coordinator's own work, so it is told even to one that is deaf to its members."""
-        save, shares = self.saves[number], self.shares[number]
+    def _publish(self, attempt: Attempt) -> None:
+        """The coordinator's own work, so it is told even to one that is deaf to its members, and dies with it."""
+        if attempt[0] != self.owner_epoch or self.now < self._silent_until:
+            return
+        save, shares = self.saves[attempt], self.shares[attempt]
         assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
         (self.checkpoints[save.step],) = set(shares.values())
-        self.tell(ev.Published(number, ok=True))
+        self.tell(ev.Published(save.number, ok=True))
 
     def _member(self, member_id: str) -> Process:
         """No action but another kill names a member that is gone."""
@@ -622,7 +706,8 @@ class Cluster:
         if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
             was_still_s = self.now - process.still_since if process.frozen or process.hung else 0.0
-            waited = was_still_s >= self.spec.progress_timeout_s - BEAT_S
+            at_work_s = BEAT_S + self.spec.num_micro_batches * process.micro_batch_s  # since it last made progress
+            waited = was_still_s >= self.spec.progress_timeout_s - at_work_s
             assert others or waited, f"{process} holds the last state and was given up"
         self.lost(process)
 

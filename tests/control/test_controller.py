@@ -9,9 +9,10 @@ import pytest
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import NODE_LOSS_S, SCAN_S, Control
+from elastic_lm.control.health import RETURN_S
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport
+from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
 A = TypeVar("A")
 
@@ -24,13 +25,16 @@ def scans(seconds: float) -> int:
 class Run:
     """A `Control` and somebody who talks to it."""
 
-    def __init__(self, *, resume_step: int | None = None, owner_epoch: int = 0, **fields: Any) -> None:
+    def __init__(
+        self, *, resume_step: int | None = None, owner_epoch: int = 0, ticks: bool = True, **fields: Any
+    ) -> None:
         usual = {"min_workers": 1, "max_workers": 3, "num_micro_batches": 8, "total_steps": 100}
         self.spec = ControlSpec(**{**usual, **fields})
         self.control = Control(self.spec, resume_step=resume_step, owner_epoch=owner_epoch)
         self.now = 1_000.0
         self.said: list[act.Action] = []  # everything since `listen`
-        self.tick()
+        if ticks:
+            self.tick()
 
     def listen(self) -> Run:
         """Forget what was said so far."""
@@ -1516,3 +1520,103 @@ def test_replaced_reader_is_told() -> None:
     run.tell(ev.ReaderReplaced("r0", "r1", "process died"))
     (event,) = run.events(EventKind.READER_REPLACED)
     assert event.fields == {"reader_id": "r0", "replacement": "r1", "cause": "process died"}
+
+
+# -- taking over from an earlier coordinator ---------------------------------------------------------------------------
+
+
+def found(*member_ids: str, **fields: Any) -> Run:
+    """A successor that has called these, before its first tick."""
+    run = Run(ticks=False, owner_epoch=2, **fields)
+    for member_id in member_ids:
+        run.tell(ev.MemberFound(member_id, f"node-of-{member_id}", 7))
+    run.tick()
+    return run
+
+
+def returns(run: Run, member_id: str, step: int, *, whole: bool = True, probe: str = "p") -> list[act.Action]:
+    ready = ReadyReport(member_id, f"node-of-{member_id}", 7, probe, {}, startup_s=1.0)
+    return run.tell(ev.MemberReturned(ReturnReport(ready, step, whole, micro_batch_s=0.1)))
+
+
+def test_successor_asks_for_nobody_in_the_place_of_those_it_found() -> None:
+    run = found("w2", "w5")
+    assert [action.member_id for action in run.all(act.StartMember)] == ["w6"]  # three are wanted
+
+
+def test_successor_waits_for_everybody_who_may_hold_a_state() -> None:
+    run = found("w0", "w1")
+    returns(run, "w0", 7)
+    assert not run.all(act.Grant)
+    returns(run, "w1", 7)
+    assert run.lease == Lease(
+        Generation(2, 1), ("w0", "w1"), None, 7, 100, ((0, 1, 2, 3), (4, 5, 6, 7)), source=None, restore=None
+    )
+
+
+def test_successor_does_not_wait_for_one_that_still_warms_up() -> None:
+    run = found("w0", "w1")
+    run.beat("w1", Phase.STARTING)
+    returns(run, "w0", 7)
+    assert run.lease.members == ("w0",) and run.lease.start_step == 7
+    run.listen().wait(0.2, beating="w0")
+    returns(run, "w1", 0, whole=False)
+    run.wait(run.spec.join_batch_s, beating="w0")
+    assert run.all(act.EndLease)
+
+
+def test_member_that_is_one_step_behind_catches_up_with_those_ahead() -> None:
+    run = found("w0", "w1")
+    returns(run, "w0", 8)
+    returns(run, "w1", 7)
+    assert (run.lease.members, run.lease.start_step, run.lease.stop_step) == (("w1",), 7, 8)
+
+
+def test_member_that_does_not_answer_is_lost_and_the_others_go_on() -> None:
+    run = found("w0", "w1")
+    returns(run, "w0", 7)
+    run.wait(RETURN_S + 2 * SCAN_S, beating="w0", phase=Phase.WAITING)
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
+    assert run.lease.members == ("w0",)
+
+
+def test_nobody_that_may_hold_the_last_state_is_given_up_before_patience_ends() -> None:
+    run = found("w0", progress_timeout_s=30.0)
+    run.wait(29.0)
+    assert not run.all(act.KillMember)
+    run.wait(2.0)
+    assert run.all(act.KillMember)
+
+
+def test_returning_member_is_kept_when_its_node_goes_away_until_it_has_told_what_it_holds() -> None:
+    run = found("w0", "w1")
+    run.tell(ev.NodeDraining("node-of-w0", 0.0))
+    assert not run.all(act.KillMember) and not run.all(act.Retire)
+    returns(run, "w1", 7)
+    returns(run, "w0", 7)
+    assert [action.member_id for action in run.all(act.Retire)] == ["w0"]
+    assert run.lease.members == ("w1",)
+
+
+def test_returning_member_with_other_bits_is_refused() -> None:
+    run = found("w0", "w1")
+    returns(run, "w0", 7, probe="p")
+    returns(run, "w1", 7, probe="q")
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
+
+
+def test_takeover_is_told_with_what_it_cost() -> None:
+    run = found("w0")
+    run.wait(0.5)
+    returns(run, "w0", 7)
+    run.beat("w0", step=7)
+    (event,) = run.events(EventKind.REFORMED)
+    assert (event.fields["cause"], round(event.fields["lost_s"], 1)) == ("coordinator", 0.5)
+    (event,) = run.events(EventKind.MEMBER_RETURNED)
+    assert (event.step, event.fields["whole"]) == (7, True)
+
+
+def test_answer_of_a_member_that_was_given_up_is_answered_with_another_kill() -> None:
+    run = found("w0", "w1")
+    run.dies("w1")
+    assert [type(action) for action in returns(run.listen(), "w1", 7)] == [act.KillMember]

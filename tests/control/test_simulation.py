@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_lm.control import events as ev
+from elastic_lm.control.health import RETURN_S
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import EventKind
 from elastic_lm.protocol import Phase
@@ -71,6 +72,8 @@ def strike(cluster: Cluster, fault: Fault, number: int) -> None:
         case "resize":
             low, high = 1 + fault.who % 3, 1 + fault.who % 3 + fault.at_step % 3
             cluster.tell(ev.Resized(low, high))
+        case "coordinator dies":
+            cluster.replace_coordinator(fault.for_s)
         case "coordinator sleeps":
             cluster.put_coordinator_to_sleep(fault.for_s)
         case _ if living:
@@ -104,7 +107,7 @@ def strike_one(cluster: Cluster, process: Process, fault: Fault, number: int) ->
 
 KINDS = (
     "kill", "kill node", "kill everybody", "freeze", "hang", "blip", "slow down", "raise", "drain", "drain node",
-    "add a node", "resize", "failing saves", "coordinator sleeps",
+    "add a node", "resize", "failing saves", "coordinator sleeps", "coordinator dies",
 )  # fmt: skip
 
 FAULTS = st.lists(
@@ -336,6 +339,40 @@ def test_sleeping_coordinator_loses_nobody() -> None:
     cluster = run([Fault("coordinator sleeps", 15, for_s=20.0)], spec=make_spec(total_steps=300))
     assert cluster.kinds()[EventKind.MEMBER_LOST] == 0
     assert cluster.restores == [0]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 3.0])
+def test_successor_goes_on_from_memory(after_s: float) -> None:
+    cluster = Cluster(make_spec(checkpoint_every=1_000, total_steps=300), nodes=NODES)
+    train(cluster, full(cluster))
+    cluster.replace_coordinator(after_s)
+    finish(cluster)
+    assert cluster.kinds()[EventKind.MEMBER_RETURNED] == 4
+    assert EventKind.MEMBER_LOST not in cluster.kinds()
+    assert len(cluster.restores) == 1  # the start
+    assert max(interruptions(cluster, "coordinator")) < 0.1
+
+
+def test_frozen_member_does_not_keep_a_successor_waiting_for_ever() -> None:
+    cluster = Cluster(make_spec(), nodes=NODES)
+    train(cluster, full(cluster))
+    cluster.freeze(cluster.living()[0], 60.0)
+    cluster.replace_coordinator(0.1)
+    finish(cluster)
+    assert cluster.kinds()[EventKind.MEMBER_LOST] == 1
+    assert RETURN_S <= max(interruptions(cluster, "coordinator")) < RETURN_S + 1.0
+
+
+def test_successor_whose_members_all_died_restores() -> None:
+    cluster = Cluster(make_spec(), nodes=NODES)
+    train(cluster, lambda: 7 in cluster.saved)
+    newest = max(cluster.saved)
+    cluster.replace_coordinator(2.0)
+    for process in cluster.living():
+        process.die()
+    finish(cluster)
+    assert EventKind.MEMBER_RETURNED not in cluster.kinds()
+    assert cluster.restores == [0, newest]
 
 
 def test_cut_lifelines_lose_nobody() -> None:

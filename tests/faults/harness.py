@@ -18,12 +18,14 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayActorError
 
+from elastic_lm import failpoints
 from elastic_lm.config import RunConfig
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.result import RunResult
-from elastic_lm.runtime.cluster import LocalCluster, wait_for
+from elastic_lm.runtime.cluster import ON_HEAD, LocalCluster, wait_for
 from elastic_lm.runtime.coordinator import Coordinator
 from elastic_lm.runtime.mailbox import Command, create_mailbox
 from elastic_lm.runtime.plan import make_plan
@@ -88,9 +90,12 @@ class Run:
 
     def _run(self) -> None:
         try:
-            self._outcome = Coordinator(make_plan(self.config), self.mailbox).run()
+            self._outcome = self._train()
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._outcome = error
+
+    def _train(self) -> RunResult:
+        return Coordinator(make_plan(self.config), self.mailbox).run()
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -152,6 +157,33 @@ class Run:
         return tuple(bits_of(record_of(event)) for event in self.committed())
 
 
+class Host:
+    """The actor that a coordinator lives in, so that it can be killed and frozen: what Ray Train's worker is to `fit`."""
+
+    def run(self, config: RunConfig, mailbox: Any, owner_epoch: int) -> RunResult:
+        failpoints.arm(config.failpoints, f"c{owner_epoch}")
+        return Coordinator(make_plan(config), mailbox, owner_epoch=owner_epoch).run()
+
+
+class HostedRun(Run):
+    """A run whose coordinator is a process of its own; another one succeeds it at once when it is killed or given up."""
+
+    num_coordinators = 0
+
+    def _train(self) -> RunResult:
+        while True:
+            self.num_coordinators += 1
+            ray.get(self.mailbox.begin_attempt.remote(("", self.num_coordinators)))
+            host = ray.remote(Host).options(num_cpus=0, resources=ON_HEAD, max_concurrency=2).remote()
+            try:
+                return ray.get(host.run.remote(self.config, self.mailbox, self.num_coordinators))
+            except RayActorError:
+                continue
+
+    def coordinator_pid(self) -> int:
+        return self.await_status(lambda status: "coordinator" in status, "a coordinator")["coordinator"]["pid"]
+
+
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +204,9 @@ class Injector:
 
     def kill(self, fault: Fault, status: dict[str, Any]) -> str:
         return self._signal(signal.SIGKILL, self._member(fault, status)["pid"])
+
+    def kill_coordinator(self, fault: Fault, status: dict[str, Any]) -> str:
+        return self._signal(signal.SIGKILL, status["coordinator"]["pid"])
 
     def freeze(self, fault: Fault, status: dict[str, Any]) -> str:
         return self._signal(signal.SIGSTOP, self._member(fault, status)["pid"])

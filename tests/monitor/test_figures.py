@@ -16,7 +16,6 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.figures import COUNTED, Figures
-from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, by_name
 from tests.control.simulation import Cluster
 from tests.monitor.story import at, committed, left, lost, ready, reformed, started
@@ -32,16 +31,14 @@ START = [
 ]
 
 
-def told(figures: Figures, goodput: Goodput, events: Iterable[Event]) -> Figures:
+def told(figures: Figures, events: Iterable[Event]) -> Figures:
     for event in events:
-        goodput.observe(event)
         figures.observe(event)
     return figures
 
 
 def after(events: Iterable[Event], num_micro_batches: int = 4) -> Figures:
-    goodput = Goodput(num_micro_batches)
-    return told(Figures("a-run", "1.2.3", goodput), goodput, events)
+    return told(Figures("a-run", "1.2.3", num_micro_batches), events)
 
 
 def test_every_counter_is_there_from_the_start_and_0() -> None:
@@ -172,20 +169,18 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
 
 
 def test_cause_that_lost_nothing_after_all_is_not_told_any_more() -> None:
-    goodput = Goodput(4)
-    figures = told(Figures("r", "1", goodput), goodput, [*START, committed(4, 0), committed(5, 1), committed(10, 2)])
+    figures = told(Figures("r", "1", 4), [*START, committed(4, 0), committed(5, 1), committed(10, 2)])
     assert figures.value("lost_worker_seconds", "unnamed") == 8.0  # four of the last five seconds of two workers
     # A long history at half the pace shows that this is the workers' true speed.
-    told(figures, goodput, [committed(15 + 5 * n, 3 + n, step_s=5.0) for n in range(40)])
-    assert "unnamed" not in goodput.lost_worker_s()
+    told(figures, [committed(15 + 5 * n, 3 + n, step_s=5.0) for n in range(40)])
+    assert "unnamed" not in figures.goodput.lost_worker_s()
     assert figures.value("lost_worker_seconds", "unnamed") is None
 
 
 def test_rate_of_an_earlier_attempt_is_not_told_as_todays() -> None:
-    goodput = Goodput(4)
-    figures = told(Figures("r", "1", goodput), goodput, [*START, committed(4, 0), committed(5, 1)])
+    figures = told(Figures("r", "1", 4), [*START, committed(4, 0), committed(5, 1)])
     assert figures.value("tokens_per_second") == 400
-    told(figures, goodput, [started(1, "w0", attempt=1)])
+    told(figures, [started(1, "w0", attempt=1)])
     assert figures.value("tokens_per_second") is None
 
 
@@ -207,11 +202,10 @@ def counters(figures: Figures) -> dict[tuple[str, tuple[str, ...]], float]:
 @given(st.lists(EVENTS, max_size=30))
 @settings(max_examples=60)
 def test_counters_never_go_back_whatever_comes(events: list[Event]) -> None:
-    goodput = Goodput(4)
-    figures = Figures("r", "1", goodput)
+    figures = Figures("r", "1", 4)
     before = counters(figures)
     for event in events:
-        now = counters(told(figures, goodput, [event]))
+        now = counters(told(figures, [event]))
         assert now.keys() >= before.keys()
         assert all(now[key] >= value for key, value in before.items())
         before = now
@@ -229,12 +223,11 @@ def test_attempt_that_replays_its_log_goes_on_where_the_last_one_ended() -> None
     second = [started(1, "w0", attempt=1), committed(3, 3, attempt=1), committed(4, 4, attempt=1)]
     third = [committed(5, 5, attempt=1), reformed(6, "failure", lost_s=1, attempt=1)]
     in_one_life = counters(after([*first, *second, *third]))
-    goodput = Goodput(4)
-    figures = told(Figures("r", "1", goodput), goodput, first)
+    figures = told(Figures("r", "1", 4), first)
     before = counters(figures)
     restarted = after([Event.from_json(event.to_json()) for event in first])
     assert counters(restarted) == before
-    assert counters(told(figures, goodput, [*second, *third])) == in_one_life
+    assert counters(told(figures, [*second, *third])) == in_one_life
 
 
 # -- with control, and with a scraper --------------------------------------------------------------------------------
@@ -260,13 +253,12 @@ def test_every_cause_that_control_gives_is_in_the_catalogue() -> None:
 
 
 def test_scrapes_while_events_come_in_never_fail() -> None:
-    goodput = Goodput(4)
-    figures = told(Figures("r", "1", goodput), goodput, START)
+    figures = told(Figures("r", "1", 4), START)
     interval_s = sys.getswitchinterval()
     done = threading.Event()
 
     def observe() -> None:
-        told(figures, goodput, (committed(4 + number / 100, number) for number in range(6_000)))
+        told(figures, (committed(4 + number / 100, number) for number in range(6_000)))
         done.set()
 
     writer = threading.Thread(target=observe)

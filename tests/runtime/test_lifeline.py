@@ -14,6 +14,7 @@ import time
 import pytest
 
 from elastic_lm.protocol import Generation, Heartbeat, Phase
+from elastic_lm.runtime import lifeline as lifeline_module
 from elastic_lm.runtime.lifeline import Lifeline, LifelineServer, decode, encode
 from tests.runtime.test_ledger import record
 
@@ -171,3 +172,37 @@ def test_frozen_process_keeps_its_connection_and_falls_silent(server):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert next_of(server, "lost") == "w4"
+
+
+def test_coordinator_that_is_silent_on_an_open_connection_leaves_an_orphan():
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # the kernel takes connections and bytes for it
+        orphaned = threading.Event()
+        lifeline = Lifeline(
+            frozen.getsockname(), SECRET, "w0", beat, interval_s=0.01, orphaned_after_s=0.3, on_orphaned=orphaned.set
+        )
+        assert orphaned.wait(5)
+        lifeline.close()
+
+
+def test_living_coordinator_leaves_no_orphan(server, monkeypatch):
+    monkeypatch.setattr(lifeline_module, "PULSE_S", 0.05)
+    orphaned = threading.Event()
+    lifeline = Lifeline(
+        server.address, SECRET, "w0", beat, interval_s=0.01, orphaned_after_s=0.5, on_orphaned=orphaned.set
+    )
+    assert not orphaned.wait(1.5)
+    lifeline.close()
+
+
+def test_member_moves_to_another_coordinator(server):
+    told: queue.Queue = queue.Queue()
+    later = LifelineServer(
+        "127.0.0.1", "another", on_beat=told.put, on_connected=lambda member: None, on_lost=lambda member: None
+    )
+    lifeline = Lifeline(server.address, SECRET, "w0", beat, interval_s=30)
+    assert next_of(server, "beat") == beat()
+    lifeline.move(later.address, "another")
+    assert next_of(server, "lost") == "w0"
+    assert told.get(timeout=5) == beat()
+    lifeline.close()
+    later.close()

@@ -16,6 +16,7 @@ from elastic_lm.runtime.mailbox import MAX_NEWS, Command, Mailbox, create_mailbo
 
 STOP = Command("stop", {"reason": "enough"})
 WAIT_S = 10.0
+HERE, THERE = ("node-1", 7), ("node-2", 7)
 
 
 def play(story: Awaitable[Any]) -> Any:
@@ -91,11 +92,48 @@ def test_old_news_makes_room_and_cursors_stay_true() -> None:
 def test_attempts_are_counted_and_the_same_failure_twice_is_noticed() -> None:
     async def story() -> None:
         mailbox = Mailbox()
-        assert await mailbox.begin_attempt() == (1, "it was killed")
+        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", None)
         assert not await mailbox.end_attempt("KeyError: 'x'")
-        assert await mailbox.begin_attempt() == (2, "KeyError: 'x'")
+        assert await mailbox.begin_attempt(THERE) == (2, "KeyError: 'x'", HERE)
         assert not await mailbox.end_attempt("KeyError: 'y'")  # another failure
         assert await mailbox.end_attempt("KeyError: 'y'")
+
+    play(story())
+
+
+def test_attempts_that_get_somewhere_count_anew() -> None:
+    async def story() -> None:
+        mailbox = Mailbox()
+        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", None)
+        await mailbox.publish([], {"step": 3})
+        await mailbox.end_attempt("KeyError: 'x'")
+        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", HERE)
+        assert not await mailbox.end_attempt("KeyError: 'x'")  # not for the second time in a row
+        assert await mailbox.begin_attempt(HERE) == (2, "KeyError: 'x'", HERE)
+
+    play(story())
+
+
+def test_successor_gets_what_was_not_taken_and_what_still_holds() -> None:
+    small, large = (Command("scale", {"min_workers": 1, "max_workers": size}) for size in (2, 4))
+    drain = Command("drain", {"member_id": "w1"})
+
+    async def story() -> None:
+        mailbox = Mailbox()
+        await mailbox.begin_attempt(HERE)
+        await mailbox.post(small)
+        await mailbox.post(large)
+        assert [await mailbox.take(), await mailbox.take()] == [small, large]
+        waiting = asyncio.create_task(mailbox.take())  # by a coordinator that dies now
+        await asyncio.sleep(0)
+        await mailbox.begin_attempt(HERE)
+        await mailbox.post(drain)
+        await mailbox.post(STOP)
+        assert [await mailbox.take(), await mailbox.take()] == [large, drain]
+        await mailbox.begin_attempt(HERE)
+        assert [await mailbox.take(), await mailbox.take()] == [large, STOP]
+        assert not waiting.done()
+        waiting.cancel()
 
     play(story())
 
