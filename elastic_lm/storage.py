@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
+from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError, TooShortError
 
 Result = TypeVar("Result")
 
@@ -77,7 +77,7 @@ class Storage:
         return self._do("read", path, lambda backend, name, limit: backend.read(name, size, limit), size=size)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`.    Raises: StorageError when the object ends before."""
+        """Exactly `length` bytes from `offset`.    Raises: TooShortError when the object ends before."""
 
         def attempt(backend: _Backend, name: str, limit: float) -> bytes:
             data = backend.read_range(name, offset, length, limit)
@@ -85,7 +85,7 @@ class Storage:
                 return data
             told = f"got {len(data)} of {length} bytes at offset {offset}"
             if (size := backend.size(name, limit)) < offset + length:
-                raise StorageError(f"{told}; the object has {size}")
+                raise TooShortError(f"{told}; the object has {size}")
             raise ConnectionError(told)
 
         return self._do("read_range", path, attempt, size=length)
@@ -167,8 +167,8 @@ class Storage:
                 raise AccessDeniedError(
                     f"{what}: access denied{_code_of(error)}; check the credentials and the rights on it"
                 ) from error
-            except StorageError as error:
-                raise StorageError(f"{what}: {error}") from None
+            except TooShortError as error:
+                raise TooShortError(f"{what}: {error}") from None
             except Exception as error:  # noqa: BLE001 - clients raise dozens of types for passing faults
                 reason = _reason(error)
                 if not self._connect().passing(error):

@@ -166,10 +166,16 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     runs: list[Run] = []
 
     def begin(
-        *, steps: int, tokens: str = corpus, name: str | None = None, kind: type[Run] = Run, **changes: Any
+        *,
+        steps: int,
+        tokens: str = corpus,
+        storage: str = f"file://{tmp_path}",
+        name: str | None = None,
+        kind: type[Run] = Run,
+        **changes: Any,
     ) -> Run:
         name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
-        runs.append(kind(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes)))
+        runs.append(kind(make_config(tokens, storage, name, steps=steps, **changes)))
         return runs[-1]
 
     yield begin
