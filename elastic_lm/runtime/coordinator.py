@@ -87,9 +87,9 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        self._recorder = Recorder(config, plan.run_storage, self._mailbox, resume_step=plan.resume_step)
+        started, resume_step = _run_started(plan), plan.resume_step
+        self._recorder = Recorder(config, plan.run_storage, self._mailbox, started, resume_step=resume_step)
         stack.callback(self._recorder.close)
-        self._recorder.emit(_run_started(plan))
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
         secret = secrets.token_hex(16)

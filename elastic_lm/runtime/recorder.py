@@ -34,9 +34,24 @@ PACES_S = (2.0, 300.0)  # at the soonest and at the latest
 
 
 class Recorder:
-    """One attempt's record, continued from what the log holds of earlier attempts, whoever made them."""
+    """One attempt's record, continued from what the log holds of earlier attempts, whoever made them.
 
-    def __init__(self, config: RunConfig, run_storage: Storage, mailbox: Any, *, resume_step: int | None) -> None:
+    Args: `started` opens this attempt in the log, before what earlier ones left there is read: so all of that is known here.
+    `on_superseded` gets a sentence when another owner of the run has opened the log; nothing more is stored from then on.
+    Raises (constructor only): SupersededError when one has already; StorageError.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_storage: Storage,
+        mailbox: Any,
+        started: Event,
+        *,
+        resume_step: int | None,
+        owner_epoch: int = 0,
+        on_superseded: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._mailbox = mailbox
         self._attempt = 1
         self._began = time.monotonic()
@@ -52,17 +67,28 @@ class Recorder:
         self.logged_step = 0
         self._goodput = Goodput(config.batch.micro_batches)
         self._exporter = Exporter(config.name, self._goodput)
+        self._log = EventLog(
+            run_storage.child("events"),
+            owner_epoch=owner_epoch,
+            opening=lambda newest: self._opening(started, newest),
+            on_stored=self._on_stored,
+            on_superseded=on_superseded,
+        )
         self._recall(run_storage.child("events"), resume_step or 0)
         self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
-        self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
         self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
+        if (news := news_of(started)) is not None:
+            self._news.append(news)
+
+    def _opening(self, started: Event, newest: Event | None) -> Event:
+        self._attempt = newest.attempt + 1 if newest is not None else 1
+        return self._stamped(started)
 
     def _recall(self, storage: Storage, resume_step: int) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
         for event in read(storage):
             self._watch(event)
-            self._attempt = max(self._attempt, event.attempt + 1)
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record_of(event))
         self._ledger.skip_to(resume_step)
@@ -76,13 +102,16 @@ class Recorder:
 
     def emit(self, event: Event) -> None:
         """Something was decided or happened."""
-        now = time.monotonic()
-        event = replace(event, time_s=time.time(), elapsed_s=now - self._began, attempt=self._attempt)
+        event = self._stamped(event)
         self._log.append(event)
         self._watch(event)
         self._last_event_s = event.elapsed_s
         if (news := news_of(event)) is not None:
             self._news.append(news)
+
+    def _stamped(self, event: Event) -> Event:
+        elapsed_s = time.monotonic() - self._began
+        return replace(event, time_s=time.time(), elapsed_s=elapsed_s, attempt=self._attempt)
 
     def enter(self, records: tuple[StepRecord, ...]) -> None:
         """A member told of steps."""
