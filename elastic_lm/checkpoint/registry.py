@@ -139,10 +139,18 @@ def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] =
     return CheckpointInfo.of(storage, manifest)
 
 
-def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
+def prune(
+    storage: Storage,
+    retention: Retention,
+    *,
+    spared: Collection[int] = (),
+    dry_run: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
     What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
+    Args: `check` raises unless whoever deletes owns the run; it is called before each checkpoint that goes.
     Returns: the steps that were deleted, or would be.
     """
     there = _all(storage)
@@ -152,6 +160,7 @@ def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (
     kept = retention.keeps(complete) | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
+        check()
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
             storage.delete(path)
     return deleted
