@@ -59,6 +59,15 @@ class Plan:
     start_reader: Callable[[], Any]  # -> actor handle
     resume_step: int | None  # the newest complete checkpoint's
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
+    environment: dict[str, str] | None = None  # in which that checkpoint was written, if it says
+
+    def environment_changes(self, now: dict[str, str]) -> list[str]:
+        """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
+        before = self.environment
+        if before is None or self.config.reduction.kind != "exact":
+            return []
+        names = sorted({*before, *now})
+        return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 class Coordinator:
@@ -72,6 +81,8 @@ class Coordinator:
         self._host = ray.util.get_node_ip_address()
         self._store: RendezvousStore | None = None
         self._verdict: act.Verdict | None = None
+        config = plan.config
+        self._meta = {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")}
 
     def run(self) -> RunResult:
         """Train until there is a verdict. Leaves nothing running."""
@@ -112,7 +123,7 @@ class Coordinator:
         self._publisher = Publisher(
             plan.run_storage,
             Retention(config.checkpoint.keep, config.checkpoint.keep_every),
-            {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
+            self._meta,
             self._inbox.put,
         )
         stack.callback(self._publisher.close)
@@ -189,10 +200,24 @@ class Coordinator:
             self._recorder.enter(event.heartbeat.records)
         elif isinstance(event, ev.Reported):
             self._recorder.enter(event.report.records)
+        elif isinstance(event, ev.MemberReady):
+            self._note_environment(event.report.environment)
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
         for action in self._control.handle(event, time.monotonic()):
             self._perform(action)
+
+    def _note_environment(self, environment: dict[str, str]) -> None:
+        """The first worker's goes into the checkpoints. Of those that come later control refuses any with other bits."""
+        if "environment" in self._meta:
+            return
+        self._meta["environment"] = environment
+        if changes := self._plan.environment_changes(environment):
+            told = (
+                f"Bits are no longer promised: the checkpoint of step {self._plan.resume_step} was written in another "
+                f"environment: {'; '.join(changes)}."
+            )
+            self._recorder.emit(Event(EventKind.NOTE, told))
 
     def _perform(self, action: act.Action) -> None:
         match action:
