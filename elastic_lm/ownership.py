@@ -157,6 +157,13 @@ class Ownership:
         if self._thread.is_alive():
             logger.warning("The claim on run %s could not be given back in %.0f s.", self._run, timeout_s)
 
+    def release_job(self, timeout_s: float = 10.0) -> None:
+        """The same in the name of the job's newest owner, by whoever started the job and outlived its coordinators."""
+        self.release(timeout_s)
+        releasing = threading.Thread(target=self._give_back_newest, name="release", daemon=True)
+        releasing.start()
+        releasing.join(timeout_s)
+
     def _check(self, folder: Storage) -> None:
         if self._superseded is None and (newest := _Newest.of(folder).epoch) > self.epoch:
             self._superseded = (
@@ -186,7 +193,7 @@ class Ownership:
             except StorageError as error:
                 self._say(f"The claim on run {self._run} cannot be renewed: {error}")
             if self._ending.wait(self._renew_s):
-                self._give_back(folder)
+                self._give_back(folder, self.epoch)
                 return
 
     def _forget_old(self, folder: Storage) -> None:
@@ -195,9 +202,18 @@ class Ownership:
             if (match := _NAME.fullmatch(name)) and int(match[1]) <= self.epoch - KEPT_EPOCHS:
                 folder.delete(name)
 
-    def _give_back(self, folder: Storage) -> None:
+    def _give_back_newest(self) -> None:
+        folder = _impatient(self._folder)
         try:
-            folder.write(_name(self.epoch, _RELEASED), b"")
+            newest = _Newest.of(folder)
+            if not newest.released and _owner(folder, newest.epoch).job_token == self.owner.job_token:
+                self._give_back(folder, newest.epoch)
+        except StorageError as error:
+            self._say(f"The claim on run {self._run} could not be given back, so it has to expire: {error}")
+
+    def _give_back(self, folder: Storage, epoch: int) -> None:
+        try:
+            folder.write(_name(epoch, _RELEASED), b"")
         except StorageError as error:
             self._say(f"The claim on run {self._run} could not be given back, so it has to expire: {error}")
 

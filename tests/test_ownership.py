@@ -141,6 +141,21 @@ def test_successor_of_the_same_job_takes_over_at_once(run: Storage) -> None:
     second.release()
 
 
+def test_whoever_started_the_job_gives_the_run_back_for_coordinators_that_were_killed(files: Storage) -> None:
+    driver = acquire(files, "a")
+    let_go(acquire(files, "a"), files)
+    driver.release()
+    assert not files.exists("owner/00000002.released")
+    driver.release_job()
+    told: list[str] = []
+    after = acquire(files, "b", on_waiting=told.append)
+    assert (after.epoch, told) == (3, [])
+    driver.release_job()  # it is no longer the job's to give back
+    with pytest.raises(OwnershipError, match="owner 3"):
+        acquire(files, "c", expiry_s=WAIT_S)
+    after.release()
+
+
 def test_job_without_a_token_is_refused(files: Storage) -> None:
     with pytest.raises(ValueError, match="secrets.token_hex"):
         acquire(files, "")
