@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     from elastic_lm.storage import Storage
 
 
-OF_VERDICT = {"done": Exit.DONE, "stopped": Exit.STOPPED, "data_error": Exit.DATA, "refused": Exit.USAGE}
+OF_VERDICT = {
+    "done": Exit.DONE,
+    "stopped": Exit.STOPPED,
+    "data_error": Exit.DATA,
+    "refused": Exit.USAGE,
+    "superseded": Exit.UNAVAILABLE,
+}
 
 PROGRAM = "elastic-lm"  # also where it is started by `python -m`
 

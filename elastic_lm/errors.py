@@ -42,3 +42,11 @@ class TrackingError(ElasticLMError):
 
 class ClusterError(ElasticLMError):
     """The Ray cluster cannot run what was asked."""
+
+
+class OwnershipError(ElasticLMError):
+    """The run belongs to another job, which trains it."""
+
+
+class SupersededError(OwnershipError):
+    """The run belonged to this process until another owner took over."""

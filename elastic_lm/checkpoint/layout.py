@@ -46,11 +46,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of. `meta` is the writer's: fingerprint of the run's identity, digests, environment."""
+    """What a checkpoint consists of. `meta` is the writer's: fingerprint of the run's identity, digests, environment.
+
+    `owner_epoch`: which owner of the run wrote it; 0 when it had none.
+    """
 
     step: int
     parts: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    owner_epoch: int = 0
 
     @property
     def tensors(self) -> dict[str, Entry]:
@@ -59,7 +63,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps({**body, "sha256": _hash(body)}, indent=1).encode()
+        return json.dumps({**body, "sha256": hash_of(body)}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
@@ -74,7 +78,7 @@ class Manifest:
                 f"its manifest is {body.get('format')!r} version {body.get('version')!r}; this program reads {FORMAT!r} "
                 f"version {VERSION}"
             )
-        if told != _hash(body):
+        if told != hash_of(body):
             raise CheckpointError("its manifest does not have the hash that it names")
         parts = tuple(
             Part(part["name"], part["size_bytes"], {name: _entry(entry) for name, entry in part["tensors"].items()})
@@ -83,7 +87,7 @@ class Manifest:
         for part in parts:
             if not _PART.fullmatch(part.name):
                 raise CheckpointError(f"its manifest names the part {part.name!r}, which is not a name of ours")
-        return cls(body["step"], parts, body["meta"])
+        return cls(body["step"], parts, body["meta"], body.get("owner_epoch", 0))
 
 
 def folder_of(step: int) -> str:
@@ -95,7 +99,7 @@ def part_name(share: int, number: int, tensors: Mapping[str, Entry]) -> str:
 
     Args: `share`: which member's; `number`: of the part in it.
     """
-    content = _hash({name: asdict(entry) for name, entry in tensors.items()})
+    content = hash_of({name: asdict(entry) for name, entry in tensors.items()})
     return f"part-{share:05d}-{number:03d}-{content[:16]}.safetensors"
 
 
@@ -124,5 +128,5 @@ def _entry(body: dict[str, Any]) -> Entry:
     return Entry(body["dtype"], tuple(body["shape"]), body["sha256"])
 
 
-def _hash(body: dict[str, Any]) -> str:
+def hash_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

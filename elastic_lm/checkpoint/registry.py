@@ -111,13 +111,16 @@ def read_part(folder: Storage, part: Part) -> dict[str, bytearray]:
         return _tensors_of(part, folder.read(part.name))
 
 
-def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
+def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] = lambda: None) -> CheckpointInfo:
     """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
 
-    A damaged checkpoint of the same step is replaced; a whole one of the same state is left as it is.
-    Raises: CheckpointError when a whole one of another state is there; StorageError.
+    A damaged checkpoint of the same step is replaced, and one of another state that an earlier owner of the run wrote: it
+    did so when it had been superseded, which shows in the state where sums are not exact. All other whole ones stay.
+    Args: `check` raises unless the writer owns the run; it is called right before anything is written.
+    Raises: CheckpointError when a whole one of another state is there; StorageError; what `check` raises.
     """
     folder = storage.child(folder_of(manifest.step))
+    check()
     try:
         folder.create(MANIFEST, manifest.to_json())
         return CheckpointInfo.of(storage, manifest)
@@ -126,17 +129,28 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
     try:
         there = verified(storage, manifest.step)
     except (CheckpointError, NotFoundError):
-        folder.write(MANIFEST, manifest.to_json())
-        return CheckpointInfo.of(storage, manifest)
-    if there.tensors != manifest.tensors:
+        there = None
+    if there is not None and there.tensors == manifest.tensors:
+        return CheckpointInfo.of(storage, there)
+    if there is not None and there.owner_epoch >= manifest.owner_epoch:
         raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
-    return CheckpointInfo.of(storage, there)
+    check()
+    folder.write(MANIFEST, manifest.to_json())
+    return CheckpointInfo.of(storage, manifest)
 
 
-def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
+def prune(
+    storage: Storage,
+    retention: Retention,
+    *,
+    spared: Collection[int] = (),
+    dry_run: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
     What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
+    Args: `check` raises unless whoever deletes owns the run; it is called before each checkpoint that goes.
     Returns: the steps that were deleted, or would be.
     """
     there = _all(storage)
@@ -146,6 +160,7 @@ def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (
     kept = retention.keeps(complete) | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
+        check()
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
             storage.delete(path)
     return deleted

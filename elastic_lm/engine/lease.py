@@ -104,6 +104,9 @@ class _Session:
         self._reduction: Reduction | None = None
         self._sends: Sequence[Operation] = ()
         self._micro_batch_s: list[float] = []
+        if self._rank in lease.receivers:
+            member.records.clear()
+            member.records.extend(lease.history)
         while member.records and member.records[0].step < lease.logged_step:
             member.records.popleft()
 

@@ -50,9 +50,22 @@ class Ledger:
         if len(self._committed) > KEPT_STEPS:
             self._committed.popitem(last=False)
 
-    def skip_to(self, step: int) -> None:
-        """Steps below `step` are in a checkpoint, whether or not anybody logged them."""
+    def skip_to(self, step: int) -> tuple[list[StepRecord], list[int]]:
+        """Nobody who is left can tell more of the steps before this one.
+
+        Returns: of those that were not committed, the records that are known, which are now, and the steps that are missing.
+        """
+        before = range(self.next_step, step)
+        known = [self._ahead.pop(s) for s in before if s in self._ahead]
+        missing = sorted(set(before) - {record.step for record in known})
+        for record in known:
+            self.restore(record)
         self.next_step = max(self.next_step, step)
+        return known, missing
+
+    def since(self, step: int) -> tuple[StepRecord, ...]:
+        """Records of the committed steps from this one on, as far as they are kept."""
+        return tuple(self._committed[s] for s in range(step, self.next_step) if s in self._committed)
 
     def last(self) -> StepRecord | None:
         return next(reversed(self._committed.values()), None)

@@ -31,11 +31,22 @@ class _Attempt:
 
 
 class Publisher:
-    """`meta` goes into every manifest. `deliver` gets `Published`, on the publisher's thread."""
+    """`meta` goes into every manifest. `deliver` gets `Published`, on the publisher's thread.
+
+    `check` raises unless the owner of this epoch still owns the run.
+    """
 
     def __init__(
-        self, storage: Storage, retention: Retention, meta: dict[str, Any], deliver: Callable[[Published], None]
+        self,
+        storage: Storage,
+        retention: Retention,
+        meta: dict[str, Any],
+        deliver: Callable[[Published], None],
+        *,
+        owner_epoch: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._owner_epoch, self._check = owner_epoch, check
         self._storage, self._retention, self._meta, self._deliver = storage, retention, meta, deliver
         self._attempt: _Attempt | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
@@ -65,7 +76,8 @@ class Publisher:
         parts = tuple(sorted(attempt.parts, key=lambda part: part.name))
         digests = {"state": _digest(attempt.step, parts, ""), "weights": _digest(attempt.step, parts, "parameters/")}
         try:
-            info = registry.publish(self._storage, Manifest(attempt.step, parts, {**self._meta, "digest": digests}))
+            manifest = Manifest(attempt.step, parts, {**self._meta, "digest": digests}, self._owner_epoch)
+            info = registry.publish(self._storage, manifest, check=self._check)
         except ElasticLMError as error:
             self._deliver(Published(attempt.number, False, f"{type(error).__name__}: {error}"))
             return
@@ -78,7 +90,7 @@ class Publisher:
         try:
             under_way = self._attempt
             spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
-            registry.prune(self._storage, self._retention, spared=spared)
+            registry.prune(self._storage, self._retention, spared=spared, check=self._check)
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
 

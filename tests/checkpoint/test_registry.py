@@ -8,7 +8,7 @@ import pytest
 
 from elastic_lm.checkpoint import layout, registry, store
 from elastic_lm.checkpoint.registry import Retention
-from elastic_lm.errors import CheckpointError, StorageError
+from elastic_lm.errors import CheckpointError, StorageError, SupersededError
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import assert_same, flip, parts_of, save, state
 
@@ -122,6 +122,22 @@ def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
     assert registry.prune(run, Retention(2)) == [5, 10]
     assert sorted(layout.steps_in(run.list("checkpoints/"))) == [20, 30, 40]
     assert registry.prune(run, Retention(2)) == []
+
+
+def test_prune_looks_before_each_that_it_deletes(run: Storage) -> None:
+    for step in (10, 20, 30, 40):
+        save(run, step)
+    left: list[list[int]] = []
+
+    def check() -> None:
+        left.append(sorted(layout.steps_in(run.list("checkpoints/"))))
+        if len(left) == 3:
+            raise SupersededError("run r was taken over")
+
+    with pytest.raises(SupersededError):
+        registry.prune(run, Retention(1), check=check)
+    assert left == [[10, 20, 30, 40], [20, 30, 40], [30, 40]]
+    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [30, 40]
 
 
 def test_prune_without_a_complete_checkpoint_deletes_nothing(run: Storage) -> None:

@@ -122,6 +122,7 @@ class Cluster:
         source: str | None = None,
         joiners: tuple = (),
         continues: Generation | None = None,
+        history: tuple[StepRecord, ...] = (),
     ) -> Lease:
         self.number += 1
         self.store = RendezvousStore("127.0.0.1") if len(names) > 1 and continues is None else None
@@ -136,6 +137,7 @@ class Cluster:
             source=None if source is None else names.index(source),
             receivers=tuple(names.index(j) for j in joiners),
             continues=continues,
+            history=history,
         )
         for name in names:
             self.members[name].pipe.send(("lease", lease))

@@ -102,9 +102,12 @@ def test_survivors_one_step_apart_meet_again(cluster, undisturbed, edge):
 def test_joiner_receives_the_state_and_the_bits_stay(cluster, undisturbed):
     cluster.start("w0", "w1")
     cluster.grant(["w0"], 0, 4)
-    assert cluster.report("w0").end is LeaseEnd.COMPLETED
-    cluster.grant(["w0", "w1"], 4, STEPS, source="w0", joiners=("w1",))
-    assert {r.end for r in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    first = cluster.report("w0")
+    assert first.end is LeaseEnd.COMPLETED
+    cluster.grant(["w0", "w1"], 4, STEPS, source="w0", joiners=("w1",), history=first.records)
+    reports = cluster.reports("w0", "w1")
+    assert {r.end for r in reports.values()} == {LeaseEnd.COMPLETED}
+    assert [[r.step for r in report.records] for report in reports.values()] == [list(range(STEPS))] * 2
     assert cluster.digest("w0") == cluster.digest("w1") == undisturbed[0]
 
 

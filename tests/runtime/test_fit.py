@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import boto3
 import psutil
 import pytest
 import ray
+import torch
 
 from elastic_lm import Run, RunConfig, RunResult, fit
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import MANIFEST, folder_of
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import ClusterError, StorageError
 from elastic_lm.events.log import read
@@ -103,7 +106,12 @@ def first(shared_cluster: LocalCluster, bucket: str, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def second(first: Fitted, bucket: str) -> Fitted:
-    """The same run, prolonged."""
+    """The same run, prolonged, by another PyTorch as far as the checkpoint knows."""
+    run = Storage.open(first.config.run_url)
+    manifest = registry.verified(run, FIRST_STEPS)
+    environment = {**manifest.meta["environment"], "torch": "0.1"}
+    elsewhere = replace(manifest, meta={**manifest.meta, "environment": environment})
+    run.write(f"{folder_of(FIRST_STEPS)}/{MANIFEST}", elsewhere.to_json())
     return fit_and_listen(s3_config(bucket, steps=ALL_STEPS))
 
 
@@ -169,6 +177,20 @@ def test_run_of_the_same_name_resumes_where_it_ended(second: Fitted) -> None:
     before = [event.kind for event in logged].index(EventKind.RUN_FINISHED)
     starts = [e.fields["start_step"] for e in logged[before:] if e.kind is EventKind.LEASE_GRANTED]
     assert min(starts) == FIRST_STEPS
+
+
+def test_run_that_goes_on_in_another_environment_says_that_bits_are_no_longer_promised(second: Fitted) -> None:
+    told = (
+        f"Bits are no longer promised: the checkpoint of step {FIRST_STEPS} was written in another environment: "
+        f"torch 0.1 -> {torch.__version__}."
+    )
+    notes = [event.message for event in events(second.config) if event.kind is EventKind.NOTE]
+    assert [note for note in notes if note.startswith("Bits")] == [
+        told
+    ]  # not by the first attempt, and once by the second
+    assert [line for line in second.lines if line.endswith(told)]
+    meta = registry.verified(Storage.open(second.config.run_url), ALL_STEPS).meta
+    assert meta["environment"]["torch"] == torch.__version__
 
 
 def test_run_goes_on_when_its_mailbox_is_lost(cluster: LocalCluster, corpus: str, tmp_path: Path) -> None:

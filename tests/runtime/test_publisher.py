@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from elastic_lm.checkpoint.layout import Part, shares
 from elastic_lm.checkpoint.registry import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.state import digest_of
-from elastic_lm.errors import StorageError
+from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import state
@@ -24,10 +25,10 @@ WAIT_S = 20
 class Outbox:
     """A publisher of a run, and what it tells."""
 
-    def __init__(self, storage: Storage, keep: int = 2) -> None:
+    def __init__(self, storage: Storage, keep: int = 2, **owner: Any) -> None:
         self.told: queue.Queue[Published] = queue.Queue()
         self.storage = storage
-        self.publisher = Publisher(storage, Retention(keep), {"fingerprint": "f"}, self.told.put)
+        self.publisher = Publisher(storage, Retention(keep), {"fingerprint": "f"}, self.told.put, **owner)
 
     def save(self, number: int, step: int, num_shares: int = 2) -> Published:
         self.publisher.begin(number, step)
@@ -88,7 +89,7 @@ def test_old_checkpoints_go(outbox: Outbox) -> None:
 
 
 def test_refusal_of_storage_is_told(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(storage: Storage, manifest: object) -> None:
+    def refuse(storage: Storage, manifest: object, **more: object) -> None:
         raise StorageError("the bucket is full")
 
     monkeypatch.setattr(registry, "publish", refuse)
@@ -115,3 +116,44 @@ def test_step_that_is_being_written_is_spared(outbox: Outbox) -> None:
     assert outbox.told.get(timeout=WAIT_S) == Published(2, True)
     outbox.publisher.close()
     assert [found.state for found in registry.found(outbox.storage)] == ["complete", "complete"]
+
+
+def test_manifest_has_the_epoch_of_its_owner(folder_url: str) -> None:
+    outbox = Outbox(Storage.open(folder_url), owner_epoch=3)
+    assert outbox.save(1, 10).ok
+    outbox.publisher.close()
+    assert registry.verified(outbox.storage, 10).owner_epoch == 3
+
+
+def test_superseded_owner_publishes_and_deletes_nothing(folder_url: str) -> None:
+    superseded = False
+
+    def check() -> None:
+        if superseded:
+            raise SupersededError("run r was taken over by owner 2")
+
+    outbox = Outbox(Storage.open(folder_url), keep=1, owner_epoch=1, check=check)
+    assert outbox.save(1, 10).ok
+    superseded = True
+    assert outbox.save(2, 20) == Published(2, False, "SupersededError: run r was taken over by owner 2")
+    outbox.publisher.close()
+    assert [(found.step, found.state) for found in registry.found(outbox.storage)] == [
+        (10, "complete"),
+        (20, "unfinished"),
+    ]
+
+
+def test_owner_that_is_superseded_once_it_has_published_deletes_nothing(folder_url: str) -> None:
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the first two are those of the two manifests
+            raise SupersededError("run r was taken over by owner 2")
+
+    outbox = Outbox(Storage.open(folder_url), keep=1, owner_epoch=1, check=check)
+    assert outbox.save(1, 10).ok
+    assert outbox.save(2, 20).ok
+    outbox.publisher.close()
+    assert [found.step for found in registry.found(outbox.storage)] == [10, 20]
