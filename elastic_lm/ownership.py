@@ -100,6 +100,7 @@ class Ownership:
         after: int = 0,
         expiry_s: float = EXPIRY_S,
         renew_s: float = RENEW_S,
+        is_gone: Callable[[Owner], bool] = lambda owner: False,
         on_waiting: Callable[[str], None] = lambda sentence: None,
         on_superseded: Callable[[SupersededError], None] = _log,
         clock: Callable[[], float] = time.monotonic,
@@ -108,8 +109,9 @@ class Ownership:
         """Become the run's owner: at once if it has none, or one of the same job; else when its owner is gone.
 
         Args: `after`: the highest epoch that the run's log or checkpoints hold, should `owner/` have been emptied since.
-        `on_waiting` gets a sentence before somebody is waited for. `on_superseded` is called at most once, on the thread
-        that renews. `renew_s` is the same for all who may meet; `expiry_s` is at least four times as long.
+        `is_gone` knows for certain of some owners that their processes have ended: they are not waited for. `on_waiting`
+        gets a sentence before somebody is waited for. `on_superseded` is called at most once, on the thread that renews.
+        `renew_s` is the same for all who may meet; `expiry_s` is at least four times as long.
         Raises: OwnershipError naming the owner when it lives; StorageError.
         """
         if not job_token:
@@ -124,7 +126,7 @@ class Ownership:
             newest = _Newest.of(folder)
             if newest.epoch and not newest.released:
                 there = _owner(folder, newest.epoch)
-                if there.job_token != job_token and not watch.sees_it_go(there):
+                if there.job_token != job_token and not is_gone(there) and not watch.sees_it_go(there):
                     continue
             owner = Owner(max(newest.epoch, after) + 1, job_token, platform.node(), os.getpid(), time.time(), what)
             with contextlib.suppress(AlreadyExistsError):

@@ -571,3 +571,15 @@ def test_process_that_was_frozen_for_less_than_the_expiry_goes_on(files: Storage
             acquire(files, "b", timer, expiry_s=30)
         owner.tell("check")
         assert owner.answer() == "still owns 1"
+
+
+def test_owner_that_is_known_to_be_gone_is_not_waited_for(folder_url: str) -> None:
+    storage = Storage.open(folder_url)
+    first = Ownership.acquire(storage, "a-run", job_token="one")
+    waited: list[str] = []
+    second = Ownership.acquire(
+        storage, "a-run", job_token="two", is_gone=lambda owner: owner.job_token == "one", on_waiting=waited.append
+    )
+    assert (second.epoch, waited) == (first.epoch + 1, [])
+    second.release()
+    first.release()

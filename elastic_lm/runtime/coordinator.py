@@ -115,11 +115,13 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
+        roster = Roster(config.name, roster_fingerprint(config))
+        found = roster.found()
         self._recorder = Recorder(
             config,
             plan.run_storage,
             self._mailbox,
-            _run_started(plan),
+            _run_started(plan, sum(worker.is_ours for worker in found)),
             owner_epoch=self._owner.epoch,
             on_superseded=self._supersede,
         )
@@ -160,7 +162,7 @@ class Coordinator:
         stack.callback(self._publisher.close)
         self._members = Members(
             self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
-            Roster(config.name, roster_fingerprint(config)),
+            roster,
             self._worker_options(),
             self._inbox.put,
             retire_timeout_s=config.control.retire_timeout_s,
@@ -173,7 +175,7 @@ class Coordinator:
         )
         stack.callback(self._nodes.close)
         failpoints.hit("coordinator.open")
-        self._members.adopt(self._recorder.logged_step)
+        self._members.adopt(found, self._recorder.logged_step)
         failpoints.hit("coordinator.adopted")
         self._await_command()
 
@@ -364,9 +366,11 @@ def roster_fingerprint(config: RunConfig) -> str:
     return hashlib.sha256(f"{config.identity_fingerprint()} {config.run_url}".encode()).hexdigest()
 
 
-def _run_started(plan: Plan) -> Event:
+def _run_started(plan: Plan, num_found: int) -> Event:
     name, step = plan.config.name, plan.resume_step
     how = "starts at step 0" if step is None else f"goes on from the checkpoint of step {step}"
+    if num_found:
+        how = f"is taken over with {num_found} worker{'s' if num_found != 1 else ''}"
     fields = {
         "resume_step": step,
         "config": plan.config.model_dump(mode="json"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from elastic_lm.errors import ElasticLMError, SupersededError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
-from elastic_lm.runtime.claim import claim
+from elastic_lm.runtime.claim import claim, new_token
 from elastic_lm.runtime.mailbox import Attempt, Command, create_mailbox
 from elastic_lm.runtime.roster import Roster, reap
 
@@ -43,10 +42,11 @@ logger = logging.getLogger(__name__)
 FOLLOW_S = 3.0  # without news; the longest that the end of a coordinator that crashed goes unseen
 MAX_ATTEMPTS = 5  # coordinators in a row without a step between: a bug that kills each of them must end, not loop
 
-# Ray Train's own defaults leave a frozen coordinator alone for 600 s and look after it every 2 s.
+# Ray Train looks after the coordinator every 2 s and leaves a frozen one alone for 600 s, unless it is told otherwise. To succeed
+# one that was merely slow costs no worker and no step, so these need no margin.
 RAY_TRAIN_SETTINGS = {
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
@@ -104,7 +104,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
         mailbox = create_mailbox(config.name)
         job: Ownership | None = None
         try:
-            token = secrets.token_hex(16)
+            token = new_token()
             job = claim(config, token, on_waiting=lambda sentence: view.news(News(sentence)))
             plan.run_storage.write(CONFIG_FILE, config.to_yaml().encode())
             with _temporary_folder() as folder:

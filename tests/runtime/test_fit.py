@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -258,6 +259,11 @@ class Driver:
 
         return dict(wait_for(look, timeout_s=WAIT_S, what=f"step {step}", poll_s=0.1))
 
+    def await_successor(self, pid: int) -> dict[str, Any]:
+        """The status that another coordinator than this process gives."""
+        changed = lambda: (status := self.await_step(0))["coordinator"]["pid"] != pid and status  # noqa: E731
+        return dict(wait_for(changed, timeout_s=WAIT_S, what="another coordinator", poll_s=0.1))
+
     def await_signal_taken(self) -> None:
         """Until the next SIGHUP would have its default effect: the handlers stand for one signal."""
         status = Path(f"/proc/{self.process.pid}/status")
@@ -303,6 +309,50 @@ def assert_no_actor_left(cluster: LocalCluster) -> None:
         return not any(processes_titled(cluster, title) for title in titles)
 
     wait_for(gone, timeout_s=WAIT_S, what="every actor of the driver ended")
+
+
+def test_coordinator_that_dies_or_freezes_is_succeeded_and_workers_train_on(
+    cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    config = endless(corpus, tmp_path, "succeeded")
+    driver = drive(config, address=cluster.address)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        status = driver.await_step(driver.await_step(0)["step"] + 20)
+        pid = status["coordinator"]["pid"]
+        os.kill(pid, number)
+        driver.await_successor(pid)
+        driver.await_step(status["step"] + 20)
+    assert not psutil.pid_exists(pid), "a frozen coordinator is left behind"
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.await_end() == STOPPED
+    assert_nothing_left(cluster)
+    logged = events(config)
+    steps = [event.step for event in logged if event.kind is EventKind.STEP_COMMITTED]
+    assert steps == list(range(len(steps)))
+    kinds = Counter(event.kind for event in logged)
+    assert (kinds[EventKind.RUN_STARTED], kinds[EventKind.MEMBER_STARTED], kinds[EventKind.MEMBER_LOST]) == (3, 3, 0)
+    assert kinds[EventKind.STEP_MISMATCH] == 0
+
+
+def test_command_that_is_given_again_after_its_driver_was_killed_goes_on_with_the_workers(
+    cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    config = endless(corpus, tmp_path, "given-again")
+    first = drive(config, address=cluster.address)
+    step = first.await_step(30)["step"]
+    first.process.kill()
+    first.process.wait(WAIT_S)
+    again = drive(config, address=cluster.address)
+    again.await_step(step + 30)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.await_end() == STOPPED
+    assert_nothing_left(cluster)
+    logged = events(config)
+    steps = [event.step for event in logged if event.kind is EventKind.STEP_COMMITTED]
+    assert steps == list(range(len(steps)))
+    kinds = Counter(event.kind for event in logged)
+    assert (kinds[EventKind.MEMBER_STARTED], kinds[EventKind.MEMBER_RETURNED]) == (3, 3)
+    assert "is taken over with 3 workers" in again.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
