@@ -170,6 +170,7 @@ class HostedRun(Run):
     def __init__(self, config: RunConfig) -> None:
         self.num_coordinators = 0
         self.given_up: list[ray.ObjectRef] = []  # what came of those that were given up
+        self._frozen: list[int] = []
         self._gives_up = threading.Event()
         super().__init__(config)
 
@@ -195,8 +196,17 @@ class HostedRun(Run):
         """And have another one succeed it, as Ray Train does after a while. Returns: its process id."""
         pid = self.coordinator_pid()
         os.kill(pid, signal.SIGSTOP)
+        self._frozen.append(pid)
         self._gives_up.set()
         return pid
+
+    def result(self, timeout_s: float = WAIT_S) -> RunResult:
+        try:
+            return super().result(timeout_s)
+        finally:
+            for pid in self._frozen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def await_successor(self, pid: int) -> None:
         self.await_status(lambda status: status["coordinator"]["pid"] != pid, "another coordinator")
@@ -224,7 +234,13 @@ class Injector:
         return self._signal(signal.SIGKILL, self._member(fault, status)["pid"])
 
     def kill_coordinator(self, fault: Fault, status: dict[str, Any]) -> str:
+        """Of a `HostedRun`."""
         return self._signal(signal.SIGKILL, status["coordinator"]["pid"])
+
+    def freeze_coordinator(self, fault: Fault, status: dict[str, Any]) -> str:
+        """Of a `HostedRun`, which has another succeed it."""
+        assert isinstance(self._run, HostedRun)
+        return f"SIGSTOP to {self._run.freeze_coordinator()}"
 
     def freeze(self, fault: Fault, status: dict[str, Any]) -> str:
         return self._signal(signal.SIGSTOP, self._member(fault, status)["pid"])
