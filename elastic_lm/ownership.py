@@ -6,10 +6,10 @@ Invariant: storage lets one of all who create an epoch have it; whoever is outra
 count or deletes anything (`check`), and by itself at its next renewal. An owner is taken for gone when its count stood
 still for `EXPIRY_S` of the watcher's own monotonic clock, of which a time without looking counts for nothing: no two clocks
 are ever compared, and nobody is judged while the judge slept or storage was away.
-Trade-off: a job that died without a word is waited for. One that cannot reach storage trains on; if another takes over
-meanwhile, both compute, and one of them in vain: it finds out with the first answer of storage. What it does between a
-`check` and the write that follows is left to the event log (which contends for each segment's name) and to the manifests
-(which carry the epoch).
+Trade-off: a job that died without a word is waited for, unless its process was one of this machine and has ended. One that
+cannot reach storage trains on; if another takes over meanwhile, both compute, and one of them in vain: it finds out with
+the first answer of storage. What it does between a `check` and the write that follows is left to the event log (which
+contends for each segment's name) and to the manifests (which carry the epoch).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from elastic_lm.errors import AlreadyExistsError, NotFoundError, OwnershipError, StorageError, SupersededError
+from elastic_lm.process_identity import has_ended, this_process
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _log(error: SupersededError) -> None:
 class Owner:
     """Who made a claim. Coordinators of one job show the same `job_token`. `what` is in people's words: a Ray address or job.
 
-    `since_s` is unix time, for people alone.
+    `since_s` is unix time, for people alone; `process` is its process's name (process_identity.py).
     """
 
     epoch: int
@@ -61,6 +62,7 @@ class Owner:
     pid: int = 0
     since_s: float = 0.0
     what: str = ""
+    process: str = ""
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -109,9 +111,9 @@ class Ownership:
         """Become the run's owner: at once if it has none, or one of the same job; else when its owner is gone.
 
         Args: `after`: the highest epoch that the run's log or checkpoints hold, should `owner/` have been emptied since.
-        `is_gone` knows for certain of some owners that their processes have ended: they are not waited for. `on_waiting`
-        gets a sentence before somebody is waited for. `on_superseded` is called at most once, on the thread that renews.
-        `renew_s` is the same for all who may meet; `expiry_s` is at least four times as long.
+        `is_gone` knows of some owners for certain that they have ended: they are not waited for, nor is a process of this
+        machine. `on_waiting` gets a sentence before somebody is waited for. `on_superseded` is called at most once, on the
+        thread that renews. `renew_s` is the same for all who may meet; `expiry_s` is at least four times as long.
         Raises: OwnershipError naming the owner when it lives; StorageError.
         """
         if not job_token:
@@ -121,14 +123,15 @@ class Ownership:
                 f"expiry_s={expiry_s} is too short for a renewal every {renew_s} s; use {4 * renew_s} or more"
             )
         folder = run_storage.child(FOLDER)
-        watch = _Watch(folder, run, expiry_s, on_waiting, clock, sleep)
+        watch = _Watch(folder, run, expiry_s, is_gone, on_waiting, clock, sleep)
         while True:
             newest = _Newest.of(folder)
             if newest.epoch and not newest.released:
                 there = _owner(folder, newest.epoch)
-                if there.job_token != job_token and not is_gone(there) and not watch.sees_it_go(there):
+                if there.job_token != job_token and not watch.sees_it_go(there):
                     continue
-            owner = Owner(max(newest.epoch, after) + 1, job_token, platform.node(), os.getpid(), time.time(), what)
+            epoch = max(newest.epoch, after) + 1
+            owner = Owner(epoch, job_token, platform.node(), os.getpid(), time.time(), what, this_process())
             with contextlib.suppress(AlreadyExistsError):
                 folder.create(_name(owner.epoch, _CLAIM), json.dumps(asdict(owner)).encode())
                 # Whoever slept before this line may have made a claim that was outranked and deleted long ago.
@@ -238,16 +241,20 @@ class _Watch:
         folder: Storage,
         run: str,
         expiry_s: float,
+        is_gone: Callable[[Owner], bool],
         on_waiting: Callable[[str], None],
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
-        self._folder, self._run, self._expiry_s, self._on_waiting = folder, run, expiry_s, on_waiting
+        self._folder, self._run, self._expiry_s = folder, run, expiry_s
+        self._is_gone, self._on_waiting = is_gone, on_waiting
         self._clock, self._sleep = clock, sleep
         self._look_s = min(LOOK_S, expiry_s / 20)
 
     def sees_it_go(self, owner: Owner) -> bool:
         """Whether the owner is gone; False: there is another by now.    Raises: OwnershipError when it lives."""
+        if self._is_known_to_be_gone(owner):
+            return True
         self._on_waiting(
             f"Run {self._run} belongs to {owner}; watching whether it lives. It is taken over when it has given no sign of "
             f"life for {self._expiry_s:.0f} s."
@@ -258,7 +265,7 @@ class _Watch:
             newest, renewals, now = _Newest.of(self._folder), self._renewals(owner), self._clock()
             if newest.epoch != owner.epoch:
                 return False
-            if newest.released:
+            if newest.released or self._is_known_to_be_gone(owner):
                 return True
             silent_s += min(now - looked_at, 2 * self._look_s)  # more than that was our sleep, or storage's
             looked_at = now
@@ -271,6 +278,9 @@ class _Watch:
                     f"name for a run of its own"
                 )
         return True
+
+    def _is_known_to_be_gone(self, owner: Owner) -> bool:
+        return has_ended(owner.process) or self._is_gone(owner)
 
     def _renewals(self, owner: Owner) -> bytes | None:
         try:

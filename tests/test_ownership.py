@@ -583,3 +583,22 @@ def test_owner_that_is_known_to_be_gone_is_not_waited_for(folder_url: str) -> No
     assert (second.epoch, waited) == (first.epoch + 1, [])
     second.release()
     first.release()
+
+
+def test_owner_whose_process_of_this_machine_was_killed_is_not_waited_for(folder_url: str) -> None:
+    script = f"""
+        from elastic_lm.ownership import Ownership
+        from elastic_lm.storage import Storage
+        Ownership.acquire(Storage.open({folder_url!r}), "a-run", job_token="one")
+        print("mine", flush=True)
+        input()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"mine\n"
+        other.kill()
+    waited: list[str] = []
+    second = Ownership.acquire(Storage.open(folder_url), "a-run", job_token="two", on_waiting=waited.append)
+    assert (second.epoch, waited) == (2, [])
+    second.release()

@@ -297,6 +297,15 @@ def drive() -> Iterator[Callable[..., Driver]]:
                 psutil.wait_procs(family, timeout=10)
 
 
+def checkpoints_of(config: RunConfig) -> list[int]:
+    """Steps of the complete ones."""
+    return [c.step for c in registry.found(Storage.open(config.run_url)) if c.state == "complete"]
+
+
+def committed_steps(config: RunConfig) -> list[int | None]:
+    return [event.step for event in events(config) if event.kind is EventKind.STEP_COMMITTED]
+
+
 def endless(corpus: str, folder: Path, name: str) -> RunConfig:
     return make_config(corpus, f"file://{folder}", name, steps=ENDLESS, checkpoint={}, metrics=METRICS)
 
@@ -353,6 +362,30 @@ def test_command_that_is_given_again_after_its_driver_was_killed_goes_on_with_th
     kinds = Counter(event.kind for event in logged)
     assert (kinds[EventKind.MEMBER_STARTED], kinds[EventKind.MEMBER_RETURNED]) == (3, 3)
     assert "is taken over with 3 workers" in again.output()
+
+
+def test_run_whose_whole_cluster_is_lost_goes_on_from_its_checkpoint_on_another(
+    corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """With the head, its control store, the driver and every worker at once, as when the power fails."""
+    config = make_config(
+        corpus, f"file://{tmp_path}", "power-cut", steps=100, checkpoint={"every_steps": 10}, metrics=METRICS
+    )
+    first = drive(config, address=None)
+    wait_for(lambda: checkpoints_of(config), timeout_s=WAIT_S, what="a checkpoint")
+    everything = [first.process, *first.process.children(recursive=True)]
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(everything, timeout=WAIT_S)
+    saved, committed = max(checkpoints_of(config)), max(committed_steps(config))
+    again = drive(config, address=None)
+    assert again.await_end() == 0
+    assert f"goes on from the checkpoint of step {saved}" in again.output()
+    assert committed - saved < 2 * 10, "more than an interval, and the one that was being saved, was computed again"
+    assert committed_steps(config) == list(range(100))
+    assert Run.open(config).result.digest["state"] == expected_digest(config)
+    assert EventKind.STEP_MISMATCH not in {event.kind for event in events(config)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
