@@ -60,7 +60,7 @@ class Control:
 
     def __init__(self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0) -> None:
         self._spec = spec
-        self._saving = Saving(spec.checkpoint_every, resume_step, self._do, self._emit)
+        self._saving = Saving(spec, resume_step, self._do, self._tell)
         self._generation = Generation(owner_epoch, 0)
         self._members: dict[str, Member] = {}
         self._num_created = 0
@@ -89,10 +89,12 @@ class Control:
     # -- the outside -------------------------------------------------------------------------------------------------
 
     def handle(self, event: ev.Input, now: float) -> list[act.Action]:
-        """Take in one event; returns what to do. After a verdict nothing more is decided."""
+        """Take in one event; returns what to do. After a verdict nothing more is decided, and little is told."""
         self._actions = []
         if self._verdict is None:
             self._dispatch(event, now)
+        elif isinstance(event, ev.Published):  # its manifest was being written when the verdict fell
+            self._saving.published(event, now)
         return self._actions
 
     def next_deadline(self, now: float) -> float:
@@ -167,6 +169,7 @@ class Control:
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
             case ev.CoordinatorSlept(seconds):
                 self._fenced_at += seconds
+                self._saving.slept(seconds)
                 for member in self._members.values():
                     member.slept(seconds)
 
@@ -379,6 +382,7 @@ class Control:
         if now < self._next_scan:
             return
         self._next_scan = now + SCAN_S
+        self._saving.expire(now)
         if self._retries.release(now):
             self._restart_pending()
         self._fill_demand(now)
@@ -623,6 +627,7 @@ class Control:
             self._end_lease("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
+        self._saving.end()
         self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
                    reason=message)  # fmt: skip
         self._do(act.Finish(act.Verdict(kind, message, step)))
@@ -645,7 +650,12 @@ class Control:
             self._actions.append(action)
 
     def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
-        self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))
+        if self._verdict is None:
+            self._tell(kind, message, step=step, **fields)
+
+    def _tell(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
+        """Also after the verdict."""
+        self._actions.append(act.Emit(Event(kind, message, step, str(self._generation), fields)))
 
 
 def _workers(number: int) -> str:

@@ -72,6 +72,7 @@ class Coordinator:
         self._host = ray.util.get_node_ip_address()
         self._store: RendezvousStore | None = None
         self._verdict: act.Verdict | None = None
+        self._last_event: Event | None = None  # tells the verdict
 
     def run(self) -> RunResult:
         """Train until there is a verdict. Leaves nothing running."""
@@ -79,6 +80,7 @@ class Coordinator:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
+            self._close_publisher()
             result = self._result(self._verdict)
             self._recorder.publish(lambda: {**self._control.status(), "verdict": result.verdict}, at_once=True)
         return result
@@ -216,10 +218,23 @@ class Coordinator:
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
                 self._publisher.publish(number)
+            case act.AbandonCheckpoint(number):
+                self._publisher.abandon(number)
+            case act.Emit(Event(kind=EventKind.RUN_FINISHED) as event):
+                self._last_event = event
             case act.Emit(event):
                 self._recorder.emit(event)
             case act.Finish(verdict):
                 self._verdict = verdict
+
+    def _close_publisher(self) -> None:
+        """What became of a manifest that was being written when the verdict fell is told before the verdict is."""
+        self._publisher.close()
+        while not self._inbox.empty():
+            if isinstance(event := self._inbox.get_nowait(), ev.Published):
+                self._tell(event)
+        if self._last_event is not None:
+            self._recorder.emit(self._last_event)
 
     def _grant(self, lease: Lease) -> None:
         self._close_store()

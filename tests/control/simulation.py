@@ -73,7 +73,8 @@ class Process:
         self.state_told = False  # control has heard that this member has a state
         self.joined = False
         self.frozen = False
-        self.still_since = 0.0  # when it froze or hung
+        self.still_since = 0.0  # when it froze or hung, and when that ends
+        self.still_until = 0.0
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
@@ -201,7 +202,7 @@ class Process:
             cluster.shares.setdefault(number, {})[self.member_id] = content
             self.say(ev.Saved(number, self.member_id, ok=True))
 
-        self.later(cluster.pace.save_s * cluster.random.uniform(0.5, 1.5), uploaded, trains=False)
+        self.later(cluster.store_s(cluster.pace.save_s), uploaded, trains=False)
 
     # -- a lease -----------------------------------------------------------------------------------------------------
 
@@ -406,6 +407,8 @@ class Cluster:
         self.saves: dict[int, act.SaveCheckpoint] = {}
         self.saved = {*self.checkpoints}  # those that control has heard of
         self.num_failing_saves = 0
+        self.num_stalled_writes = 0  # shares and manifests that are stored only after `stall_s`
+        self.stall_s = 100.0
         self.resume_step = resume_step
 
         self.verdict: act.Verdict | None = None
@@ -496,15 +499,24 @@ class Cluster:
         return [p for p in self.processes.values() if p.alive and not p.gone and p.node_id is not None]
 
     def freeze(self, process: Process, for_s: float) -> None:
-        process.frozen, process.still_since = True, self.now
-        self.at(for_s, lambda: self._thaw(process))
+        self._stand_still(process, for_s)
+        process.frozen = True
 
     def hang(self, process: Process, for_s: float) -> None:
         """It beats and makes no progress."""
-        process.hung, process.still_since = True, self.now
+        self._stand_still(process, for_s)
+        process.hung = True
+
+    def _stand_still(self, process: Process, for_s: float) -> None:
+        """Of two such faults that overlap the later end counts."""
+        if not (process.frozen or process.hung):
+            process.still_since = self.now
+        process.still_until = max(process.still_until, self.now + for_s)
         self.at(for_s, lambda: self._thaw(process))
 
     def _thaw(self, process: Process) -> None:
+        if self.now < process.still_until:
+            return
         process.frozen = process.hung = False
         process.resume()
 
@@ -589,11 +601,18 @@ class Cluster:
                 for process in map(self._member, member_ids):
                     process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
             case act.PublishCheckpoint(number):
-                self.at(self.pace.save_s / 4, lambda: self._publish(number))
+                self.at(self.store_s(self.pace.save_s / 4), lambda: self._publish(number))
             case act.Emit(event):
                 self.events.append(event)
             case act.Finish(verdict):
                 self.verdict = verdict
+
+    def store_s(self, usual_s: float) -> float:
+        """How long the store takes for what is written now."""
+        if self.num_stalled_writes > 0:
+            self.num_stalled_writes -= 1
+            return self.stall_s
+        return usual_s * self.random.uniform(0.5, 1.5)
 
     def _publish(self, number: int) -> None:
         """The coordinator's own work, so it is told even to one that is deaf to its members."""

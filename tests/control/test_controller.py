@@ -1170,6 +1170,99 @@ def test_checkpoint_whose_shares_were_stored_when_all_workers_died_counts() -> N
     assert (run.lease.start_step, run.lease.restore) == (10, 10)
 
 
+def test_checkpoint_that_takes_too_long_is_given_up_and_the_next_one_is_tried() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(4.8, beating="w0 w1")
+    assert not run.events(EventKind.CHECKPOINT_FAILED)
+    run.wait(0.3, beating="w0 w1")
+    (event,) = run.events(EventKind.CHECKPOINT_FAILED)
+    assert (event.step, event.fields["error"]) == (10, "it was not stored within 5 s: the share of w1 is missing")
+    assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ("w1",))
+    run.report("w0", 20)
+    run.report("w1", 20)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 20]
+
+
+def test_worker_whose_upload_never_ended_is_spared_at_the_next_checkpoint() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1")
+    for step in (10, 20):
+        run.report("w0", step)
+        run.report("w1", step)
+        run.tell(ev.Saved(run.save.number, "w1", ok=True))
+        run.wait(5.1, beating="w0 w1")
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
+
+
+def test_manifest_that_takes_too_long_is_given_up_and_counts_when_it_comes_after_all() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(5.1, beating="w0")
+    assert [e.fields["error"] for e in run.events(EventKind.CHECKPOINT_FAILED)] == [
+        "it was not stored within 5 s: the manifest is missing"
+    ]
+    assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ())
+    run.report("w0", 20)
+    run.tell(ev.Published(1, ok=True))
+    run.tell(ev.Published(1, ok=True))  # a message may come twice
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_SAVED)] == [10]
+    run.dies("w0")  # and with it the share of step 20
+    run.ready("w1")
+    assert run.lease.restore == 10
+
+
+def test_manifest_that_failed_after_it_was_given_up_is_not_told_twice() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(5.1, beating="w0")
+    run.tell(ev.Published(1, ok=False, error="disk full"))
+    assert len(run.events(EventKind.CHECKPOINT_FAILED)) == 1
+
+
+def test_time_for_which_the_coordinator_slept_counts_against_no_checkpoint() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.now += 20.0
+    run.tell(ev.CoordinatorSlept(20.0))
+    run.wait(4.8, beating="w0")
+    assert not run.events(EventKind.CHECKPOINT_FAILED)
+
+
+def test_final_checkpoint_that_never_ends_is_tried_three_times() -> None:
+    run = Run(total_steps=15, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 15)
+    run.wait(15.3, beating="w0", phase=Phase.WAITING)
+    assert len(run.all(act.SaveCheckpoint)) == 3
+    assert run.one(act.Finish).verdict.kind == "failed"
+
+
+def test_checkpoint_that_the_verdict_cuts_short_is_told() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.report("w0", 11, LeaseEnd.POISONED)
+    (event,) = run.events(EventKind.CHECKPOINT_FAILED)
+    assert (event.step, event.fields["error"]) == (10, "the run ended")
+    kinds = [a.event.kind for a in run.all(act.Emit)]
+    assert kinds.index(EventKind.CHECKPOINT_FAILED) < kinds.index(EventKind.RUN_FINISHED)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_manifest_that_is_being_written_when_the_verdict_falls_is_told(ok: bool) -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.report("w0", 11, LeaseEnd.POISONED)
+    assert run.one(act.Finish).verdict.kind == "poisoned"
+    (told,) = run.tell(ev.Published(1, ok, None if ok else "disk full"))
+    assert isinstance(told, act.Emit)
+    assert told.event.kind is (EventKind.CHECKPOINT_SAVED if ok else EventKind.CHECKPOINT_FAILED)
+    assert run.tell(ev.Tick()) == []
+
+
 def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
     run = Run(total_steps=15).training("w0", "w1")
     run.report("w0", 15)

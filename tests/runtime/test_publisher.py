@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
+import textwrap
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from elastic_lm.checkpoint import registry, store
+from elastic_lm.checkpoint import layout, registry, store
 from elastic_lm.checkpoint.layout import Part, shares
 from elastic_lm.checkpoint.registry import Retention
 from elastic_lm.control.events import Published
@@ -35,6 +40,25 @@ class Outbox:
             self.publisher.add(number, stored(self.storage, step, share, num_shares))
         self.publisher.publish(number)
         return self.told.get(timeout=WAIT_S)
+
+
+STALLED_STEP = 10
+
+
+class Stalling(Storage):
+    """A store that does not answer who creates the manifest of one step, until its gate is opened."""
+
+    def __init__(self, url: str, gate: threading.Event) -> None:
+        super().__init__(url)
+        self.gate = gate
+
+    def child(self, path: str) -> Storage:
+        return Stalling(super().child(path).url, self.gate)
+
+    def create(self, path: str, data: bytes) -> None:
+        if path == layout.MANIFEST and self.url.endswith(layout.folder_of(STALLED_STEP)):
+            assert self.gate.wait(10 * WAIT_S)
+        super().create(path, data)
 
 
 def stored(storage: Storage, step: int, share: int, num_shares: int) -> tuple[Part, ...]:
@@ -115,3 +139,73 @@ def test_step_that_is_being_written_is_spared(outbox: Outbox) -> None:
     assert outbox.told.get(timeout=WAIT_S) == Published(2, True)
     outbox.publisher.close()
     assert [found.state for found in registry.found(outbox.storage)] == ["complete", "complete"]
+
+
+@pytest.fixture
+def stalled(folder_url: str) -> Iterator[Outbox]:
+    """Whose store takes no manifest of `STALLED_STEP` until its gate is opened."""
+    gate = threading.Event()
+    yield Outbox(Stalling(folder_url, gate), keep=1)
+    gate.set()
+
+
+def begin(outbox: Outbox, number: int, step: int) -> None:
+    outbox.publisher.begin(number, step)
+    outbox.publisher.add(number, stored(outbox.storage, step, 0, 1))
+    outbox.publisher.publish(number)
+
+
+def open_gate(outbox: Outbox) -> None:
+    assert isinstance(outbox.storage, Stalling)
+    outbox.storage.gate.set()
+
+
+def test_end_waits_no_longer_than_it_may_for_a_manifest(stalled: Outbox) -> None:
+    begin(stalled, 1, STALLED_STEP)
+    stalled.publisher.close(limit_s=0.1)
+    assert stalled.told.get_nowait() == Published(
+        1, False, "its manifest was not stored within 0.1 s of the run's end, and may be stored yet"
+    )
+    open_gate(stalled)
+    stalled.publisher.close()  # waits for the thread
+    assert stalled.told.empty()  # what was told is the last word
+    assert stalled.publisher.newest == {}
+
+
+def test_manifest_that_never_ends_keeps_none_of_the_later_ones_back(stalled: Outbox) -> None:
+    begin(stalled, 1, STALLED_STEP)
+    stalled.publisher.abandon(1)
+    begin(stalled, 2, 20)
+    assert stalled.told.get(timeout=WAIT_S) == Published(2, True)
+    open_gate(stalled)
+    assert stalled.told.get(timeout=WAIT_S) == Published(1, True)
+    assert stalled.publisher.newest["url"].endswith("step-00000020")
+
+
+def test_late_manifest_deletes_nothing_that_the_run_may_be_restoring(stalled: Outbox) -> None:
+    store.save(Storage.open(stalled.storage.url), 5, state(5), {})
+    begin(stalled, 1, STALLED_STEP)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == f"publish-{STALLED_STEP}")
+    stalled.publisher.abandon(1)
+    open_gate(stalled)
+    assert stalled.told.get(timeout=WAIT_S) == Published(1, True)
+    thread.join(WAIT_S)
+    assert [found.step for found in registry.found(stalled.storage)] == [5, STALLED_STEP]
+
+
+def test_stalled_store_keeps_no_process_from_ending(tmp_path: Path) -> None:
+    """At the interpreter's exit every thread that is no daemon is waited for."""
+    script = textwrap.dedent(f"""
+        import threading
+        from elastic_lm.checkpoint.registry import Retention
+        from elastic_lm.runtime.publisher import Publisher
+        from tests.runtime.test_publisher import Stalling
+
+        publisher = Publisher(Stalling({str(tmp_path)!r}, threading.Event()), Retention(1), {{}}, print)
+        publisher.begin(1, {STALLED_STEP})
+        publisher.publish(1)
+        publisher.close(limit_s=0.1)
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], timeout=2 * WAIT_S, capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "Published(number=1, ok=False" in ended.stdout
