@@ -82,9 +82,9 @@ def prune(
     What damaged ones have left goes, too.
     """
     with told_errors():
-        from elastic_lm.checkpoint import registry
+        from elastic_lm.checkpoint import retention
 
-        deleted = registry.prune(_folder(run), registry.Retention(keep, keep_every), dry_run=dry_run)
+        deleted = retention.prune(_folder(run), retention.Retention(keep, keep_every), dry_run=dry_run)
     what = ", ".join(f"{step:,}" for step in deleted) or "nothing"
     say(f"{'Would delete' if dry_run else 'Deleted'} the checkpoints of these steps: {what}.")
 

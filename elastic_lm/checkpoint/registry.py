@@ -1,14 +1,13 @@
-"""Which checkpoints a run has, which of them can be used, and which of them stay.
+"""Which checkpoints a run has, and which of them can be used.
 
-Invariant: what is chosen is complete, every byte verified; what is damaged is told and never chosen again; deleting begins
-with the manifest, so that whatever interrupts it leaves an unfinished checkpoint and not a damaged one. Bytes only: tensors
-are store.py's, so looking at a run's checkpoints needs no torch.
+Invariant: what is chosen is complete, every byte verified; what is damaged is told and never chosen again. Bytes only:
+tensors are store.py's, so looking at a run's checkpoints needs no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,22 +49,29 @@ class Found:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Retention:
-    """Which complete checkpoints stay: the `newest` ones, and for good those of every multiple of `every_steps`."""
-
-    newest: int
-    every_steps: int | None = None
-
-    def keeps(self, steps: list[int]) -> set[int]:
-        """Of these steps, ascending."""
-        milestones = {step for step in steps if self.every_steps and step % self.every_steps == 0}
-        return {*steps[-self.newest :], *milestones}
-
-
 def found(storage: Storage) -> list[Found]:
     """All checkpoints of the run, by step. Reads their manifests only.    Raises: StorageError."""
-    return [_look(storage, step, paths) for step, paths in sorted(_all(storage).items())]
+    return [look(storage, step, paths) for step, paths in sorted(listed(storage).items())]
+
+
+def listed(storage: Storage) -> dict[int, list[str]]:
+    """Names of all objects of the run's checkpoints, by step."""
+    return steps_in(storage.list(f"{FOLDER}/"))
+
+
+def look(storage: Storage, step: int, paths: list[str]) -> Found:
+    """At one of those that are `listed`. Reads its manifest only."""
+    folder = storage.child(folder_of(step))
+    if not _has(paths, step, MANIFEST):
+        state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
+        return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
+    try:
+        manifest = _manifest(folder, step)
+    except (CheckpointError, NotFoundError) as error:
+        return Found(step, folder.url, "damaged", reason=str(error))
+    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
+        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
+    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
 def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | None = None) -> CheckpointInfo | None:
@@ -75,7 +81,7 @@ def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | Non
     (it is kept under another name), so that nobody chooses it and its step can be saved again.    Raises: StorageError.
     """
     tell = on_skipped or (lambda sentence: None)
-    for step, paths in sorted(_all(storage).items(), reverse=True):
+    for step, paths in sorted(listed(storage).items(), reverse=True):
         folder = storage.child(folder_of(step))
         if not _has(paths, step, MANIFEST):
             tell(f"Passing over checkpoint {folder.url}: {_why_unfinished(paths, step)}.")
@@ -133,28 +139,6 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
     return CheckpointInfo.of(storage, there)
 
 
-def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
-    """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
-
-    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
-    Returns: the steps that were deleted, or would be.
-    """
-    there = _all(storage)
-    complete = [step for step, paths in sorted(there.items()) if _look(storage, step, paths).state == "complete"]
-    if not complete:
-        return []
-    kept = retention.keeps(complete) | set(spared)
-    deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
-    for step in deleted if not dry_run else ():
-        for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
-            storage.delete(path)
-    return deleted
-
-
-def _all(storage: Storage) -> dict[int, list[str]]:
-    return steps_in(storage.list(f"{FOLDER}/"))
-
-
 def _has(paths: list[str], step: int, name: str) -> bool:
     return f"{folder_of(step)}/{name}" in paths
 
@@ -163,20 +147,6 @@ def _why_unfinished(paths: list[str], step: int) -> str:
     if _has(paths, step, SET_ASIDE):
         return "it was found to be damaged before"
     return "it has no manifest, so its writer did not finish"
-
-
-def _look(storage: Storage, step: int, paths: list[str]) -> Found:
-    folder = storage.child(folder_of(step))
-    if not _has(paths, step, MANIFEST):
-        state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
-        return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
-    try:
-        manifest = _manifest(folder, step)
-    except (CheckpointError, NotFoundError) as error:
-        return Found(step, folder.url, "damaged", reason=str(error))
-    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
-        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
-    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
 def _manifest(folder: Storage, step: int) -> Manifest:

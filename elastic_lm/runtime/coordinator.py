@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint import registry, retention
 from elastic_lm.checkpoint.layout import Manifest, Part
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.digest import state_digest
 from elastic_lm.errors import ElasticLMError
@@ -107,7 +107,7 @@ class Publisher:
         if under_way is None or under_way.number < attempt.number:
             return
         try:
-            registry.prune(self._storage, self._retention, spared={attempt.step, under_way.step})
+            retention.prune(self._storage, self._retention, spared={attempt.step, under_way.step})
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
 

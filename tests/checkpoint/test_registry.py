@@ -1,4 +1,4 @@
-"""What a run has of checkpoints: the newest that can be used, what is passed over and why, and what is deleted."""
+"""What a run has of checkpoints: the newest that can be used, and what is passed over and why."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from elastic_lm.checkpoint import layout, registry, store
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint import layout, registry, retention, store
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.errors import CheckpointError, StorageError
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import assert_same, flip, parts_of, save, state
@@ -111,22 +111,7 @@ def test_damaged_step_can_be_saved_again(run: Storage) -> None:
     registry.newest_complete(run)
     save(run, 20, seed=1)
     assert_same(store.load(run, 20).tensors, state(1))
-    assert registry.prune(run, Retention(1)) == [10]
-
-
-def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
-    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"left by a dead writer")
-    for step in (10, 20, 30):
-        save(run, step)
-    run.write("checkpoints/step-00000040/part-00000-0123456789abcdef.safetensors", b"being written")
-    assert registry.prune(run, Retention(2)) == [5, 10]
-    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [20, 30, 40]
-    assert registry.prune(run, Retention(2)) == []
-
-
-def test_prune_without_a_complete_checkpoint_deletes_nothing(run: Storage) -> None:
-    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"being written")
-    assert registry.prune(run, Retention(1)) == []
+    assert retention.prune(run, Retention(1)) == [10]
 
 
 class _Unreachable(Storage):
@@ -142,23 +127,6 @@ def test_unreachable_storage_is_not_taken_for_damage(run: Storage) -> None:
     with pytest.raises(StorageError, match="503"):
         registry.newest_complete(_Unreachable(run.url))
     assert registry.newest_complete(run) is not None
-
-
-def test_milestones_stay_for_good(run: Storage) -> None:
-    for step in (10, 20, 30, 40, 50):
-        save(run, step)
-    assert registry.prune(run, Retention(1, every_steps=20), dry_run=True) == [10, 30]
-    assert len(registry.found(run)) == 5
-    assert registry.prune(run, Retention(1, every_steps=20)) == [10, 30]
-    assert [found.step for found in registry.found(run)] == [20, 40, 50]
-
-
-def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
-    for step in (10, 20, 30):
-        save(run, step)
-    run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
-    assert registry.prune(run, Retention(2)) == [20]
-    assert [found.step for found in registry.found(run)] == [10, 30]
 
 
 def test_found_says_of_each_what_it_is_and_why(run: Storage) -> None:

@@ -10,8 +10,8 @@ import textwrap
 import pytest
 import torch
 
-from elastic_lm.checkpoint import layout, registry, store
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint import layout, registry, retention, store
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import PART_BYTES, assert_same, flip, parts_of, save, state
@@ -106,7 +106,7 @@ def test_checkpoint_round_trip_on_s3(s3_url: str) -> None:
     assert newest is not None
     assert newest.step == 10
     save(run, 20, seed=20)
-    assert registry.prune(run, Retention(1)) == [10]
+    assert retention.prune(run, Retention(1)) == [10]
 
 
 def test_shares_of_two_members_are_one_checkpoint(run: Storage) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from elastic_lm.checkpoint import layout, registry, store
+from elastic_lm.checkpoint import layout, registry, retention, store
 from elastic_lm.checkpoint.layout import Part, shares
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import StorageError
@@ -121,10 +121,10 @@ def test_refusal_of_storage_is_told(outbox: Outbox, monkeypatch: pytest.MonkeyPa
 
 
 def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(storage: Storage, retention: Retention, **more: object) -> None:
+    def refuse(storage: Storage, rule: Retention, **more: object) -> None:
         raise StorageError("no right to delete")
 
-    monkeypatch.setattr(registry, "prune", refuse)
+    monkeypatch.setattr(retention, "prune", refuse)
     assert outbox.save(1, 10) == Published(1, True)
 
 
@@ -197,7 +197,7 @@ def test_stalled_store_keeps_no_process_from_ending(tmp_path: Path) -> None:
     """At the interpreter's exit every thread that is no daemon is waited for."""
     script = textwrap.dedent(f"""
         import threading
-        from elastic_lm.checkpoint.registry import Retention
+        from elastic_lm.checkpoint.retention import Retention
         from elastic_lm.runtime.publisher import Publisher
         from tests.runtime.test_publisher import Stalling
 

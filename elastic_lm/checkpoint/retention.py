@@ -1,0 +1,47 @@
+"""Which checkpoints of a run stay, and how the others go.
+
+Invariant: deleting begins with the manifest, so that whatever interrupts it leaves an unfinished checkpoint and not a
+damaged one; nothing that may be about to finish is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import MANIFEST
+from elastic_lm.storage import Storage
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which complete checkpoints stay: the `newest` ones, and for good those of every multiple of `every_steps`."""
+
+    newest: int
+    every_steps: int | None = None
+
+    def keeps(self, steps: list[int]) -> set[int]:
+        """Of these steps, ascending."""
+        milestones = {step for step in steps if self.every_steps and step % self.every_steps == 0}
+        return {*steps[-self.newest :], *milestones}
+
+
+def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
+    """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
+
+    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
+    Returns: the steps that were deleted, or would be.
+    """
+    there = registry.listed(storage)
+    complete = [
+        step for step, paths in sorted(there.items()) if registry.look(storage, step, paths).state == "complete"
+    ]
+    if not complete:
+        return []
+    kept = retention.keeps(complete) | set(spared)
+    deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
+    for step in deleted if not dry_run else ():
+        for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
+            storage.delete(path)
+    return deleted

@@ -1,0 +1,40 @@
+"""Which checkpoints of a run are deleted, and which are not."""
+
+from __future__ import annotations
+
+from elastic_lm.checkpoint import layout, registry, retention
+from elastic_lm.checkpoint.retention import Retention
+from elastic_lm.storage import Storage
+from tests.checkpoint.saved import save
+
+
+def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
+    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"left by a dead writer")
+    for step in (10, 20, 30):
+        save(run, step)
+    run.write("checkpoints/step-00000040/part-00000-0123456789abcdef.safetensors", b"being written")
+    assert retention.prune(run, Retention(2)) == [5, 10]
+    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [20, 30, 40]
+    assert retention.prune(run, Retention(2)) == []
+
+
+def test_prune_without_a_complete_checkpoint_deletes_nothing(run: Storage) -> None:
+    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"being written")
+    assert retention.prune(run, Retention(1)) == []
+
+
+def test_milestones_stay_for_good(run: Storage) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(run, step)
+    assert retention.prune(run, Retention(1, every_steps=20), dry_run=True) == [10, 30]
+    assert len(registry.found(run)) == 5
+    assert retention.prune(run, Retention(1, every_steps=20)) == [10, 30]
+    assert [found.step for found in registry.found(run)] == [20, 40, 50]
+
+
+def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
+    assert retention.prune(run, Retention(2)) == [20]
+    assert [found.step for found in registry.found(run)] == [10, 30]
