@@ -19,6 +19,7 @@ from elastic_lm.errors import CheckpointError
 
 FORMAT = "elastic-lm checkpoint"
 VERSION = 2
+PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.damaged.json"
@@ -81,7 +82,7 @@ class Manifest:
             for part in body["parts"]
         )
         for part in parts:
-            if not _PART.fullmatch(part.name):
+            if not is_part(part.name):
                 raise CheckpointError(f"its manifest names the part {part.name!r}, which is not a name of ours")
         return cls(body["step"], parts, body["meta"])
 
@@ -109,6 +110,11 @@ def shares(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]:
         cut[min(num_shares - 1, int(middle * num_shares / total)) if total else 0].append(name)
         before += sizes[name]
     return cut
+
+
+def is_part(name: str) -> bool:
+    """Whether an object in a checkpoint's folder has a part's name."""
+    return _PART.fullmatch(name) is not None
 
 
 def steps_in(paths: list[str]) -> dict[int, list[str]]:

@@ -121,9 +121,12 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
     """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
 
     A damaged checkpoint of the same step is replaced; a whole one of the same state is left as it is.
-    Raises: CheckpointError when a whole one of another state is there; StorageError.
+    Raises: CheckpointError when a whole one of another state is there, or a part is not; StorageError.
     """
     folder = storage.child(folder_of(manifest.step))
+    names = folder.list()
+    if missing := [part.name for part in manifest.parts if part.name not in names]:
+        raise CheckpointError(f"part {missing[0]} was stored in {folder.url} and is gone; the manifest was not written")
     try:
         folder.create(MANIFEST, manifest.to_json())
         return CheckpointInfo.of(storage, manifest)

@@ -1,7 +1,7 @@
 """Which checkpoints of a run stay, and how the others go.
 
 Invariant: deleting begins with the manifest, so that whatever interrupts it leaves an unfinished checkpoint and not a
-damaged one; nothing that may be about to finish is deleted.
+damaged one; nothing that may be about to finish is deleted, and no part that a manifest names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from elastic_lm.checkpoint import registry
-from elastic_lm.checkpoint.layout import MANIFEST
+from elastic_lm.checkpoint.layout import MANIFEST, SET_ASIDE, Manifest, folder_of, is_part
+from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 
 
@@ -45,3 +46,24 @@ def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
             storage.delete(path)
     return deleted
+
+
+def collect(storage: Storage, step: int) -> None:
+    """Delete what attempts at `step` that were given up have stored: the parts that no manifest names.
+
+    Parts are named by content, so one may belong to a complete checkpoint as well. Where a manifest cannot be read nobody
+    knows, and all stay. Nobody may be writing a checkpoint of this step.    Raises: StorageError.
+    """
+    folder = storage.child(folder_of(step))
+    names = folder.list()
+    named: set[str] = set()
+    if MANIFEST in names:
+        try:
+            named = {part.name for part in Manifest.from_json(folder.read(MANIFEST)).parts}
+        except CheckpointError:
+            return
+    elif SET_ASIDE in names:
+        return
+    for name in names:
+        if is_part(name) and name not in named:
+            folder.delete(name)

@@ -218,8 +218,9 @@ class Coordinator:
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
                 self._publisher.publish(number)
-            case act.AbandonCheckpoint(number):
+            case act.AbandonCheckpoint(number, member_ids):
                 self._publisher.abandon(number)
+                self._members.cancel_save(number, member_ids)
             case act.Emit(Event(kind=EventKind.RUN_FINISHED) as event):
                 self._last_event = event
             case act.Emit(event):

@@ -19,6 +19,7 @@ from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.digest import state_digest
 from elastic_lm.errors import ElasticLMError
+from elastic_lm.runtime.leftovers import Leftovers
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class _Attempt:
     step: int
     parts: list[Part] = field(default_factory=list)
     thread: threading.Thread | None = None  # that writes the manifest
+    given_up: bool = False
     told: bool = False
 
 
@@ -43,6 +45,7 @@ class Publisher:
     ) -> None:
         self._storage, self._retention, self._meta, self._deliver = storage, retention, meta, deliver
         self._attempt: _Attempt | None = None  # the one that is not given up
+        self._leftovers = Leftovers(storage, self._step_under_way)
         self._telling = threading.Lock()
         self._newest_step = -1
         self.newest: dict[str, str] = {}  # `url` and digests of the newest that was published
@@ -50,6 +53,7 @@ class Publisher:
     def begin(self, number: int, step: int) -> None:
         """An attempt begins."""
         self._attempt = _Attempt(number, step)
+        self._leftovers.begin_to_collect()
 
     def add(self, number: int, parts: tuple[Part, ...]) -> None:
         """A member's share is stored. May be called on any thread."""
@@ -68,8 +72,14 @@ class Publisher:
 
     def abandon(self, number: int) -> None:
         """This attempt is given up."""
-        if self._attempt is not None and self._attempt.number == number:
-            self._attempt = None
+        attempt = self._attempt
+        if attempt is not None and attempt.number == number:
+            self._attempt, attempt.given_up = None, True
+            self._leftovers.add(attempt.step)
+
+    def _step_under_way(self) -> int | None:
+        attempt = self._attempt
+        return None if attempt is None or attempt.told else attempt.step
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Wait for the manifest that is being written, and for old checkpoints to go; but not for ever."""
@@ -103,11 +113,13 @@ class Publisher:
         self._deliver(Published(attempt.number, error is None, error))
 
     def _prune(self, attempt: _Attempt) -> None:
-        under_way = self._attempt  # none: this one was given up, and the run may be restoring one before it
-        if under_way is None or under_way.number < attempt.number:
+        if attempt.given_up:  # the run may be restoring one before it
             return
+        self._leftovers.collect()
+        under_way = self._attempt
+        spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
         try:
-            retention.prune(self._storage, self._retention, spared={attempt.step, under_way.step})
+            retention.prune(self._storage, self._retention, spared=spared)
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
 

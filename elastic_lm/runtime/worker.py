@@ -21,12 +21,12 @@ import ray
 from elastic_lm import failpoints
 from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseReport, Phase, ReadyReport, StepRecord
 from elastic_lm.runtime.lifeline import Lifeline
+from elastic_lm.runtime.upload import Uploads
 
 if TYPE_CHECKING:
     from elastic_lm.checkpoint.layout import Part
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
-    from elastic_lm.runtime.upload import Upload
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Worker:
         self._lowest_generation: Generation | None = None
         self._ending_generation: Generation | None = None
         self._started_at = time.monotonic()
-        self._uploads: dict[int, Upload] = {}
+        self._uploads = Uploads(boot.run_storage)
         failpoints.arm(boot.failpoints, boot.member_id)
         self._lifeline = Lifeline(
             boot.lifeline_address,
@@ -199,10 +199,7 @@ class Worker:
 
     def snapshot(self, number: int, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""
-        from elastic_lm.runtime.upload import Upload
-
-        storage, state = self._boot.run_storage, self._member.state
-        self._uploads[number] = Upload(storage, step, state, share=share, num_shares=num_shares)
+        self._uploads.begin(number, step, self._member.state, share=share, num_shares=num_shares)
 
     def digests(self) -> dict[str, str]:
         """sha256 of this replica's state and of its weights alone."""
@@ -214,7 +211,12 @@ class Worker:
     @ray.method(concurrency_group="save")
     def saved(self, number: int) -> tuple[Part, ...]:
         """Wait for the upload of this attempt; returns the parts that are stored."""
-        return self._uploads.pop(number).result()
+        return self._uploads.result(number)
+
+    @ray.method(concurrency_group="control")
+    def cancel_save(self, number: int) -> None:
+        """This attempt at a checkpoint was given up."""
+        self._uploads.cancel(number)
 
     @ray.method(concurrency_group="control")
     def fence(self, generation: Generation) -> None:

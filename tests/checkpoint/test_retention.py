@@ -5,7 +5,7 @@ from __future__ import annotations
 from elastic_lm.checkpoint import layout, registry, retention
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import save
+from tests.checkpoint.saved import parts_of, save
 
 
 def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
@@ -38,3 +38,34 @@ def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
     run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
     assert retention.prune(run, Retention(2)) == [20]
     assert [found.step for found in registry.found(run)] == [10, 30]
+
+
+PART = "part-00000-000-0123456789abcdef.safetensors"
+
+
+def test_parts_of_given_up_attempts_are_collected(run: Storage) -> None:
+    save(run, 10)
+    run.write(f"{layout.folder_of(20)}/{PART}", b"of an attempt")
+    run.write(f"{layout.folder_of(20)}/notes.txt", b"not ours")
+    retention.collect(run, 20)
+    assert run.list(layout.folder_of(20)) == [f"{layout.folder_of(20)}/notes.txt"]
+    assert registry.newest_complete(run) is not None
+
+
+def test_collecting_spares_what_a_manifest_names(run: Storage) -> None:
+    save(run, 10)
+    named = parts_of(run, 10)
+    run.write(f"{layout.folder_of(10)}/{PART}", b"of an attempt with another cut")
+    retention.collect(run, 10)
+    assert parts_of(run, 10) == named
+    registry.verified(run, 10)
+
+
+def test_collecting_leaves_a_damaged_checkpoint_to_people(run: Storage) -> None:
+    save(run, 10)
+    named = parts_of(run, 10)
+    run.write(f"{layout.folder_of(10)}/{layout.MANIFEST}", b"{}")
+    retention.collect(run, 10)
+    assert registry.newest_complete(run) is None  # and sets it aside
+    retention.collect(run, 10)
+    assert parts_of(run, 10) == named

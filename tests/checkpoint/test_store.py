@@ -125,6 +125,14 @@ def test_shares_of_two_members_are_one_checkpoint(run: Storage) -> None:
     assert len(save_of_other_cut.parts) == 2
 
 
+def test_manifest_is_not_written_without_its_parts(run: Storage) -> None:
+    parts = store.save_share(run, 10, state(), part_bytes=PART_BYTES)
+    run.delete(missing := parts_of(run, 10)[1])
+    with pytest.raises(CheckpointError, match=missing.rpartition("/")[2]):
+        registry.publish(run, layout.Manifest(10, parts))
+    assert not run.exists(f"{layout.folder_of(10)}/{layout.MANIFEST}")
+
+
 def test_empty_share_and_empty_tensor_are_stored(run: Storage) -> None:
     assert store.save_share(run, 10, {}) == ()
     store.save(run, 10, {"a": torch.empty(0, 3), "b": torch.tensor(2.0)}, {})

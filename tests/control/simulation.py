@@ -90,6 +90,7 @@ class Process:
         self.progress = 0
         self.fenced_up_to: Generation | None = None
         self.ending: Generation | None = None
+        self.uploading: set[int] = set()  # attempts at checkpoints
         self._deferred: list[tuple[bool, Callable[[], None]]] = []
         self._delivered_until: dict[bool, float] = {}
 
@@ -195,6 +196,9 @@ class Process:
         content = self.content
 
         def uploaded() -> None:
+            if number not in self.uploading:
+                return
+            self.uploading.discard(number)
             if cluster.num_failing_saves > 0:
                 cluster.num_failing_saves -= 1
                 self.say(ev.Saved(number, self.member_id, ok=False, error="the store is full"))
@@ -202,7 +206,15 @@ class Process:
             cluster.shares.setdefault(number, {})[self.member_id] = content
             self.say(ev.Saved(number, self.member_id, ok=True))
 
+        for earlier in sorted(self.uploading):
+            self.cancel_save(earlier)
+        self.uploading.add(number)
         self.later(cluster.store_s(cluster.pace.save_s), uploaded, trains=False)
+
+    def cancel_save(self, number: int) -> None:
+        if number in self.uploading:
+            self.uploading.discard(number)
+            self.say(ev.Saved(number, self.member_id, ok=False, error="the upload was given up"))
 
     # -- a lease -----------------------------------------------------------------------------------------------------
 
@@ -602,6 +614,9 @@ class Cluster:
                     process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
             case act.PublishCheckpoint(number):
                 self.at(self.store_s(self.pace.save_s / 4), lambda: self._publish(number))
+            case act.AbandonCheckpoint(number, member_ids):
+                for process in map(self._member, member_ids):
+                    process.later(self.latency(), lambda p=process: p.cancel_save(number), trains=False)  # type: ignore[misc]
             case act.Emit(event):
                 self.events.append(event)
             case act.Finish(verdict):
@@ -780,7 +795,9 @@ def _next_content(content: int, step: int, generation: Generation | None) -> int
 def _num_addressed(action: act.Action) -> int:
     """How many members this action sends a message to."""
     match action:
-        case act.Fence(member_ids) | act.EndLease(_, member_ids) | act.SaveCheckpoint(_, member_ids):
+        case act.Fence(member_ids) | act.EndLease(_, member_ids):
+            return len(member_ids)
+        case act.SaveCheckpoint(_, member_ids) | act.AbandonCheckpoint(_, member_ids):
             return len(member_ids)
         case act.Grant(lease):
             return lease.world_size

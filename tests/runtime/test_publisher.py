@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import StorageError
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import state
+from tests.checkpoint.saved import parts_of, state
 
 WAIT_S = 20
 
@@ -187,6 +188,7 @@ def test_late_manifest_deletes_nothing_that_the_run_may_be_restoring(stalled: Ou
     begin(stalled, 1, STALLED_STEP)
     (thread,) = (thread for thread in threading.enumerate() if thread.name == f"publish-{STALLED_STEP}")
     stalled.publisher.abandon(1)
+    stalled.publisher.begin(2, 20)
     open_gate(stalled)
     assert stalled.told.get(timeout=WAIT_S) == Published(1, True)
     thread.join(WAIT_S)
@@ -209,3 +211,55 @@ def test_stalled_store_keeps_no_process_from_ending(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", script], timeout=2 * WAIT_S, capture_output=True, text=True)
     assert ended.returncode == 0
     assert "Published(number=1, ok=False" in ended.stdout
+
+
+def await_no_parts(storage: Storage, step: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while parts_of(storage, step):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_parts_of_a_given_up_attempt_go_when_the_next_one_begins(outbox: Outbox) -> None:
+    outbox.publisher.begin(1, 10)
+    stored(outbox.storage, 10, 0, 2)
+    outbox.publisher.abandon(1)
+    outbox.publisher.begin(2, 20)
+    await_no_parts(outbox.storage, 10)
+
+
+def test_parts_of_a_given_up_attempt_stay_while_their_step_is_written_again(outbox: Outbox) -> None:
+    outbox.publisher.begin(1, 10)
+    of_three = stored(outbox.storage, 10, 0, 3)
+    outbox.publisher.abandon(1)
+    assert outbox.save(2, 10, num_shares=1).ok
+    outbox.publisher.close()  # they go after the news
+    assert of_three[0].name not in outbox.storage.child(layout.folder_of(10)).list()
+    registry.verified(outbox.storage, 10)
+
+
+def test_parts_that_a_manifest_names_outlive_an_attempt_that_was_given_up_too_soon(outbox: Outbox) -> None:
+    assert outbox.save(1, 10).ok
+    outbox.publisher.close()
+    outbox.publisher.begin(2, 10)  # a run that went back
+    stored(outbox.storage, 10, 0, 2)
+    outbox.publisher.abandon(2)
+    assert outbox.save(3, 20).ok
+    outbox.publisher.close()
+    registry.verified(outbox.storage, 10)
+
+
+def test_leftovers_that_cannot_be_deleted_are_tried_again(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(storage: Storage, step: int) -> None:
+        raise StorageError("no right to delete")
+
+    outbox.publisher.begin(1, 20)
+    stored(outbox.storage, 20, 0, 2)
+    outbox.publisher.abandon(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "collect", refuse)
+        assert outbox.save(2, 10).ok
+        outbox.publisher.close()
+        assert parts_of(outbox.storage, 20)
+    outbox.publisher.begin(3, 30)
+    await_no_parts(outbox.storage, 20)
