@@ -493,7 +493,7 @@ class Control:
         self._decide(now)
 
     def _decide(self, now: float) -> None:
-        """No lease is out: save, let go of those who leave, and grant the next one."""
+        """No lease is out: let go of those who leave, save, and grant the next one."""
         if self._verdict is not None or self._lease is not None:
             return
         now_standing = self._standing()
@@ -501,9 +501,10 @@ class Control:
         if ending:
             self._end_run(now_standing.whole, now_standing.head, now)
             return
+        self._let_go()  # and what of a checkpoint goes with them is saved again below
+        now_standing = self._standing()
         if now_standing.head is not None and not now_standing.behind and self._saving.is_due(now_standing.head):
             self._saving.begin(now_standing.whole, now_standing.head, now)
-        self._let_go()
         self._grant(now)
 
     def _standing(self) -> Any:

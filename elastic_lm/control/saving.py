@@ -1,16 +1,22 @@
 """Which checkpoint is being written, by whom, and which one is the newest that is complete.
 
-A state is saved in shares, one for each member that holds it, and counts when all shares are stored and its manifest is.
-Invariant: at most one checkpoint is under way, and none for longer than `checkpoint_timeout_s`; one of which a share's owner
-goes before its share is stored is given up at once. A manifest that is stored after all is the checkpoint that it is,
+A state is saved in shares, one for each of some members that hold it, and counts when all shares are stored and its manifest
+is. Invariant: at most one checkpoint is under way, and none for longer than `checkpoint_timeout_s`; one of which a share's
+owner goes before its share is stored is given up at once. A manifest that is stored after all is the checkpoint that it is,
 whatever was said of it before.
-Trade-off: training never waits for the store, so one that is slower than the interval has checkpoints left out.
+
+Trade-offs: Training never waits for the store, so one that is slower than the interval has checkpoints left out. Many owners
+make shares small, quick to copy and to upload; but whoever of them goes takes the checkpoint along. So there are `MAX_OWNERS`
+at most, those who have lived longest, half as many after each loss and twice as many after each success: where workers go all
+the time the whole state is soon one member's, which must find room for the copy. A checkpoint that was lost with an owner is
+begun again at the next end of a lease, which that loss has mostly brought about: so the newest one is never older than the
+interval and a few uploads, and where workers go all the time a state is copied more often than the interval says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from elastic_lm.control import actions as act
@@ -20,6 +26,9 @@ from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import EventKind
 
 FINAL_TRIES = 3
+MAX_OWNERS = (
+    8  # a machine's usual number of GPUs: each then copies an eighth of the state, and more would be little less
+)
 
 
 class Emit(Protocol):
@@ -35,7 +44,8 @@ class _Save:
     began: float
     deadline: float
     final: bool
-    owing: set[str] = field(default_factory=set)  # members whose shares are not stored yet; none: being published
+    num_owners: int
+    owing: set[str]  # owners whose shares are not stored yet; none: being published
 
 
 class Saving:
@@ -51,6 +61,8 @@ class Saving:
         self._num_begun = 0
         self._save: _Save | None = None
         self._in_publication: dict[int, _Save] = {}  # what became of their manifests is not known, given up or not
+        self._num_owners = MAX_OWNERS  # at most, of the next one
+        self._was_lost = False  # with an owner, and is owed
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
 
@@ -65,20 +77,23 @@ class Saving:
 
     def is_due(self, step: int) -> bool:
         every = self._spec.checkpoint_every
-        return bool(every and step % every == 0 and step > (self.newest_step or 0) and self._save is None)
+        is_time = every is not None and (self._was_lost or step % every == 0)
+        return is_time and step > (self.newest_step or 0) and self._save is None
 
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
         """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""
         owners = self._owners(whole)
         self._num_begun += 1
         deadline = now + self._spec.checkpoint_timeout_s
-        self._save = _Save(self._num_begun, step, now, deadline, final, set(owners))
+        self._save = _Save(self._num_begun, step, now, deadline, final, len(owners), set(owners))
+        self._was_lost = False
         self._do(act.SaveCheckpoint(self._num_begun, owners, step))
 
     def _owners(self, whole: Sequence[Member]) -> tuple[str, ...]:
         staying = [m for m in whole if m.leaving is None and m.lost_connection_at is None]
         lucky = [m for m in staying if m.member_id not in self._unlucky]
-        return tuple(m.member_id for m in (lucky or staying or whole))
+        eldest = sorted(lucky or staying or whole, key=lambda m: m.number)
+        return tuple(m.member_id for m in eldest[: self._num_owners])
 
     def share_ended(self, event: Saved) -> bool:
         """The upload of a share ended, well or not.    Returns: whether the checkpoint under way failed by it."""
@@ -91,9 +106,11 @@ class Saving:
                 self._in_publication[save.number] = save
                 self._do(act.PublishCheckpoint(save.number))
             return False
-        if not event.lost:
+        if event.lost:
+            self._lose(save, event.member_id, event.error)
+        else:
             self._unlucky.add(event.member_id)
-        self._give_up(save, event.error, counts=not event.lost)
+            self._give_up(save, event.error)
         return True
 
     def published(self, event: Published, now: float) -> bool:
@@ -109,11 +126,9 @@ class Saving:
         return was_under_way
 
     def abandon(self, member: Member, why: str) -> None:
-        """The member goes; a share of its that is not stored goes with it. That is no failure of the store."""
-        save = self._save
-        if save is not None and member.member_id in save.owing:
-            save.owing.discard(member.member_id)  # which cannot be told any more
-            self._give_up(save, why, counts=False)
+        """The member goes; a share of its that is not stored goes with it."""
+        if self._save is not None and member.member_id in self._save.owing:
+            self._lose(self._save, member.member_id, why)
 
     def slept(self, seconds: float) -> None:
         """The coordinator did: nobody's upload is late for that."""
@@ -141,12 +156,19 @@ class Saving:
         if save.step > (self.newest_step or 0):
             self.newest_step = save.step
         self.restorable_at = max(save.began, self.restorable_at or save.began)
+        self._num_owners = min(MAX_OWNERS, 2 * self._num_owners)
         seconds = now - save.began
         self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {save.step} saved in {seconds:.1f} s.",
                    step=save.step, seconds=seconds)  # fmt: skip
 
+    def _lose(self, save: _Save, member_id: str, why: str | None) -> None:
+        """With an owner: no failure of the store."""
+        save.owing.discard(member_id)  # which cannot be told any more
+        self._num_owners, self._was_lost = max(1, save.num_owners // 2), True
+        self._give_up(save, why, counts=False)
+
     def _give_up(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
-        """`counts`: it is the store's fault, and not that of a worker that went."""
+        """`counts`: of the tries of a final one."""
         self._failed_final_tries += save.final and counts
         self._save = None
         self._do(act.AbandonCheckpoint(save.number, tuple(sorted(save.owing))))

@@ -1108,6 +1108,53 @@ def test_checkpoint_is_given_up_with_a_worker_whose_share_is_not_stored() -> Non
     assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
 
 
+def test_checkpoint_that_was_lost_with_an_owner_is_begun_again_at_the_end_of_a_lease() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1", "w2")
+    for member_id in ("w0", "w1", "w2"):
+        run.report(member_id, 10)
+    run.tell(ev.Saved(1, "w1", ok=False, error="process died", lost=True))
+    run.dies("w1")
+    for member_id in ("w0", "w2"):
+        run.report(member_id, 13, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 13]
+    assert run.lease.stop_step == 20  # which stays a step to save at
+    run.saved()
+    run.dies("w2")
+    run.report("w0", 14, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 13]  # it is owed no longer
+
+
+def test_checkpoint_that_the_store_refused_waits_for_the_next_interval() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.saved(error="disk full")
+    run.dies("w1")
+    run.report("w0", 13, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10]
+
+
+def test_owners_are_the_eldest_and_fewer_after_each_loss_and_more_after_each_success() -> None:
+    names = tuple(f"w{number}" for number in range(12))
+    run = Run(max_workers=12, num_micro_batches=12, checkpoint_every=10).training(*names)
+    report_all(run, 10)
+    for lost in ("w0", "w1"):
+        run.dies(lost)
+        report_all(run, 10, LeaseEnd.FENCED, but=lost)
+    for step in (20, 30, 40):
+        run.saved()
+        report_all(run, step)
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [
+        names[0:8], names[1:5], names[2:4], names[2:6], names[2:10], names[2:10],
+    ]  # fmt: skip
+
+
+def report_all(run: Run, step: int, end: LeaseEnd = LeaseEnd.COMPLETED, *, but: str = "") -> None:
+    for member_id in run.lease.members:
+        if member_id != but:
+            run.report(member_id, step, end)
+
+
 def test_worker_whose_share_is_stored_may_go() -> None:
     run = Run(checkpoint_every=10).training("w0", "w1")
     run.report("w0", 10)
@@ -1144,8 +1191,10 @@ def test_checkpoint_is_given_up_with_the_worker_that_leaves() -> None:
     run.report("w0", 11, LeaseEnd.ENDED_EARLY)
     run.report("w1", 11, LeaseEnd.ENDED_EARLY)
     assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(2, ("w1",), 11)  # by those who stay, at once
+    run.saved()
     run.report("w1", 20)
-    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(2, ("w1",), 20)
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(3, ("w1",), 20)
 
 
 def test_checkpoint_is_written_by_workers_that_stay() -> None:
@@ -1325,7 +1374,7 @@ def test_final_checkpoint_outlives_any_number_of_its_writers() -> None:
     for member_id in ("w0", "w1", "w2", "w3"):
         run.dies(member_id)
         run.wait(SCAN_S)
-    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [names[n:] for n in range(5)]
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [names, names[1:3], names[2:3], names[3:4], names[4:]]
     run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 

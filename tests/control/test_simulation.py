@@ -5,6 +5,7 @@ Schedules are drawn by hypothesis; one that ever broke something is kept in `REG
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -308,6 +309,38 @@ def test_store_that_hangs_costs_one_checkpoint(at_step: int, delay_s: float) -> 
 
 def hang_next_write(cluster: Cluster) -> None:
     cluster.num_stalled_writes, cluster.stall_s = 1, 10_000.0
+
+
+@pytest.mark.parametrize("num_workers", [4, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_checkpoints_keep_coming_while_workers_die_faster_than_they_are_written(seed: int, num_workers: int) -> None:
+    """One dies every 5 s; an upload takes 2 to 6 s. With 4 owners and no second try the newest was 50 to 80 s old at times."""
+    spec = make_spec(
+        max_workers=num_workers, num_micro_batches=2 * num_workers, total_steps=1_500, checkpoint_every=50,
+        quarantine_failures=1_000, backoff_limit_s=1.0, checkpoint_timeout_s=900.0,
+    )  # fmt: skip
+    cluster = Cluster(spec, nodes={"n0": num_workers}, seed=seed, pace=Pace(micro_batch_s=0.05, save_s=4.0))
+    train(cluster, full(cluster))
+    kill_one_every(cluster, 5.0)
+    saved_at = [cluster.now]
+    while cluster.verdict is None:
+        await_checkpoint_after(max(cluster.saved, default=0), cluster)
+        saved_at.append(cluster.now)
+    assert max(after - before for before, after in itertools.pairwise(saved_at)) < 25.0
+    assert cluster.restores == [0]
+    assert cluster.kinds()[EventKind.CHECKPOINT_FAILED] > 5  # or nothing was tested
+
+
+def await_checkpoint_after(step: int, cluster: Cluster) -> None:
+    train(cluster, lambda: max(cluster.saved, default=0) > step)
+
+
+def kill_one_every(cluster: Cluster, seconds: float) -> None:
+    def kill() -> None:
+        cluster.random.choice(cluster.living()).die()
+        cluster.at(seconds, kill)
+
+    cluster.at(seconds, kill)
 
 
 def test_frozen_member_is_given_up_and_never_comes_back() -> None:
