@@ -8,9 +8,10 @@ whatever was said of it before.
 Trade-offs: Training never waits for the store, so one that is slower than the interval has checkpoints left out. Many owners
 make shares small, quick to copy and to upload; but whoever of them goes takes the checkpoint along. So there are `MAX_OWNERS`
 at most, those who have lived longest, half as many after each loss and twice as many after each success: where workers go all
-the time the whole state is soon one member's, which must find room for the copy. A checkpoint that was lost with an owner is
-begun again at the next end of a lease, which that loss has mostly brought about: so the newest one is never older than the
-interval and a few uploads, and where workers go all the time a state is copied more often than the interval says.
+the time the whole state is soon one member's, which must find room for the copy. (With fast sums it always is: replicas may
+differ in their last bits, so shares of several are not one state.) A checkpoint that was lost with an owner is begun again
+at the next end of a lease, which that loss has mostly brought about: so the newest one is never older than the interval and
+a few uploads, and where workers go all the time a state is copied more often than the interval says.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Saving:
         self._num_begun = 0
         self._save: _Save | None = None
         self._in_publication: dict[int, _Save] = {}  # what became of their manifests is not known, given up or not
-        self._num_owners = MAX_OWNERS  # at most, of the next one
+        self._max_owners = MAX_OWNERS if spec.exact else 1
+        self._num_owners = self._max_owners  # of the next one, at most
         self._was_lost = False  # with an owner, and is owed
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
@@ -156,7 +158,7 @@ class Saving:
         if save.step > (self.newest_step or 0):
             self.newest_step = save.step
         self.restorable_at = max(save.began, self.restorable_at or save.began)
-        self._num_owners = min(MAX_OWNERS, 2 * self._num_owners)
+        self._num_owners = min(self._max_owners, 2 * self._num_owners)
         seconds = now - save.began
         self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {save.step} saved in {seconds:.1f} s.",
                    step=save.step, seconds=seconds)  # fmt: skip

@@ -609,6 +609,7 @@ class Cluster:
                     self.at(self.pace.message_s, lambda: self.tell(ev.NodeLost(node_id)))
             case act.SaveCheckpoint(number, member_ids, step):
                 assert number not in self.saves and member_ids
+                assert self.spec.exact or len(member_ids) == 1, "with fast sums the shares of several are not one state"
                 self.saves[number] = action
                 for process in map(self._member, member_ids):
                     process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
