@@ -9,7 +9,7 @@ import pytest
 
 from elastic_lm.checkpoint import layout, registry
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import flip, parts_of, save
+from tests.checkpoint.saved import change_version, flip, parts_of, save
 from tests.test_cli import run
 from tests.test_cli_run import STORY, write_log
 
@@ -77,3 +77,16 @@ def test_prune_deletes_what_it_says(url: str) -> None:
 def test_prune_keeps_at_least_one(url: str) -> None:
     assert run("checkpoints", "prune", url, "--keep", "0").exit_code == 2
     assert steps(url) == [10, 20, 30]
+
+
+def test_checkpoint_of_another_version_is_listed_and_is_no_damage(url: str) -> None:
+    change_version(Storage.open(url), 20, 3)
+    rows = run("checkpoints", "list", url).stdout.splitlines()
+    assert rows[1].split(maxsplit=1) == [
+        "20", "other version  its manifest is of version 3 of the format, and this program reads version 2",
+    ]  # fmt: skip
+    told = run("checkpoints", "verify", url)
+    assert told.exit_code == 2
+    assert "1 of 3 checkpoints are of another version" in told.stderr
+    assert "damaged" not in told.stderr
+    assert run("checkpoints", "prune", url, "--keep", "1").stdout.endswith(": nothing.\n")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError
 
 FORMAT = "elastic-lm checkpoint"
 VERSION = 2
@@ -64,18 +64,16 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason."""
+        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason; of its kinds
+        CheckpointVersionError when another version wrote it.
+        """
         try:
             body = json.loads(data)
+            _refuse_other_version(body)
             told = body.pop("sha256")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"its manifest of {len(data)} bytes is torn or not one") from error
-        if body.get("format") != FORMAT or body.get("version") != VERSION:
-            raise CheckpointError(
-                f"its manifest is {body.get('format')!r} version {body.get('version')!r}; this program reads {FORMAT!r} "
-                f"version {VERSION}"
-            )
-        if told != _hash(body):
+        if (body.get("format"), body.get("version")) != (FORMAT, VERSION) or told != _hash(body):
             raise CheckpointError("its manifest does not have the hash that it names")
         parts = tuple(
             Part(part["name"], part["size_bytes"], {name: _entry(entry) for name, entry in part["tensors"].items()})
@@ -124,6 +122,18 @@ def steps_in(paths: list[str]) -> dict[int, list[str]]:
         if match := _STEP.match(path):
             found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _refuse_other_version(body: dict[str, Any]) -> None:
+    """A format names its version first, whatever else is in it. One flipped bit of ours is no other version."""
+    version = body.get("version")
+    if body.get("format") != FORMAT or type(version) is not int or version == VERSION:
+        return
+    ours = {**body, "version": VERSION}
+    if ours.pop("sha256", None) != _hash(ours):
+        raise CheckpointVersionError(
+            f"its manifest is of version {version} of the format, and this program reads version {VERSION}"
+        )
 
 
 def _entry(body: dict[str, Any]) -> Entry:

@@ -15,7 +15,7 @@ import safetensors
 from safetensors import SafetensorError
 
 from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Entry, Manifest, Part, folder_of, steps_in
-from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
+from elastic_lm.errors import AlreadyExistsError, CheckpointError, CheckpointVersionError, NotFoundError
 from elastic_lm.storage import Storage
 
 
@@ -43,7 +43,7 @@ class Found:
 
     step: int
     url: str
-    state: Literal["complete", "unfinished", "damaged"]
+    state: Literal["complete", "unfinished", "damaged", "other version"]
     size_bytes: int | None = None
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +67,8 @@ def look(storage: Storage, step: int, paths: list[str]) -> Found:
         return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
     try:
         manifest = _manifest(folder, step)
+    except CheckpointVersionError as error:
+        return Found(step, folder.url, "other version", reason=str(error))
     except (CheckpointError, NotFoundError) as error:
         return Found(step, folder.url, "damaged", reason=str(error))
     if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
@@ -78,7 +80,8 @@ def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | Non
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
     What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
-    (it is kept under another name), so that nobody chooses it and its step can be saved again.    Raises: StorageError.
+    (it is kept under another name), so that nobody chooses it and its step can be saved again.
+    Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone.
     """
     tell = on_skipped or (lambda sentence: None)
     for step, paths in sorted(listed(storage).items(), reverse=True):
@@ -88,6 +91,11 @@ def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | Non
             continue
         try:
             return CheckpointInfo.of(storage, verified(storage, step))
+        except CheckpointVersionError as error:
+            raise CheckpointVersionError(
+                f"checkpoint {folder.url} cannot be used: {error}; train on with the version of elastic-lm that wrote it, or "
+                "choose another name for a new run"
+            ) from error
         except (CheckpointError, NotFoundError) as error:
             tell(f"Passing over checkpoint {folder.url}: {error}.")
             _set_aside(folder)
@@ -121,7 +129,8 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
     """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
 
     A damaged checkpoint of the same step is replaced; a whole one of the same state is left as it is.
-    Raises: CheckpointError when a whole one of another state is there, or a part is not; StorageError.
+    Raises: CheckpointError when a whole one of another state or one of another version is there, or a part is not there;
+    StorageError.
     """
     folder = storage.child(folder_of(manifest.step))
     names = folder.list()
@@ -134,6 +143,8 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
         pass
     try:
         there = verified(storage, manifest.step)
+    except CheckpointVersionError as error:
+        raise CheckpointVersionError(f"checkpoint {folder.url} is there already and was left alone: {error}") from error
     except (CheckpointError, NotFoundError):
         folder.write(MANIFEST, manifest.to_json())
         return CheckpointInfo.of(storage, manifest)

@@ -31,16 +31,17 @@ class Retention:
 def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
-    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
+    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`, and what
+    another version of elastic-lm has written.
     Returns: the steps that were deleted, or would be.
     """
     there = registry.listed(storage)
-    complete = [
-        step for step, paths in sorted(there.items()) if registry.look(storage, step, paths).state == "complete"
-    ]
+    states = {step: registry.look(storage, step, paths).state for step, paths in sorted(there.items())}
+    complete = [step for step, state in states.items() if state == "complete"]
     if not complete:
         return []
-    kept = retention.keeps(complete) | set(spared)
+    foreign = {step for step, state in states.items() if state == "other version"}
+    kept = retention.keeps(complete) | foreign | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):

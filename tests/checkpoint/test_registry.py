@@ -8,9 +8,9 @@ import pytest
 
 from elastic_lm.checkpoint import layout, registry, retention, store
 from elastic_lm.checkpoint.retention import Retention
-from elastic_lm.errors import CheckpointError, StorageError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError, StorageError
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import assert_same, flip, parts_of, save, state
+from tests.checkpoint.saved import assert_same, change_version, flip, parts_of, save, state
 
 
 def test_newest_complete_of_an_empty_run_is_none(run: Storage) -> None:
@@ -152,3 +152,55 @@ def test_what_was_set_aside_is_told_as_damaged(run: Storage) -> None:
     assert "was found to be damaged before" in told[0]
     (found,) = registry.found(run)
     assert found.state == "damaged"
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_checkpoint_of_another_version_is_refused_by_name_and_left_alone(run: Storage, version: int) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    path = change_version(run, 20, version)
+    there = run.read(path)
+    newest = registry.newest_complete(run)
+    assert newest is not None and newest.step == 30  # nobody asks for that one
+    run.delete(f"{layout.folder_of(30)}/{layout.MANIFEST}")
+    for _ in range(2):
+        with pytest.raises(CheckpointVersionError) as caught:
+            registry.newest_complete(run)
+        assert str(caught.value) == (
+            f"checkpoint {run.url}/{layout.folder_of(20)} cannot be used: its manifest is of version {version} of the format, "
+            "and this program reads version 2; train on with the version of elastic-lm that wrote it, or choose another name "
+            "for a new run"
+        )
+    assert run.read(path) == there
+
+
+def test_checkpoint_of_another_version_is_told_as_such(run: Storage) -> None:
+    save(run, 10)
+    change_version(run, 10, 3)
+    (found,) = registry.found(run)
+    assert (found.state, found.reason) == (
+        "other version", "its manifest is of version 3 of the format, and this program reads version 2",
+    )  # fmt: skip
+
+
+def test_checkpoint_of_another_version_is_not_overwritten(run: Storage) -> None:
+    save(run, 10)
+    there = run.read(change_version(run, 10, 3))
+    with pytest.raises(CheckpointError, match="version 3 of the format"):
+        save(run, 10, seed=1)
+    assert run.read(f"{layout.folder_of(10)}/{layout.MANIFEST}") == there
+
+
+@pytest.mark.parametrize("version", [None, "3", 2.5, True])
+def test_version_that_is_none_is_damage(run: Storage, version: object) -> None:
+    save(run, 10)
+    change_version(run, 10, version)
+    assert registry.newest_complete(run) is None
+
+
+def test_flipped_version_is_damage(run: Storage) -> None:
+    """All else has the hash that it should have: nobody wrote another version."""
+    save(run, 10)
+    path = f"{layout.folder_of(10)}/{layout.MANIFEST}"
+    run.write(path, run.read(path).replace(b'"version": 2', b'"version": 3'))
+    assert registry.newest_complete(run) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from elastic_lm.checkpoint import layout, registry, retention
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import parts_of, save
+from tests.checkpoint.saved import change_version, parts_of, save
 
 
 def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
@@ -69,3 +69,14 @@ def test_collecting_leaves_a_damaged_checkpoint_to_people(run: Storage) -> None:
     assert registry.newest_complete(run) is None  # and sets it aside
     retention.collect(run, 10)
     assert parts_of(run, 10) == named
+
+
+def test_checkpoint_of_another_version_stays_and_counts_for_none(run: Storage) -> None:
+    for step in (10, 20, 30, 40):
+        save(run, step)
+    change_version(run, 20, 3)
+    everything = run.list(layout.folder_of(20))
+    assert retention.prune(run, Retention(2)) == [10]
+    retention.collect(run, 20)
+    assert run.list(layout.folder_of(20)) == everything
+    assert [found.step for found in registry.found(run)] == [20, 30, 40]

@@ -12,7 +12,7 @@ import torch
 
 from elastic_lm.checkpoint import layout, registry, retention, store
 from elastic_lm.checkpoint.retention import Retention
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import PART_BYTES, assert_same, flip, parts_of, save, state
 
@@ -51,9 +51,9 @@ def test_saving_another_state_over_a_complete_one_is_refused(run: Storage) -> No
 
 
 def test_later_format_is_refused_with_both_versions() -> None:
-    body = json.loads(layout.Manifest(1, ()).to_json())
-    with pytest.raises(CheckpointError, match=r"version 99.*version 2"):
-        layout.Manifest.from_json(json.dumps({**body, "version": 99}).encode())
+    later = {"format": layout.FORMAT, "version": 99, "whatever": "else is in it"}
+    with pytest.raises(CheckpointVersionError, match=r"version 99.*version 2"):
+        layout.Manifest.from_json(json.dumps(later).encode())
 
 
 def test_manifest_cannot_point_outside_its_folder() -> None:
