@@ -526,6 +526,8 @@ class Control:
             if self._interruption is None or self._interruption.cause not in (START, WAIT):
                 self._interrupt_for_wait(len(members), now)
             return
+        if current.head is None and self._saving.holds_up_restore():
+            return
         self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
         self._join_at = None  # whoever waited to join is in, or comes in right after those behind
         self._catching_up = bool(current.behind)

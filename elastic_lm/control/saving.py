@@ -47,6 +47,7 @@ class _Save:
     final: bool
     num_owners: int
     owing: set[str]  # owners whose shares are not stored yet; none: being published
+    is_awaited: bool = False  # by a run that has nothing else
 
 
 class Saving:
@@ -81,6 +82,17 @@ class Saving:
         every = self._spec.checkpoint_every
         is_time = every is not None and (self._was_lost or step % every == 0)
         return is_time and step > (self.newest_step or 0) and self._save is None
+
+    def holds_up_restore(self) -> bool:
+        """Whether a checkpoint that is newer than any that can be restored lacks nothing but its manifest. Told once."""
+        save = self._save
+        if save is None or save.owing or save.step <= (self.newest_step or 0):
+            return False
+        if not save.is_awaited:
+            save.is_awaited = True
+            self._emit(EventKind.NOTE, f"Nobody holds a state; waiting for the manifest of step {save.step}, which is being "
+                       f"written, rather than go back to step {self.newest_step or 0}.")  # fmt: skip
+        return True
 
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
         """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""

@@ -417,6 +417,7 @@ class Cluster:
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
         self.shares: dict[int, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
         self.saves: dict[int, act.SaveCheckpoint] = {}
+        self.publishing: dict[int, int] = {}  # attempts that are not given up: number -> step
         self.saved = {*self.checkpoints}  # those that control has heard of
         self.num_failing_saves = 0
         self.num_stalled_writes = 0  # shares and manifests that are stored only after `stall_s`
@@ -614,8 +615,10 @@ class Cluster:
                 for process in map(self._member, member_ids):
                     process.later(self.pace.message_s / 4, lambda p=process: p.save(number, step))  # type: ignore[misc]
             case act.PublishCheckpoint(number):
+                self.publishing[number] = self.saves[number].step
                 self.at(self.store_s(self.pace.save_s / 4), lambda: self._publish(number))
             case act.AbandonCheckpoint(number, member_ids):
+                self.publishing.pop(number, None)
                 for process in map(self._member, member_ids):
                     process.later(self.latency(), lambda p=process: p.cancel_save(number), trains=False)  # type: ignore[misc]
             case act.Emit(event):
@@ -635,6 +638,7 @@ class Cluster:
         save, shares = self.saves[number], self.shares[number]
         assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
         (self.checkpoints[save.step],) = set(shares.values())
+        self.publishing.pop(number, None)
         self.tell(ev.Published(number, ok=True))
 
     def _member(self, member_id: str) -> Process:
@@ -707,6 +711,9 @@ class Cluster:
             assert len(restoring) == len(others), f"{restoring} restore beside whole members {others}"
             assert self.head is None, f"a checkpoint is restored while the state of step {self.head} lives"
             assert lease.start_step == (lease.restore or 0) == max(self.saved, default=0)
+            assert all(step <= lease.start_step for step in self.publishing.values()), (
+                "a newer one was about to be complete"
+            )
         elif elsewhere:  # a lease below the head: only those behind, only what they lack, only with exact sums
             assert self.spec.exact and lease.stop_step == lease.start_step + 1
             assert not set(lease.members) & {p.member_id for p in elsewhere}

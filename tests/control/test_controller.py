@@ -1321,6 +1321,44 @@ def test_manifest_that_is_being_written_when_the_verdict_falls_is_told(ok: bool)
     assert run.tell(ev.Tick()) == []
 
 
+def all_lost_while_the_manifest_of_20_is_written() -> Run:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", step=10)
+    run.saved()
+    run.report("w0", 20)
+    run.tell(ev.Saved(run.save.number, "w0", ok=True))
+    run.dies("w0")
+    run.listen().ready("w1")
+    return run
+
+
+def test_restore_waits_for_the_manifest_of_a_newer_checkpoint() -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    run.wait(2.0, beating="w1", phase=Phase.WAITING)
+    assert not run.granted
+    (note,) = run.events(EventKind.NOTE)  # once
+    assert "the manifest of step 20" in note.message
+    run.tell(ev.Published(run.save.number, ok=True))
+    assert (run.lease.start_step, run.lease.restore) == (20, 20)
+
+
+@pytest.mark.parametrize("how", ["fails", "takes too long"])
+def test_restore_takes_the_older_checkpoint_when_the_manifest_does_not_come(how: str) -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    if how == "fails":
+        run.tell(ev.Published(run.save.number, ok=False, error="disk full"))
+    else:
+        run.wait(5.1, beating="w1", phase=Phase.WAITING)
+    assert (run.lease.start_step, run.lease.restore) == (10, 10)
+
+
+def test_stop_waits_for_the_manifest_that_is_being_written_though_all_are_lost() -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert not run.all(act.Finish)
+    run.tell(ev.Published(run.save.number, ok=True))
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 20)
+
+
 def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
     run = Run(total_steps=15).training("w0", "w1")
     run.report("w0", 15)
