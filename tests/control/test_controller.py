@@ -645,6 +645,21 @@ def test_member_that_computes_without_progress_is_given_up() -> None:
     assert "no progress in compute" in run.events(EventKind.MEMBER_LOST)[0].message
 
 
+def test_member_that_does_not_begin_its_lease_is_given_up() -> None:
+    """In a lease that goes on in the group of the one before there is no forming that it could fail."""
+    run = Run(progress_timeout_s=5.0, checkpoint_every=10).training("w0", "w1")
+    for member_id in ("w0", "w1"):
+        run.report(member_id, 10)
+        run.beat(member_id, Phase.WAITING, progress=7)
+    assert run.lease.continues is not None
+    for _ in range(scans(5.5)):
+        run.beat("w1", Phase.WAITING, progress=7)
+        run.beat("w0", Phase.REDUCE, progress=8)
+        run.wait(SCAN_S)
+    assert killed(run) == ["w1"]
+    assert "no progress in waiting" in run.events(EventKind.MEMBER_LOST)[0].message
+
+
 def test_member_that_waits_for_others_owes_no_progress() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1")
     for _ in range(scans(10)):
