@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.layout import MANIFEST, SET_ASIDE, Manifest, folder_of, is_part
+from elastic_lm.checkpoint.registry import Found
 from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 
@@ -28,25 +29,44 @@ class Retention:
         return {*steps[-self.newest :], *milestones}
 
 
-def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
+def prune(
+    storage: Storage,
+    retention: Retention,
+    *,
+    spared: Collection[int] = (),
+    seen: dict[int, Found] | None = None,
+    dry_run: bool = False,
+) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
     What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`, and what
-    another version of elastic-lm has written.
+    another version of elastic-lm has written. `seen`: complete ones that an earlier call has looked at and need not be read
+    again, as long as their manifests are there; it is brought up to date.
     Returns: the steps that were deleted, or would be.
     """
     there = registry.listed(storage)
-    states = {step: registry.look(storage, step, paths).state for step, paths in sorted(there.items())}
-    complete = [step for step, state in states.items() if state == "complete"]
+    found = _look_at(storage, there, {} if seen is None else seen)
+    complete = [step for step, one in found.items() if one.state == "complete"]
     if not complete:
         return []
-    foreign = {step for step, state in states.items() if state == "other version"}
+    foreign = {step for step, one in found.items() if one.state == "other version"}
     kept = retention.keeps(complete) | foreign | set(spared)
     deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
     for step in deleted if not dry_run else ():
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
             storage.delete(path)
     return deleted
+
+
+def _look_at(storage: Storage, there: dict[int, list[str]], seen: dict[int, Found]) -> dict[int, Found]:
+    """By step, ascending. `seen` becomes those that are complete."""
+    found = {}
+    for step, paths in sorted(there.items()):
+        has_manifest = f"{folder_of(step)}/{MANIFEST}" in paths
+        found[step] = seen[step] if has_manifest and step in seen else registry.look(storage, step, paths)
+    seen.clear()
+    seen.update({step: one for step, one in found.items() if one.state == "complete"})
+    return found
 
 
 def collect(storage: Storage, step: int) -> None:

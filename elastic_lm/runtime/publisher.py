@@ -15,6 +15,7 @@ from typing import Any
 
 from elastic_lm.checkpoint import registry, retention
 from elastic_lm.checkpoint.layout import Manifest, Part
+from elastic_lm.checkpoint.registry import Found
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.digest import state_digest
@@ -47,6 +48,7 @@ class Publisher:
         self._attempt: _Attempt | None = None  # the one that is not given up
         self._leftovers = Leftovers(storage, self._step_under_way)
         self._telling = threading.Lock()
+        self._seen: dict[int, Found] = {}  # complete checkpoints
         self._newest_step = -1
         self.newest: dict[str, str] = {}  # `url` and digests of the newest that was published
 
@@ -119,7 +121,7 @@ class Publisher:
         under_way = self._attempt
         spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
         try:
-            retention.prune(self._storage, self._retention, spared=spared)
+            retention.prune(self._storage, self._retention, spared=spared, seen=self._seen)
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from elastic_lm.checkpoint import layout, registry, retention
+from elastic_lm.checkpoint.registry import Found
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import change_version, parts_of, save
@@ -38,6 +41,40 @@ def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
     run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
     assert retention.prune(run, Retention(2)) == [20]
     assert [found.step for found in registry.found(run)] == [10, 30]
+
+
+class Counting(Storage):
+    """Counts the reads of manifests."""
+
+    num_reads = 0
+
+    def child(self, path: str) -> Storage:
+        return Counting(super().child(path).url)
+
+    def read(self, path: str) -> bytes:
+        Counting.num_reads += path.endswith(layout.MANIFEST)
+        return super().read(path)
+
+
+def test_manifest_that_was_seen_is_not_read_again(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milestones stay for good: a long run would read them all after every checkpoint."""
+    monkeypatch.setattr(Counting, "num_reads", 0)
+    counting = Counting(run.url)
+    seen: dict[int, Found] = {}
+    for step in range(10, 110, 10):
+        save(run, step)
+        retention.prune(counting, Retention(1, every_steps=20), seen=seen)
+    assert Counting.num_reads == 10
+    assert [found.step for found in registry.found(run)] == [20, 40, 60, 80, 100]
+
+
+def test_manifest_that_was_seen_and_is_gone_counts_for_none(run: Storage) -> None:
+    seen: dict[int, Found] = {}
+    for step in (10, 20, 30):
+        save(run, step)
+    retention.prune(run, Retention(3), seen=seen)
+    run.delete(f"{layout.folder_of(30)}/{layout.MANIFEST}")
+    assert retention.prune(run, Retention(1), seen=seen) == [10]
 
 
 PART = "part-00000-000-0123456789abcdef.safetensors"

@@ -174,6 +174,8 @@ class Process:
             self.say(ev.ConnectionLost(self.member_id))
         else:
             self.say(ev.MemberFailed(self.member_id, "process unreachable", proof=False))
+        for number in sorted(self.uploading):  # calls that wait for an upload fail as all others do, sooner or later
+            self.say(ev.Saved(number, self.member_id, ok=False, error="process died", lost=True))
         proof = ev.MemberFailed(self.member_id, "process died", proof=True)
         self.say(proof, pace.tell_death_s if closes_connection else pace.tell_lost_node_s)
         self.cluster.lost(self)
