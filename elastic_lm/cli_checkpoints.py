@@ -84,6 +84,7 @@ def prune(
     keep_every: Annotated[
         int | None, typer.Option(min=1, help="Those of every multiple of this stay, too.", metavar="STEPS")
     ] = None,
+    keep_best: Annotated[int, typer.Option(min=0, help="So many with the lowest training loss stay, too.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
     """Delete old checkpoints, and what unfinished ones have left.
@@ -93,7 +94,7 @@ def prune(
     with told_errors():
         from elastic_lm.checkpoint import retention
 
-        deleted = retention.prune(_folder(run), retention.Retention(keep, keep_every), dry_run=dry_run)
+        deleted = retention.prune(_folder(run), retention.Retention(keep, keep_every, keep_best), dry_run=dry_run)
     what = ", ".join(f"{step:,}" for step in deleted) or "nothing"
     say(f"{'Would delete' if dry_run else 'Deleted'} the checkpoints of these steps: {what}.")
 
@@ -108,5 +109,8 @@ def _folder(run: str) -> Storage:
 
 
 def _row(checkpoint: Found) -> str:
-    size = "" if checkpoint.size_bytes is None else f"{checkpoint.size_bytes / 1e6:,.1f} MB"
-    return f"{checkpoint.step:>10,}  {checkpoint.state:13}  {size or checkpoint.reason}"
+    begin = f"{checkpoint.step:>10,}  {checkpoint.state:13}  "
+    if checkpoint.size_bytes is None:
+        return f"{begin}{checkpoint.reason}"
+    loss = "" if checkpoint.loss is None else f"  loss {checkpoint.loss:.4f}"
+    return f"{begin}{checkpoint.size_bytes / 1e6:>12,.1f} MB{loss}"

@@ -251,6 +251,8 @@ class CheckpointConfig(Part):
     """Newest complete checkpoints that are kept."""
     keep_every: Count | None = None
     """Steps: a checkpoint of every multiple of this is kept for good. None: none is."""
+    keep_best: int = Field(default=0, ge=0, le=1_000_000)
+    """Checkpoints that are kept because their training loss, the mean of the 100 steps before, was lowest. 0: none is."""
 
 
 class ControlConfig(Part):

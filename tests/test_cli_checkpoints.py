@@ -38,6 +38,26 @@ def test_list_tells_people_and_programs_the_same(url: str) -> None:
     assert [(one["step"], one["state"]) for one in found] == [(10, "complete"), (20, "complete"), (30, "unfinished")]
 
 
+def test_list_tells_the_loss_where_it_is_known(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    save(Storage.open(url), 1_000, loss=2.34567)
+    save(Storage.open(url), 2_000)
+    first, second = run("checkpoints", "list", url).stdout.splitlines()
+    assert first.split() == ["1,000", "complete", "0.0", "MB", "loss", "2.3457"]
+    assert second.split() == ["2,000", "complete", "0.0", "MB"]
+    found = json.loads(run("checkpoints", "list", url, "--json").stdout)
+    assert found[0]["meta"]["loss"] == 2.34567
+
+
+def test_prune_keeps_the_best(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 4.0)):
+        save(Storage.open(url), step, loss=loss)
+    told = run("checkpoints", "prune", url, "--keep", "1", "--keep-best", "1")
+    assert told.stdout == "Deleted the checkpoints of these steps: 10.\n"
+    assert run("checkpoints", "prune", url, "--keep", "1", "--keep-best", "-1").exit_code == 2
+
+
 def test_run_without_checkpoints_says_so(tmp_path: Path) -> None:
     told = run("checkpoints", "list", write_log(tmp_path, *STORY))
     assert told.exit_code == 0

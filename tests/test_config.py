@@ -167,6 +167,7 @@ FIELDS = (
     number("checkpoint.every_steps", "0", NOT_BELOW_1, "10"),
     number("checkpoint.timeout_s", "0", ABOVE_0, "60"),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
+    number("checkpoint.keep_best", "-1", NOT_BELOW_0, "2", under=("checkpoint.every_steps=10",)),
     number("checkpoint.keep_every", "0", NOT_BELOW_1, "20", under=("checkpoint.every_steps=10",)),
     number("control.heartbeat_interval_s", "0", ABOVE_0, "0.1"),
     number("control.heartbeat_timeout_s", "0", ABOVE_0, "2"),
@@ -447,6 +448,10 @@ TOGETHER = [
         ["checkpoint.keep_every=25", "checkpoint.every_steps=10"],
         "checkpoint.keep_every=25 is not a multiple of checkpoint.every_steps=10, so that most of what it keeps is never saved; "
         "use a multiple of 10, e.g. 100",
+    ),
+    (
+        ["checkpoint.keep_best=2"],
+        "checkpoint.keep_best=2 has no effect without checkpoint.every_steps: only the last step is saved; set that, too",
     ),
     (
         ["checkpoint.keep_every=25"],

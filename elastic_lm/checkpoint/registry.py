@@ -7,6 +7,7 @@ tensors are store.py's, so looking at a run's checkpoints needs no torch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,6 +48,12 @@ class Found:
     size_bytes: int | None = None
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Of the training before it, as its writer knew it."""
+        loss = self.meta.get("loss")
+        return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def found(storage: Storage) -> list[Found]:

@@ -6,7 +6,7 @@ damaged one; nothing that may be about to finish is deleted, and no part that a 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from elastic_lm.checkpoint import registry
@@ -18,15 +18,20 @@ from elastic_lm.storage import Storage
 
 @dataclass(frozen=True)
 class Retention:
-    """Which complete checkpoints stay: the `newest` ones, and for good those of every multiple of `every_steps`."""
+    """Which complete checkpoints stay: the `newest` ones, for good those of every multiple of `every_steps`, and of all that
+    there are the `best` ones, whose loss was lowest.
+    """
 
     newest: int
     every_steps: int | None = None
+    best: int = 0
 
-    def keeps(self, steps: list[int]) -> set[int]:
-        """Of these steps, ascending."""
-        milestones = {step for step in steps if self.every_steps and step % self.every_steps == 0}
-        return {*steps[-self.newest :], *milestones}
+    def keeps(self, losses: Mapping[int, float | None]) -> set[int]:
+        """Of these steps, each with its loss if that is known. Of equal losses the newer is the better."""
+        milestones = {step for step in losses if self.every_steps and step % self.every_steps == 0}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        best = sorted(known, key=lambda step: (known[step], -step))[: self.best]
+        return {*sorted(losses)[-self.newest :], *milestones, *best}
 
 
 def prune(
@@ -46,12 +51,12 @@ def prune(
     """
     there = registry.listed(storage)
     found = _look_at(storage, there, {} if seen is None else seen)
-    complete = [step for step, one in found.items() if one.state == "complete"]
+    complete = {step: one.loss for step, one in found.items() if one.state == "complete"}
     if not complete:
         return []
     foreign = {step for step, one in found.items() if one.state == "other version"}
     kept = retention.keeps(complete) | foreign | set(spared)
-    deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
+    deleted = [step for step in sorted(there) if step not in kept and step < max(complete)]
     for step in deleted if not dry_run else ():
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
             storage.delete(path)

@@ -113,7 +113,7 @@ class Coordinator:
         self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._publisher = Publisher(
             plan.run_storage,
-            Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+            Retention(config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.keep_best),
             {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
             self._inbox.put,
         )
@@ -214,7 +214,7 @@ class Coordinator:
             case act.AskAfterNode(node_id):
                 self._nodes.ask_after(node_id)
             case act.SaveCheckpoint(number, _, step):
-                self._publisher.begin(number, step)
+                self._publisher.begin(number, step, self._recorder.mean_loss(step))
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
                 self._publisher.publish(number)

@@ -32,6 +32,7 @@ CLOSE_S = 30.0
 class _Attempt:
     number: int
     step: int
+    loss: float | None = None
     parts: list[Part] = field(default_factory=list)
     thread: threading.Thread | None = None  # that writes the manifest
     given_up: bool = False
@@ -52,9 +53,9 @@ class Publisher:
         self._newest_step = -1
         self.newest: dict[str, str] = {}  # `url` and digests of the newest that was published
 
-    def begin(self, number: int, step: int) -> None:
-        """An attempt begins."""
-        self._attempt = _Attempt(number, step)
+    def begin(self, number: int, step: int, loss: float | None = None) -> None:
+        """An attempt begins. `loss`: of the training before this step, if it is known."""
+        self._attempt = _Attempt(number, step, loss)
         self._leftovers.begin_to_collect()
 
     def add(self, number: int, parts: tuple[Part, ...]) -> None:
@@ -95,8 +96,9 @@ class Publisher:
     def _publish(self, attempt: _Attempt) -> None:
         parts = tuple(sorted(attempt.parts, key=lambda part: part.name))
         digests = {"state": _digest(attempt.step, parts, ""), "weights": _digest(attempt.step, parts, "parameters/")}
+        meta = {**self._meta, "digest": digests} | ({} if attempt.loss is None else {"loss": attempt.loss})
         try:
-            info = registry.publish(self._storage, Manifest(attempt.step, parts, {**self._meta, "digest": digests}))
+            info = registry.publish(self._storage, Manifest(attempt.step, parts, meta))
         except Exception as error:
             if not isinstance(error, ElasticLMError):
                 logger.exception("The manifest of step %d could not be written.", attempt.step)

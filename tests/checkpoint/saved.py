@@ -20,8 +20,8 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randn(2, 4, generator=generator) for name in names}
 
 
-def save(run: Storage, step: int, seed: int = 0) -> CheckpointInfo:
-    return store.save(run, step, state(seed), {"fingerprint": "f"}, part_bytes=PART_BYTES)
+def save(run: Storage, step: int, seed: int = 0, **meta: object) -> CheckpointInfo:
+    return store.save(run, step, state(seed), {"fingerprint": "f", **meta}, part_bytes=PART_BYTES)
 
 
 def change_version(run: Storage, step: int, version: object) -> str:

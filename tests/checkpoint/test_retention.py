@@ -117,3 +117,40 @@ def test_checkpoint_of_another_version_stays_and_counts_for_none(run: Storage) -
     retention.collect(run, 20)
     assert run.list(layout.folder_of(20)) == everything
     assert [found.step for found in registry.found(run)] == [20, 30, 40]
+
+
+LOSSES = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.2, 60: 4.0}  # of 40 nobody knows
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (Retention(1, best=0), {60}),
+        (Retention(1, best=1), {20, 60}),
+        (Retention(2, best=2), {20, 50, 60}),  # one of the best is one of the newest
+        (Retention(1, every_steps=30, best=1), {20, 30, 60}),
+        (Retention(1, best=100), {10, 20, 30, 50, 60}),
+    ],
+)
+def test_best_are_kept_beside_the_newest_and_the_milestones(rule: Retention, kept: set[int]) -> None:
+    assert rule.keeps(LOSSES) == kept
+
+
+def test_of_equal_losses_the_newer_is_the_better() -> None:
+    assert Retention(1, best=1).keeps({10: 2.0, 20: 2.0, 30: 3.0}) == {20, 30}
+
+
+def test_best_checkpoints_stay_by_the_loss_in_their_manifests(run: Storage) -> None:
+    for step, loss in LOSSES.items():
+        save(run, step, loss=loss)
+    seen: dict[int, Found] = {}
+    assert retention.prune(run, Retention(1, best=2), seen=seen) == [10, 30, 40]
+    save(run, 70, loss=1.0)
+    assert retention.prune(run, Retention(1, best=2), seen=seen) == [50, 60]
+
+
+@pytest.mark.parametrize("loss", ["2.0", float("nan"), float("inf"), True, [1]])
+def test_loss_that_is_no_number_is_none(run: Storage, loss: object) -> None:
+    save(run, 10, loss=loss)
+    (found,) = registry.found(run)
+    assert found.loss is None

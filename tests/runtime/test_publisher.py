@@ -35,8 +35,8 @@ class Outbox:
         self.storage = storage
         self.publisher = Publisher(storage, Retention(keep), {"fingerprint": "f"}, self.told.put)
 
-    def save(self, number: int, step: int, num_shares: int = 2) -> Published:
-        self.publisher.begin(number, step)
+    def save(self, number: int, step: int, num_shares: int = 2, loss: float | None = None) -> Published:
+        self.publisher.begin(number, step, loss)
         for share in range(num_shares):
             self.publisher.add(number, stored(self.storage, step, share, num_shares))
         self.publisher.publish(number)
@@ -103,6 +103,13 @@ def test_share_of_an_attempt_that_was_given_up_is_left_out(outbox: Outbox) -> No
     outbox.publisher.publish(2)
     assert outbox.told.get(timeout=WAIT_S) == Published(2, True)
     assert len(registry.verified(outbox.storage, 10).parts) == 2
+
+
+def test_loss_goes_into_the_manifest(outbox: Outbox) -> None:
+    outbox.save(1, 10, loss=2.5)
+    outbox.save(2, 20)
+    assert [found.loss for found in registry.found(outbox.storage)] == [2.5, None]
+    assert "loss" not in registry.found(outbox.storage)[1].meta
 
 
 def test_old_checkpoints_go(outbox: Outbox) -> None:
