@@ -157,7 +157,8 @@ class Saving:
         self._unlucky |= save.owing
         missing = f"the share of {', '.join(sorted(save.owing))}" if save.owing else "the manifest"
         limit_s = self._spec.checkpoint_timeout_s
-        self._give_up(save, f"it was not stored within {limit_s:.0f} s: {missing} is missing")
+        self._num_owners = min(self._max_owners, 2 * self._num_owners)  # whose shares are smaller
+        self._give_up(save, f"it was not stored within {limit_s:g} s (checkpoint.timeout_s): {missing} is missing")
 
     def end(self) -> None:
         """The run ends: what is not stored never will be. A manifest that is being written may be, and is waited for."""

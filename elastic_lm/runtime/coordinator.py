@@ -253,13 +253,14 @@ class Coordinator:
 
     def _result(self, verdict: act.Verdict) -> RunResult:
         newest = self._publisher.newest
+        digests = newest if self._publisher.newest_step == verdict.step else {}
         return RunResult(
             verdict=verdict.kind,
             message=verdict.message,
             last_step=verdict.step,
             metrics=self._recorder.figures(),
             checkpoint=newest.get("url"),
-            digest={name: newest[name] for name in ("state", "weights") if name in newest},
+            digest={name: digests[name] for name in ("state", "weights") if name in digests},
         )
 
 

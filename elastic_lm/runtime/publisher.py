@@ -50,7 +50,7 @@ class Publisher:
         self._leftovers = Leftovers(storage, self._step_under_way)
         self._telling = threading.Lock()
         self._seen: dict[int, Found] = {}  # complete checkpoints
-        self._newest_step = -1
+        self.newest_step = -1
         self.newest: dict[str, str] = {}  # `url` and digests of the newest that was published
 
     def begin(self, number: int, step: int, loss: float | None = None) -> None:
@@ -78,7 +78,8 @@ class Publisher:
         attempt = self._attempt
         if attempt is not None and attempt.number == number:
             self._attempt, attempt.given_up = None, True
-            self._leftovers.add(attempt.step)
+            if attempt.thread is None or attempt.told:  # otherwise its manifest may come, and name its parts
+                self._leftovers.add(attempt.step)
 
     def _step_under_way(self) -> int | None:
         attempt = self._attempt
@@ -103,6 +104,8 @@ class Publisher:
             if not isinstance(error, ElasticLMError):
                 logger.exception("The manifest of step %d could not be written.", attempt.step)
             self._tell(attempt, f"{type(error).__name__}: {error}")
+            if attempt.given_up:
+                self._leftovers.add(attempt.step)
             return
         self._tell(attempt, None, {"url": info.url, **digests})  # before anything goes that is asked for until then
         self._prune(attempt)
@@ -112,8 +115,8 @@ class Publisher:
             if attempt.told:
                 return
             attempt.told = True
-            if newest is not None and attempt.step > self._newest_step:
-                self._newest_step, self.newest = attempt.step, newest
+            if newest is not None and attempt.step > self.newest_step:
+                self.newest_step, self.newest = attempt.step, newest
         self._deliver(Published(attempt.number, error is None, error))
 
     def _prune(self, attempt: _Attempt) -> None:

@@ -1252,7 +1252,10 @@ def test_checkpoint_that_takes_too_long_is_given_up_and_the_next_one_is_tried() 
     assert not run.events(EventKind.CHECKPOINT_FAILED)
     run.wait(0.3, beating="w0 w1")
     (event,) = run.events(EventKind.CHECKPOINT_FAILED)
-    assert (event.step, event.fields["error"]) == (10, "it was not stored within 5 s: the share of w1 is missing")
+    assert (event.step, event.fields["error"]) == (
+        10,
+        "it was not stored within 5 s (checkpoint.timeout_s): the share of w1 is missing",
+    )
     assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ("w1",))
     run.report("w0", 20)
     run.report("w1", 20)
@@ -1269,13 +1272,23 @@ def test_worker_whose_upload_never_ended_is_spared_at_the_next_checkpoint() -> N
     assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
 
 
+def test_upload_that_took_too_long_is_shared_by_more_the_next_time() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1", "w2")
+    report_all(run, 10)
+    run.tell(ev.Saved(1, "w0", ok=False, error="process unreachable", lost=True))
+    report_all(run, 11, LeaseEnd.ENDED_EARLY)
+    run.wait(5.1, beating="w0 w1 w2")
+    report_all(run, 20)
+    assert [len(a.member_ids) for a in run.all(act.SaveCheckpoint)] == [3, 1, 2]
+
+
 def test_manifest_that_takes_too_long_is_given_up_and_counts_when_it_comes_after_all() -> None:
     run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
     run.report("w0", 10)
     run.tell(ev.Saved(1, "w0", ok=True))
     run.wait(5.1, beating="w0")
     assert [e.fields["error"] for e in run.events(EventKind.CHECKPOINT_FAILED)] == [
-        "it was not stored within 5 s: the manifest is missing"
+        "it was not stored within 5 s (checkpoint.timeout_s): the manifest is missing"
     ]
     assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ())
     run.report("w0", 20)

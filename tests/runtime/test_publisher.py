@@ -47,18 +47,20 @@ STALLED_STEP = 10
 
 
 class Stalling(Storage):
-    """A store that does not answer who creates the manifest of one step, until its gate is opened."""
+    """A store that does not answer who creates the manifest of one step, until its gate is opened; it may be full then."""
 
-    def __init__(self, url: str, gate: threading.Event) -> None:
+    def __init__(self, url: str, gate: threading.Event, is_full: threading.Event | None = None) -> None:
         super().__init__(url)
-        self.gate = gate
+        self.gate, self.is_full = gate, is_full or threading.Event()
 
     def child(self, path: str) -> Storage:
-        return Stalling(super().child(path).url, self.gate)
+        return Stalling(super().child(path).url, self.gate, self.is_full)
 
     def create(self, path: str, data: bytes) -> None:
         if path == layout.MANIFEST and self.url.endswith(layout.folder_of(STALLED_STEP)):
             assert self.gate.wait(10 * WAIT_S)
+            if self.is_full.is_set():
+                raise StorageError("the bucket is full")
         super().create(path, data)
 
 
@@ -200,6 +202,34 @@ def test_late_manifest_deletes_nothing_that_the_run_may_be_restoring(stalled: Ou
     assert stalled.told.get(timeout=WAIT_S) == Published(1, True)
     thread.join(WAIT_S)
     assert [found.step for found in registry.found(stalled.storage)] == [5, STALLED_STEP]
+
+
+def join_threads(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(WAIT_S)
+
+
+def test_parts_stay_as_long_as_their_manifest_may_come(stalled: Outbox) -> None:
+    begin(stalled, 1, STALLED_STEP)
+    stalled.publisher.abandon(1)
+    stalled.publisher.begin(2, 20)
+    join_threads("leftovers")
+    open_gate(stalled)
+    assert stalled.told.get(timeout=WAIT_S) == Published(1, True)
+    registry.verified(stalled.storage, STALLED_STEP)
+
+
+def test_parts_go_when_their_manifest_was_given_up_and_failed(stalled: Outbox) -> None:
+    begin(stalled, 1, STALLED_STEP)
+    stalled.publisher.abandon(1)
+    assert isinstance(stalled.storage, Stalling)
+    stalled.storage.is_full.set()
+    open_gate(stalled)
+    assert not stalled.told.get(timeout=WAIT_S).ok
+    join_threads(f"publish-{STALLED_STEP}")
+    stalled.publisher.begin(2, 20)
+    await_no_parts(stalled.storage, STALLED_STEP)
 
 
 def test_stalled_store_keeps_no_process_from_ending(tmp_path: Path) -> None:
