@@ -82,14 +82,18 @@ def save_share(
         return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
 
 
-def load(storage: Storage, step: int) -> Checkpoint:
-    """The checkpoint of `step`, every byte verified.    Raises: CheckpointError naming what is missing or damaged."""
+def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: None) -> Checkpoint:
+    """The checkpoint of `step`, every byte verified. `on_part` is called after each part, and may raise to end it.
+
+    Raises: CheckpointError naming what is missing or damaged; StorageError.
+    """
     folder = storage.child(folder_of(step))
     try:
         manifest = Manifest.from_json(folder.read(MANIFEST))
         tensors: dict[str, Tensor] = {}
         for part in manifest.parts:
             tensors |= _tensors_of(part, registry.read_part(folder, part))
+            on_part()
     except (CheckpointError, NotFoundError) as error:
         raise CheckpointError(f"checkpoint {folder.url} cannot be used: {error}") from error
     return Checkpoint(CheckpointInfo.of(storage, manifest), tensors)

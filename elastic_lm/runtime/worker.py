@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -191,11 +192,11 @@ class Worker:
         self._pulse.phase = Phase.WAITING
         return report
 
-    def _restore(self, step: int) -> dict[str, Any]:
+    def _restore(self, step: int, on_part: Callable[[], None]) -> dict[str, Any]:
         """Tensors of the checkpoint at `step`, verified."""
         from elastic_lm.checkpoint import store
 
-        return store.load(self._boot.run_storage, step).tensors
+        return store.load(self._boot.run_storage, step, on_part=on_part).tensors
 
     def snapshot(self, number: int, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""

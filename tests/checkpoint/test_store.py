@@ -137,3 +137,10 @@ def test_empty_share_and_empty_tensor_are_stored(run: Storage) -> None:
     assert store.save_share(run, 10, {}) == ()
     store.save(run, 10, {"a": torch.empty(0, 3), "b": torch.tensor(2.0)}, {})
     assert_same(store.load(run, 10).tensors, {"a": torch.empty(0, 3), "b": torch.tensor(2.0)})
+
+
+def test_load_tells_of_every_part(run: Storage) -> None:
+    save(run, 10)
+    told: list[str] = []
+    store.load(run, 10, on_part=lambda: told.append("a part"))
+    assert len(told) == len(parts_of(run, 10)) == 2
