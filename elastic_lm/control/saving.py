@@ -45,7 +45,7 @@ class _Save:
     began: float
     deadline: float
     final: bool
-    num_owners: int
+    owners: Sequence[Member]
     owing: set[str]  # owners whose shares are not stored yet; none: being published
     is_awaited: bool = False  # by a run that has nothing else
 
@@ -97,17 +97,17 @@ class Saving:
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
         """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""
         owners = self._owners(whole)
+        names = tuple(m.member_id for m in owners)
         self._num_begun += 1
         deadline = now + self._spec.checkpoint_timeout_s
-        self._save = _Save(self._num_begun, step, now, deadline, final, len(owners), set(owners))
+        self._save = _Save(self._num_begun, step, now, deadline, final, owners, set(names))
         self._was_lost = False
-        self._do(act.SaveCheckpoint(self._num_begun, owners, step))
+        self._do(act.SaveCheckpoint(self._num_begun, names, step))
 
-    def _owners(self, whole: Sequence[Member]) -> tuple[str, ...]:
+    def _owners(self, whole: Sequence[Member]) -> Sequence[Member]:
         staying = [m for m in whole if m.leaving is None and m.lost_connection_at is None]
         lucky = [m for m in staying if m.member_id not in self._unlucky]
-        eldest = sorted(lucky or staying or whole, key=lambda m: m.number)
-        return tuple(m.member_id for m in eldest[: self._num_owners])
+        return sorted(lucky or staying or whole, key=lambda m: m.number)[: self._num_owners]
 
     def share_ended(self, event: Saved) -> bool:
         """The upload of a share ended, well or not.    Returns: whether the checkpoint under way failed by it."""
@@ -158,7 +158,10 @@ class Saving:
         missing = f"the share of {', '.join(sorted(save.owing))}" if save.owing else "the manifest"
         limit_s = self._spec.checkpoint_timeout_s
         self._num_owners = min(self._max_owners, 2 * self._num_owners)  # whose shares are smaller
-        self._give_up(save, f"it was not stored within {limit_s:g} s (checkpoint.timeout_s): {missing} is missing")
+        why = f"it was not stored within {limit_s:g} s (checkpoint.timeout_s): {missing} is missing"
+        late = [m for m in save.owners if m.member_id in save.owing]
+        silent = any(now - (m.last_beat or now) > self._spec.heartbeat_timeout_s for m in late)
+        self._give_up(save, why, counts=not silent)  # one that is frozen may be waited for, for its state
 
     def end(self) -> None:
         """The run ends: what is not stored never will be. A manifest that is being written may be, and is waited for."""
@@ -179,7 +182,7 @@ class Saving:
     def _lose(self, save: _Save, member_id: str, why: str | None) -> None:
         """With an owner: no failure of the store."""
         save.owing.discard(member_id)  # which cannot be told any more
-        self._num_owners, self._was_lost = max(1, save.num_owners // 2), True
+        self._num_owners, self._was_lost = max(1, len(save.owners) // 2), True
         self._give_up(save, why, counts=False)
 
     def _give_up(self, save: _Save, error: str | None, *, counts: bool = True) -> None:

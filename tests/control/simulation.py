@@ -73,8 +73,9 @@ class Process:
         self.state_told = False  # control has heard that this member has a state
         self.joined = False
         self.frozen = False
-        self.still_since = 0.0  # when it froze or hung, and when that ends
-        self.still_until = 0.0
+        self.still_until = 0.0  # while it is frozen or hung
+        self.progress_told: tuple[int, Phase] | None = None
+        self.progress_told_at = 0.0
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
@@ -502,6 +503,8 @@ class Cluster:
             case ev.Beat(beat):
                 process = self.processes[beat.member_id]
                 process.death_told = False
+                if process.progress_told != (beat.progress, beat.phase):
+                    process.progress_told, process.progress_told_at = (beat.progress, beat.phase), self.now
                 process.state_told |= beat.generation == process.generation and beat.phase in WORKING
             case ev.Published(number, ok):
                 if ok:
@@ -524,8 +527,6 @@ class Cluster:
 
     def _stand_still(self, process: Process, for_s: float) -> None:
         """Of two such faults that overlap the later end counts."""
-        if not (process.frozen or process.hung):
-            process.still_since = self.now
         process.still_until = max(process.still_until, self.now + for_s)
         self.at(for_s, lambda: self._thaw(process))
 
@@ -662,7 +663,7 @@ class Cluster:
         process.gone = True
         if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
-            was_still_s = self.now - process.still_since if process.frozen or process.hung else 0.0
+            was_still_s = self.now - process.progress_told_at if process.frozen or process.hung else 0.0
             waited = was_still_s >= self.spec.progress_timeout_s - BEAT_S
             assert others or waited, f"{process} holds the last state and was given up"
         self.lost(process)
@@ -676,6 +677,7 @@ class Cluster:
         self._reported.clear()
         session = Session(lease)
         for process in members:
+            process.progress_told_at = self.now
             if process.alive:
                 process.later(self.pace.message_s / 2, lambda p=process: p.begin(session))  # type: ignore[misc]
             else:

@@ -1326,6 +1326,19 @@ def test_final_checkpoint_that_never_ends_is_tried_three_times() -> None:
     assert run.one(act.Finish).verdict.kind == "failed"
 
 
+def test_final_checkpoint_of_a_frozen_worker_is_no_fault_of_the_store() -> None:
+    """It holds the only state, and so is waited for; a verdict after three tries would give that state up."""
+    run = Run(total_steps=15, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 15)
+    run.beat("w0", Phase.WAITING)
+    run.wait(40.0)
+    assert not run.all(act.Finish)
+    assert len(run.all(act.SaveCheckpoint)) > 3
+    run.beat("w0", Phase.WAITING)
+    run.saved()
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
 def test_checkpoint_that_the_verdict_cuts_short_is_told() -> None:
     run = Run(checkpoint_every=10).training("w0")
     run.report("w0", 10)
