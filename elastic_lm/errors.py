@@ -36,6 +36,10 @@ class CheckpointError(ElasticLMError):
     """A checkpoint is incomplete, damaged or belongs to another run identity."""
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by another version of elastic-lm, in a format that this one does not read."""
+
+
 class TrackingError(ElasticLMError):
     """A tracker (TensorBoard, Weights & Biases) did not take what somebody asked to be written there."""
 

@@ -68,7 +68,7 @@ class Lease:
 
 
 class Phase(StrEnum):
-    """What a member is doing, as its heartbeat says. Only members in COMPUTE or OPTIMIZER owe progress by themselves."""
+    """What a member is doing, as its heartbeat says. Those in DATA or REDUCE wait for others, and owe no progress."""
 
     STARTING = "starting"
     WAITING = "waiting"  # for a lease

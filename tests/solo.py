@@ -96,7 +96,7 @@ class Solo:
         shape = {"members": ["w0"], "start_step": begin, "stop_step": last, "shares": [2], "world_size": 1}
         self._emit(EventKind.LEASE_GRANTED, **shape)
         make_deterministic("cpu", exact=True, threads=1)
-        restore = lambda step: store.load(plan.run_storage, step).tensors  # noqa: E731
+        restore = lambda step, on_part: store.load(plan.run_storage, step).tensors  # noqa: E731
         member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore)
         slots = tuple(range(plan.spec.micro_batches))
         lease = Lease(GENERATION, ("w0",), None, begin, last, (slots,), restore=plan.resume_step)

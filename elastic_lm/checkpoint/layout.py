@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError
 
 FORMAT = "elastic-lm checkpoint"
 VERSION = 2
+PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.damaged.json"
@@ -67,25 +68,23 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason."""
+        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason; of its kinds
+        CheckpointVersionError when another version wrote it.
+        """
         try:
             body = json.loads(data)
+            _refuse_other_version(body)
             told = body.pop("sha256")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"its manifest of {len(data)} bytes is torn or not one") from error
-        if body.get("format") != FORMAT or body.get("version") != VERSION:
-            raise CheckpointError(
-                f"its manifest is {body.get('format')!r} version {body.get('version')!r}; this program reads {FORMAT!r} "
-                f"version {VERSION}"
-            )
-        if told != hash_of(body):
+        if (body.get("format"), body.get("version")) != (FORMAT, VERSION) or told != hash_of(body):
             raise CheckpointError("its manifest does not have the hash that it names")
         parts = tuple(
             Part(part["name"], part["size_bytes"], {name: _entry(entry) for name, entry in part["tensors"].items()})
             for part in body["parts"]
         )
         for part in parts:
-            if not _PART.fullmatch(part.name):
+            if not is_part(part.name):
                 raise CheckpointError(f"its manifest names the part {part.name!r}, which is not a name of ours")
         return cls(body["step"], parts, body["meta"], body.get("owner_epoch", 0))
 
@@ -115,6 +114,11 @@ def shares(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]:
     return cut
 
 
+def is_part(name: str) -> bool:
+    """Whether an object in a checkpoint's folder has a part's name."""
+    return _PART.fullmatch(name) is not None
+
+
 def steps_in(paths: list[str]) -> dict[int, list[str]]:
     """Objects by the step of their checkpoint; whatever else lies there is left out."""
     found: dict[int, list[str]] = {}
@@ -122,6 +126,18 @@ def steps_in(paths: list[str]) -> dict[int, list[str]]:
         if match := _STEP.match(path):
             found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _refuse_other_version(body: dict[str, Any]) -> None:
+    """A format names its version first, whatever else is in it. One flipped bit of ours is no other version."""
+    version = body.get("version")
+    if body.get("format") != FORMAT or type(version) is not int or version == VERSION:
+        return
+    ours = {**body, "version": VERSION}
+    if ours.pop("sha256", None) != hash_of(ours):
+        raise CheckpointVersionError(
+            f"its manifest is of version {version} of the format, and this program reads version {VERSION}"
+        )
 
 
 def _entry(body: dict[str, Any]) -> Entry:

@@ -22,7 +22,8 @@ from typing import Any
 import ray
 
 from elastic_lm import failpoints
-from elastic_lm.checkpoint.registry import CheckpointInfo, Retention
+from elastic_lm.checkpoint.registry import CheckpointInfo
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -97,6 +98,7 @@ class Coordinator:
         self._verdict: act.Verdict | None = None
         config = plan.config
         self._meta = {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")}
+        self._last_event: Event | None = None  # tells the verdict
 
     def run(self) -> RunResult:
         """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor.
@@ -107,6 +109,7 @@ class Coordinator:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
+            self._close_publisher()
             result = self._result(self._verdict)
             self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
@@ -153,7 +156,7 @@ class Coordinator:
         self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._publisher = Publisher(
             plan.run_storage,
-            Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+            Retention(config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.keep_best),
             self._meta,
             self._inbox.put,
             owner_epoch=self._owner.epoch,
@@ -315,16 +318,30 @@ class Coordinator:
                 self._nodes.ask_after(node_id)
             case act.SaveCheckpoint(number, _, step):
                 failpoints.hit("coordinator.save", step)
-                self._publisher.begin(number, step)
+                self._publisher.begin(number, step, self._recorder.mean_loss(step))
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
                 failpoints.hit("coordinator.publish")
                 self._publisher.publish(number)
+            case act.AbandonCheckpoint(number, member_ids):
+                self._publisher.abandon(number)
+                self._members.cancel_save(number, member_ids)
+            case act.Emit(Event(kind=EventKind.RUN_FINISHED) as event):
+                self._last_event = event
             case act.Emit(event):
                 self._recorder.emit(event)
             case act.Finish(verdict):
                 failpoints.hit("coordinator.finish", verdict.step)
                 self._verdict = verdict
+
+    def _close_publisher(self) -> None:
+        """What became of a manifest that was being written when the verdict fell is told before the verdict is."""
+        self._publisher.close()
+        while not self._inbox.empty():
+            if isinstance(event := self._inbox.get_nowait(), ev.Published):
+                self._tell(event)
+        if self._last_event is not None:
+            self._recorder.emit(self._last_event)
 
     def _grant(self, lease: Lease) -> None:
         failpoints.hit("coordinator.grant", lease.start_step)
@@ -345,14 +362,17 @@ class Coordinator:
             self._store = None
 
     def _result(self, verdict: act.Verdict) -> RunResult:
-        newest = self._publisher.newest or _told(self._plan.newest)
+        newest, step = self._publisher.newest, self._publisher.newest_step
+        if not newest:
+            newest, step = _told(self._plan.newest), self._plan.resume_step or 0
+        digests = newest if step == verdict.step else {}
         return RunResult(
             verdict=verdict.kind,
             message=verdict.message,
             last_step=verdict.step,
             metrics=self._recorder.figures(),
             checkpoint=newest.get("url"),
-            digest={name: newest[name] for name in ("state", "weights") if name in newest},
+            digest={name: digests[name] for name in ("state", "weights") if name in digests},
         )
 
 

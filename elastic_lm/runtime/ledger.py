@@ -6,6 +6,7 @@ every bit that the promise covers; a disagreement is an alarm, never a choice.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -69,6 +70,12 @@ class Ledger:
 
     def last(self) -> StepRecord | None:
         return next(reversed(self._committed.values()), None)
+
+    def mean_loss(self, stop: int, num_steps: int) -> float | None:
+        """Of those of the steps [stop - num_steps, stop) that are known; None when none is."""
+        records = (self._known(step) for step in range(max(0, stop - num_steps), stop))
+        losses = [record.loss for record in records if record is not None]
+        return math.fsum(losses) / len(losses) if losses else None
 
     def _known(self, step: int) -> StepRecord | None:
         return self._committed.get(step) or self._ahead.get(step)

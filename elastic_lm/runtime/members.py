@@ -163,6 +163,10 @@ class Members:
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
         _when_done(handle.snapshot.remote(number, action.step, share, len(action.member_ids)), copied, failed)
 
+    def cancel_save(self, number: int, member_ids: tuple[str, ...]) -> None:
+        for handle in self._handles(member_ids):
+            handle.cancel_save.remote(number)
+
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def retire(self, member_id: str) -> None:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
 CLOSE_S = 30.0
 FLUSH_S = 10.0
+LOSS_STEPS = 100  # a step's loss is mostly its batch's; a mean of a hundred is ten times as steady
 # Workers' speeds are noted often in a short run and seldom in a long one: each time is a share of the run so far.
 PACES_SHARE = 0.01
 PACES_S = (2.0, 300.0)  # at the soonest and at the latest
@@ -168,6 +169,10 @@ class Recorder:
     @property
     def next_step(self) -> int:
         return self._ledger.next_step
+
+    def mean_loss(self, step: int) -> float | None:
+        """Of the `LOSS_STEPS` steps before this one; None when nobody logged them."""
+        return self._ledger.mean_loss(step, LOSS_STEPS)
 
     def publish(self, status_of_control: Callable[[], dict[str, Any]], *, at_once: bool = False) -> None:
         """Tell the mailbox what is new, a few times a second at most."""

@@ -70,7 +70,7 @@ class EventControl:
 
 def _main(member_id: str, spec: EngineSpec, armed: tuple[str, ...], pipe: Connection) -> None:
     failpoints.arm(armed, member_id)
-    member = Member(member_id, StepRunner(Replica(spec), SyntheticTokens()), restore=lambda step: {})
+    member = Member(member_id, StepRunner(Replica(spec), SyntheticTokens()), restore=lambda step, on_part: {})
     control = EventControl()
     while True:
         kind, argument = pipe.recv()

@@ -75,3 +75,19 @@ def test_records_from_a_step_on_are_those_that_were_committed():
     ledger = Ledger()
     ledger.add((record(0), record(1), record(2), record(4)))
     assert [r.step for r in ledger.since(1)] == [1, 2]
+
+
+def test_mean_loss_is_that_of_the_last_steps_before():
+    ledger = Ledger()
+    ledger.add(tuple(record(step, loss=float(step)) for step in range(10)))
+    assert ledger.mean_loss(8, 4) == (4 + 5 + 6 + 7) / 4
+    assert ledger.mean_loss(2, 4) == 0.5  # there are no more
+    assert ledger.mean_loss(0, 4) is None
+
+
+def test_mean_loss_of_steps_that_nobody_logged_is_unknown():
+    ledger = Ledger()
+    ledger.skip_to(100)  # they are in the checkpoint that the run goes on from
+    assert ledger.mean_loss(100, 4) is None
+    ledger.add((record(100, loss=3.0), record(101, loss=4.0)))
+    assert ledger.mean_loss(102, 4) == 3.5
