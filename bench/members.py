@@ -71,7 +71,7 @@ class Printer:
 def member(rank: int, lease: Lease, spec: EngineSpec) -> None:
     """One process."""
     runner = StepRunner(Replica(spec), Tokens())
-    report = run_lease(Member(lease.members[rank], runner, restore=lambda step: {}), lease, Printer(rank))
+    report = run_lease(Member(lease.members[rank], runner, restore=lambda step, on_part: {}), lease, Printer(rank))
     raise SystemExit(f"the lease ended: {report.end}, {report.error}")
 
 

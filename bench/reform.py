@@ -70,6 +70,12 @@ class Injector:
             member_id = next(name for name, m in status["members"].items() if m["pid"] == member["pid"])
             self._tell(what)
             self._command("drain", member_id=member_id)
+        elif what in ("coordinator killed", "coordinator frozen"):
+            self._tell(what)
+            pid = status["coordinator"]["pid"]
+            os.kill(pid, signal.SIGKILL if what == "coordinator killed" else signal.SIGSTOP)
+            self._await(lambda s: s["coordinator"]["pid"] != pid)
+            return
         else:
             self._tell(what)
             os.kill(member["pid"], signal.SIGKILL if what == "kill" else signal.SIGSTOP)
@@ -141,9 +147,17 @@ def main() -> None:
     parser.add_argument("--freezes", type=int, default=6)
     parser.add_argument("--nodes", type=int, default=6)
     parser.add_argument("--drains", type=int, default=6)
+    parser.add_argument("--coordinators", type=int, default=6, help="how many are killed, and as many frozen")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    counts = {"kill": arguments.kills, "freeze": arguments.freezes, "node": arguments.nodes, "drain": arguments.drains}
+    counts = {
+        "kill": arguments.kills,
+        "freeze": arguments.freezes,
+        "node": arguments.nodes,
+        "drain": arguments.drains,
+        "coordinator killed": arguments.coordinators,
+        "coordinator frozen": arguments.coordinators,
+    }
     schedule = [what for what, count in counts.items() for _ in range(count)]
     random.Random(arguments.seed).shuffle(schedule)
     with tempfile.TemporaryDirectory() as name, LocalCluster(WORKERS + 1) as cluster, ThreadPoolExecutor(1) as pool:
@@ -170,12 +184,20 @@ def report(injections: list[Injection], events: list[Event]) -> None:
     for what, told in (("kill", "worker SIGKILL"), ("freeze", "worker SIGSTOP"), ("node", "node SIGKILL")):
         seconds = [_until_reformed(i, events) for i in injections if i.what == what]
         rows.append([told, "until the survivors train again", *_figures(seconds)])
+    for what in ("coordinator killed", "coordinator frozen"):
+        seconds = [_until_reformed(i, events) for i in injections if i.what == what]
+        rows.append([what, "until its successor has them train", *_figures(seconds)])
+    rows.append(
+        ["coordinator", "standstill", *_figures([e.fields["lost_s"] for e in _reformed("coordinator", events)])]
+    )
     added = [_until_reformed(i, events, WORKERS) for i in injections if i.what == "node added"]
     rows.append(["node added", "until its worker contributes", *_figures(added)])
     for cause in ("join", "drain"):
         rows.append([cause, "others' stall beyond a normal step", *_figures(list(_stalls(cause, events)))])
     rows.append(["nothing", "beyond a normal step", *_figures(list(_ordinary_lateness(events)))])
     print("\n".join(common.table(["what", "seconds", "n", "p50", "p95", "longest"], rows)))
+    if not any(i.what == "kill" for i in injections):
+        return
     print("\nWhere the time goes after a worker's SIGKILL, medians in seconds from the kill:")
     for kind in (EventKind.MEMBER_LOST, EventKind.LEASE_GRANTED, EventKind.REFORMED):
         seconds = [_until(kind, i, events) for i in injections if i.what == "kill"]

@@ -42,6 +42,7 @@ OF_VERDICT = {
     "data_error": Exit.DATA,
     "unavailable": Exit.UNAVAILABLE,
     "refused": Exit.USAGE,
+    "superseded": Exit.UNAVAILABLE,
 }
 
 PROGRAM = "elastic-lm"  # also where it is started by `python -m`

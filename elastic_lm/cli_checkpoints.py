@@ -40,7 +40,10 @@ def verify(
     run: cli_run.RunName,
     step: Annotated[int | None, typer.Option(help="Of this step only.", metavar="STEP")] = None,
 ) -> None:
-    """Read checkpoints whole and check every byte. Changes nothing; exit code 3 when one is damaged."""
+    """Read checkpoints whole and check every byte. Changes nothing.
+
+    Exit code 3 when one is damaged, 2 when one is of another version of the format.
+    """
     with told_errors():
         from elastic_lm.checkpoint import registry
         from elastic_lm.errors import CheckpointError, NotFoundError
@@ -51,7 +54,7 @@ def verify(
             raise ConfigError(
                 f"{folder.url} has no checkpoint{'' if step is None else f' of step {step}'}; see `checkpoints list`"
             )
-        num_damaged = 0
+        num_damaged = num_foreign = 0
         for checkpoint in found:
             reason = checkpoint.reason
             if checkpoint.state == "complete":
@@ -59,12 +62,18 @@ def verify(
                     registry.verified(folder, checkpoint.step)
                 except (CheckpointError, NotFoundError) as error:
                     reason = str(error)
-            num_damaged += reason is not None and checkpoint.state != "unfinished"
+            num_damaged += reason is not None and checkpoint.state in ("complete", "damaged")
+            num_foreign += checkpoint.state == "other version"
             say(f"{checkpoint.step:>10,}  {reason or 'every byte is as it was written'}")
         if num_damaged:
             raise DataError(
                 f"{num_damaged} of {len(found)} checkpoints are damaged; a resumed run passes them over and goes on from the "
                 "newest that is whole"
+            )
+        if num_foreign:
+            raise CheckpointError(
+                f"{num_foreign} of {len(found)} checkpoints are of another version of the format; verify them with the version "
+                "of elastic-lm that wrote them"
             )
 
 
@@ -75,6 +84,7 @@ def prune(
     keep_every: Annotated[
         int | None, typer.Option(min=1, help="Those of every multiple of this stay, too.", metavar="STEPS")
     ] = None,
+    keep_best: Annotated[int, typer.Option(min=0, help="So many with the lowest training loss stay, too.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
     """Delete old checkpoints, and what unfinished ones have left.
@@ -82,9 +92,9 @@ def prune(
     What damaged ones have left goes, too.
     """
     with told_errors():
-        from elastic_lm.checkpoint import registry
+        from elastic_lm.checkpoint import retention
 
-        deleted = registry.prune(_folder(run), registry.Retention(keep, keep_every), dry_run=dry_run)
+        deleted = retention.prune(_folder(run), retention.Retention(keep, keep_every, keep_best), dry_run=dry_run)
     what = ", ".join(f"{step:,}" for step in deleted) or "nothing"
     say(f"{'Would delete' if dry_run else 'Deleted'} the checkpoints of these steps: {what}.")
 
@@ -99,5 +109,8 @@ def _folder(run: str) -> Storage:
 
 
 def _row(checkpoint: Found) -> str:
-    size = "" if checkpoint.size_bytes is None else f"{checkpoint.size_bytes / 1e6:,.1f} MB"
-    return f"{checkpoint.step:>10,}  {checkpoint.state:10}  {size or checkpoint.reason}"
+    begin = f"{checkpoint.step:>10,}  {checkpoint.state:13}  "
+    if checkpoint.size_bytes is None:
+        return f"{begin}{checkpoint.reason}"
+    loss = "" if checkpoint.loss is None else f"  loss {checkpoint.loss:.4f}"
+    return f"{begin}{checkpoint.size_bytes / 1e6:>12,.1f} MB{loss}"

@@ -247,10 +247,15 @@ class CheckpointConfig(Part):
 
     every_steps: Count | None = None
     """Steps between checkpoints. None: only at the end."""
+    timeout_s: Seconds = ControlSpec.checkpoint_timeout_s
+    """One that is not stored after this long is given up, and the next one is tried. It is for a store that hangs: one that
+    fails says so itself within about a minute."""
     keep: int = Field(default=2, ge=1, le=1_000_000)
     """Newest complete checkpoints that are kept."""
     keep_every: Count | None = None
     """Steps: a checkpoint of every multiple of this is kept for good. None: none is."""
+    keep_best: int = Field(default=0, ge=0, le=1_000_000)
+    """Checkpoints that are kept because their training loss, the mean of the 100 steps before, was lowest. 0: none is."""
 
 
 class ControlConfig(Part):
@@ -470,6 +475,7 @@ class RunConfig(Part):
             num_micro_batches=self.batch.micro_batches,
             total_steps=self.training.steps,
             checkpoint_every=self.checkpoint.every_steps,
+            checkpoint_timeout_s=self.checkpoint.timeout_s,
             exact=self.reduction.kind == "exact",
             **limits,
         )

@@ -136,6 +136,11 @@ def _check_checkpoint(config: RunConfig) -> Iterator[str]:
             f"checkpoint.keep_every={milestone} is not a multiple of checkpoint.every_steps={every}, so that most of what it "
             f"keeps is never saved; {wanted}"
         )
+    if config.checkpoint.keep_best and every is None:
+        yield (
+            f"checkpoint.keep_best={config.checkpoint.keep_best} has no effect without checkpoint.every_steps: only the last "
+            "step is saved; set that, too"
+        )
 
 
 def _check_control(config: RunConfig) -> Iterator[str]:

@@ -44,9 +44,21 @@ class CheckpointError(ElasticLMError):
     """A checkpoint is incomplete, damaged or belongs to another run identity."""
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by another version of elastic-lm, in a format that this one does not read."""
+
+
 class TrackingError(ElasticLMError):
     """A tracker (TensorBoard, Weights & Biases) did not take what somebody asked to be written there."""
 
 
 class ClusterError(ElasticLMError):
     """The Ray cluster cannot run what was asked."""
+
+
+class OwnershipError(ElasticLMError):
+    """The run belongs to another job, which trains it."""
+
+
+class SupersededError(OwnershipError):
+    """The run belonged to this process until another owner took over."""

@@ -105,7 +105,7 @@ class Estimate:
             training_flops=None if flops is None else flops * tokens,
             bytes_per_worker=bytes_per_worker(model.num_parameters, exact=config.reduction.kind == "exact"),
             checkpoint_bytes=CHECKPOINT_BYTES * model.num_parameters,
-            checkpoints_kept=config.checkpoint.keep,
+            checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
             workers=tuple(rows(batch, steps, low, high, tokens_per_s)),
             worst_efficiency=worst,
             worst_workers=worst_workers,

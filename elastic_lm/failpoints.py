@@ -1,7 +1,7 @@
 """Named places where a fault can be injected, so that every edge of the protocol can be tested on purpose.
 
 A failpoint is armed by text, `MEMBER:NAME@STEP=ACTION`, for example `w2:optimizer.middle@7=kill`. MEMBER and STEP may be
-`*`; the coordinator of owner epoch 1 is the member `c1`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself),
+`*`; the first coordinator of a job is the member `c1`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself),
 `freeze` (SIGSTOP to oneself), `raise` (an exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the
 interpreter lock released) and `hold:SECONDS` (a thread that keeps the interpreter lock). Disarmed, `hit` costs one look at
 an empty list.

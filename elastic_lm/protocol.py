@@ -40,7 +40,8 @@ class Lease:
     are each of range(M) exactly once. Members in `receivers` (ranks) hold no state and get it from rank `source` before
     they compute; `source` is None when nobody needs it. `restore` says where a member without a state takes it from
     when there is no source: a checkpoint's step, or None for the initial state that the seed determines.
-    `logged_step`: the event log holds every step before this one, so members may forget those records.
+    `logged_step`: the event log holds every step before this one, so members may forget those records. `history`: the
+    records from there to `start_step`, for `receivers`: whoever holds a state can tell the log what led to it.
     `continues`: the members are those of this earlier generation, which ended in agreement; they go on in its group, and
     there is no rendezvous.
     """
@@ -56,6 +57,7 @@ class Lease:
     restore: int | None = None
     logged_step: int = 0
     continues: Generation | None = None
+    history: tuple[StepRecord, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -66,7 +68,7 @@ class Lease:
 
 
 class Phase(StrEnum):
-    """What a member is doing, as its heartbeat says. Only members in COMPUTE or OPTIMIZER owe progress by themselves."""
+    """What a member is doing, as its heartbeat says. Those in DATA or REDUCE wait for others, and owe no progress."""
 
     STARTING = "starting"
     WAITING = "waiting"  # for a lease

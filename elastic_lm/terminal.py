@@ -12,7 +12,15 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup, TyperOption
 
-from elastic_lm.errors import ClusterError, DataError, ElasticLMError, NotFoundError, StorageError, TrackingError
+from elastic_lm.errors import (
+    ClusterError,
+    DataError,
+    ElasticLMError,
+    NotFoundError,
+    OwnershipError,
+    StorageError,
+    TrackingError,
+)
 
 
 class Exit(IntEnum):
@@ -29,7 +37,7 @@ class Exit(IntEnum):
     FAILED = 1, "the run failed: a bug, a poisoned step, a coordinator that failed again and again"
     USAGE = 2, "a config, an argument or a checkpoint does not fit, or is not there"
     DATA = 3, "a corpus that must not be trained on, or a checkpoint that is damaged"
-    UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer"
+    UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer, or another job trains the run"
     STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
 
 
@@ -97,7 +105,9 @@ def told_errors() -> Iterator[None]:
 def _code_of(error: ElasticLMError) -> Exit:
     if isinstance(error, DataError):
         return Exit.DATA
-    if isinstance(error, (StorageError, ClusterError, TrackingError)) and not isinstance(error, NotFoundError):
+    if isinstance(error, NotFoundError):
+        return Exit.USAGE
+    if isinstance(error, (StorageError, ClusterError, TrackingError, OwnershipError)):
         return Exit.UNAVAILABLE
     return Exit.USAGE
 

@@ -74,8 +74,14 @@ class Solo:
         self.plan: Plan = make_plan(config)
         self._stopping: str | None = None
         self.plan.run_storage.write(CONFIG_FILE, self.plan.config.to_yaml().encode())
-        self._recorder = Recorder(self.plan.config, self.plan.run_storage, mailbox or Unheard())
-        self._recorder.skip_to(self.plan.resume_step or 0)
+        step, fields = self.plan.resume_step, {"config": self.plan.config.model_dump(mode="json")}
+        begun = Event(
+            EventKind.RUN_STARTED,
+            "run_started happened.",
+            fields={"resume_step": step, "flops_per_token": None, **fields},
+        )
+        self._recorder = Recorder(self.plan.config, self.plan.run_storage, mailbox or Unheard(), begun)
+        self._recorder.skip_to(step or 0)
 
     def stop(self, reason: str) -> None:
         """After the running step. From any thread."""
@@ -84,14 +90,13 @@ class Solo:
     def train(self, until: int | None = None) -> RunResult:
         """To the end, or until so many steps are done, or until it is told to stop."""
         plan, last = self.plan, until or self.plan.config.training.steps
-        begin, fields = plan.resume_step or 0, {"config": plan.config.model_dump(mode="json")}
-        self._emit(EventKind.RUN_STARTED, resume_step=plan.resume_step, flops_per_token=None, **fields)
+        begin = plan.resume_step or 0
         self._emit(EventKind.MEMBER_STARTED, member_id="w0", node_id="n0", pid=1)
         self._emit(EventKind.MEMBER_READY, member_id="w0", node_id="n0", startup_s=0.1, environment={"torch": "2"})
         shape = {"members": ["w0"], "start_step": begin, "stop_step": last, "shares": [2], "world_size": 1}
         self._emit(EventKind.LEASE_GRANTED, **shape)
         make_deterministic("cpu", exact=True, threads=1)
-        restore = lambda step: store.load(plan.run_storage, step).tensors  # noqa: E731
+        restore = lambda step, on_part: store.load(plan.run_storage, step).tensors  # noqa: E731
         member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore)
         slots = tuple(range(plan.spec.micro_batches))
         lease = Lease(GENERATION, ("w0",), None, begin, last, (slots,), restore=plan.resume_step)
@@ -176,7 +181,7 @@ class LocalMailbox:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def train_solo(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+def train_solo(config: RunConfig, mailbox: Any, token: str, folder: str) -> RunResult:
     """In the place of Ray Train: one attempt in this thread, which a word in the mailbox stops."""
     solo = Solo(config, mailbox)
 

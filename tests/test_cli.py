@@ -68,6 +68,7 @@ def write_config(folder: Path, **changes: object) -> str:
         ("refused", 2),
         ("data_error", 3),
         ("unavailable", 4),
+        ("superseded", 4),
         ("stopped", 5),
     ],
 )

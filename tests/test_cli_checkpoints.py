@@ -9,7 +9,7 @@ import pytest
 
 from elastic_lm.checkpoint import layout, registry
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import flip, parts_of, save
+from tests.checkpoint.saved import change_version, flip, parts_of, save
 from tests.test_cli import run
 from tests.test_cli_run import STORY, write_log
 
@@ -36,6 +36,26 @@ def test_list_tells_people_and_programs_the_same(url: str) -> None:
     assert "unfinished" in third and "its writer did not finish" in third
     found = json.loads(run("checkpoints", "list", url, "--json").stdout)
     assert [(one["step"], one["state"]) for one in found] == [(10, "complete"), (20, "complete"), (30, "unfinished")]
+
+
+def test_list_tells_the_loss_where_it_is_known(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    save(Storage.open(url), 1_000, loss=2.34567)
+    save(Storage.open(url), 2_000)
+    first, second = run("checkpoints", "list", url).stdout.splitlines()
+    assert first.split() == ["1,000", "complete", "0.0", "MB", "loss", "2.3457"]
+    assert second.split() == ["2,000", "complete", "0.0", "MB"]
+    found = json.loads(run("checkpoints", "list", url, "--json").stdout)
+    assert found[0]["meta"]["loss"] == 2.34567
+
+
+def test_prune_keeps_the_best(tmp_path: Path) -> None:
+    url = write_log(tmp_path, *STORY)
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 4.0)):
+        save(Storage.open(url), step, loss=loss)
+    told = run("checkpoints", "prune", url, "--keep", "1", "--keep-best", "1")
+    assert told.stdout == "Deleted the checkpoints of these steps: 10.\n"
+    assert run("checkpoints", "prune", url, "--keep", "1", "--keep-best", "-1").exit_code == 2
 
 
 def test_run_without_checkpoints_says_so(tmp_path: Path) -> None:
@@ -77,3 +97,16 @@ def test_prune_deletes_what_it_says(url: str) -> None:
 def test_prune_keeps_at_least_one(url: str) -> None:
     assert run("checkpoints", "prune", url, "--keep", "0").exit_code == 2
     assert steps(url) == [10, 20, 30]
+
+
+def test_checkpoint_of_another_version_is_listed_and_is_no_damage(url: str) -> None:
+    change_version(Storage.open(url), 20, 3)
+    rows = run("checkpoints", "list", url).stdout.splitlines()
+    assert rows[1].split(maxsplit=1) == [
+        "20", "other version  its manifest is of version 3 of the format, and this program reads version 2",
+    ]  # fmt: skip
+    told = run("checkpoints", "verify", url)
+    assert told.exit_code == 2
+    assert "1 of 3 checkpoints are of another version" in told.stderr
+    assert "damaged" not in told.stderr
+    assert run("checkpoints", "prune", url, "--keep", "1").stdout.endswith(": nothing.\n")

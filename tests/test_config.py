@@ -166,7 +166,9 @@ FIELDS = (
     Row("workers.device", "tpu", "'tpu'", "should be auto, cpu or cuda", "cpu", False),
     Row("workers.collectives", "mpi", "'mpi'", "should be auto, gloo or nccl", "gloo", False),
     number("checkpoint.every_steps", "0", NOT_BELOW_1, "10"),
+    number("checkpoint.timeout_s", "0", ABOVE_0, "60"),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
+    number("checkpoint.keep_best", "-1", NOT_BELOW_0, "2", under=("checkpoint.every_steps=10",)),
     number("checkpoint.keep_every", "0", NOT_BELOW_1, "20", under=("checkpoint.every_steps=10",)),
     number("control.heartbeat_interval_s", "0", ABOVE_0, "0.1"),
     number("control.heartbeat_timeout_s", "0", ABOVE_0, "2"),
@@ -448,6 +450,10 @@ TOGETHER = [
         ["checkpoint.keep_every=25", "checkpoint.every_steps=10"],
         "checkpoint.keep_every=25 is not a multiple of checkpoint.every_steps=10, so that most of what it keeps is never saved; "
         "use a multiple of 10, e.g. 100",
+    ),
+    (
+        ["checkpoint.keep_best=2"],
+        "checkpoint.keep_best=2 has no effect without checkpoint.every_steps: only the last step is saved; set that, too",
     ),
     (
         ["checkpoint.keep_every=25"],
@@ -816,12 +822,12 @@ def test_identity_changes_name_fields_with_both_values() -> None:
 
 def test_control_gets_every_field_it_asks_for() -> None:
     spec = config(
-        "workers={min: 2, max: 4}", "checkpoint.every_steps=9", "reduction.kind=fast",
+        "workers={min: 2, max: 4}", "checkpoint={every_steps: 9, timeout_s: 33}", "reduction.kind=fast",
         *(f"{row.field}={row.other}" for row in OF_CONTROL),
     ).control_spec()  # fmt: skip
     expected: dict[str, Any] = {row.field.removeprefix("control."): float(row.other or 0) for row in OF_CONTROL}
     expected |= {"min_workers": 2, "max_workers": 4, "num_micro_batches": 8, "total_steps": 100}
-    expected |= {"checkpoint_every": 9, "exact": False}
+    expected |= {"checkpoint_every": 9, "checkpoint_timeout_s": 33.0, "exact": False}
     assert {field.name: getattr(spec, field.name) for field in fields(ControlSpec)} == {
         field.name: expected[field.name] for field in fields(ControlSpec)
     }
@@ -832,7 +838,8 @@ def test_control_without_choices_has_the_defaults_of_control() -> None:
 
 
 def test_every_limit_of_control_can_be_configured() -> None:
-    elsewhere = {"min_workers", "max_workers", "num_micro_batches", "total_steps", "checkpoint_every", "exact"}
+    elsewhere = {"min_workers", "max_workers", "num_micro_batches", "total_steps", "exact"}
+    elsewhere |= {"checkpoint_every", "checkpoint_timeout_s"}
     assert {field.name for field in fields(ControlSpec)} - elsewhere <= set(ControlConfig.model_fields)
 
 

@@ -193,7 +193,9 @@ def test_sizes_of_a_shape_are_its_own() -> None:
 
 
 def test_estimate_of_a_run_adds_up() -> None:
-    run = config("workers={min: 2, max: 4}", "checkpoint.keep=3")  # 100 steps of 8 x 2 x 16 tokens
+    run = config(
+        "workers={min: 2, max: 4}", "checkpoint={every_steps: 10, keep: 2, keep_best: 1}"
+    )  # 100 steps of 8 x 2 x 16 tokens
     found = Estimate.of(run, Model(1000, 900, 7000), 32.0)
     assert (found.run, found.steps, found.tokens_per_step, found.tokens_in_all) == ("first", 100, 256, 25_600)
     assert found.training_flops == 7000 * 25_600

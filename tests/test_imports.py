@@ -23,6 +23,8 @@ ALLOWED = {
     "elastic_lm.result": set(),
     "elastic_lm.failpoints": {"elastic_lm.errors"},
     "elastic_lm.storage": {"elastic_lm.errors", "s3fs", "fsspec", "botocore"},
+    "elastic_lm.process_identity": set(),
+    "elastic_lm.ownership": {"elastic_lm.errors", "elastic_lm.storage", "elastic_lm.process_identity"},
     "elastic_lm.model": {"torch", "elastic_lm.errors"},
     "elastic_lm.engine": {
         "torch", "elastic_lm.model", "elastic_lm.errors", "elastic_lm.protocol", "elastic_lm.failpoints",

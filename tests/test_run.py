@@ -101,10 +101,11 @@ def test_files_are_written_into_the_run_or_where_one_says(config: RunConfig, tmp
 
 
 def test_run_that_trains_has_no_result(config: RunConfig) -> None:
-    Solo(config).die()
     assert Run.open(config).url == config.run_url
     with pytest.raises(NotFoundError, match="no event log"):
         _ = Run.open(config).result
+    Solo(config).die()
+    assert Run.open(config).result is None
     Solo(config).train(until=4)
     assert Run.open(config).result is not None
     log = EventLog(Run.open(config).address.log())

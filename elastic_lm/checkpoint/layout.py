@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError
 
 FORMAT = "elastic-lm checkpoint"
 VERSION = 2
+PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.damaged.json"
@@ -46,11 +47,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of. `meta` is the writer's: fingerprint of the run's identity, digests, environment."""
+    """What a checkpoint consists of. `meta` is the writer's: fingerprint of the run's identity, digests, environment.
+
+    `owner_epoch`: which owner of the run wrote it; 0 when it had none.
+    """
 
     step: int
     parts: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    owner_epoch: int = 0
 
     @property
     def tensors(self) -> dict[str, Entry]:
@@ -59,31 +64,29 @@ class Manifest:
 
     def to_json(self) -> bytes:
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps({**body, "sha256": _hash(body)}, indent=1).encode()
+        return json.dumps({**body, "sha256": hash_of(body)}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason."""
+        """The inverse of `to_json`.    Raises: CheckpointError on anything else, with the reason; of its kinds
+        CheckpointVersionError when another version wrote it.
+        """
         try:
             body = json.loads(data)
+            _refuse_other_version(body)
             told = body.pop("sha256")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"its manifest of {len(data)} bytes is torn or not one") from error
-        if body.get("format") != FORMAT or body.get("version") != VERSION:
-            raise CheckpointError(
-                f"its manifest is {body.get('format')!r} version {body.get('version')!r}; this program reads {FORMAT!r} "
-                f"version {VERSION}"
-            )
-        if told != _hash(body):
+        if (body.get("format"), body.get("version")) != (FORMAT, VERSION) or told != hash_of(body):
             raise CheckpointError("its manifest does not have the hash that it names")
         parts = tuple(
             Part(part["name"], part["size_bytes"], {name: _entry(entry) for name, entry in part["tensors"].items()})
             for part in body["parts"]
         )
         for part in parts:
-            if not _PART.fullmatch(part.name):
+            if not is_part(part.name):
                 raise CheckpointError(f"its manifest names the part {part.name!r}, which is not a name of ours")
-        return cls(body["step"], parts, body["meta"])
+        return cls(body["step"], parts, body["meta"], body.get("owner_epoch", 0))
 
 
 def folder_of(step: int) -> str:
@@ -95,7 +98,7 @@ def part_name(share: int, number: int, tensors: Mapping[str, Entry]) -> str:
 
     Args: `share`: which member's; `number`: of the part in it.
     """
-    content = _hash({name: asdict(entry) for name, entry in tensors.items()})
+    content = hash_of({name: asdict(entry) for name, entry in tensors.items()})
     return f"part-{share:05d}-{number:03d}-{content[:16]}.safetensors"
 
 
@@ -111,6 +114,11 @@ def shares(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]:
     return cut
 
 
+def is_part(name: str) -> bool:
+    """Whether an object in a checkpoint's folder has a part's name."""
+    return _PART.fullmatch(name) is not None
+
+
 def steps_in(paths: list[str]) -> dict[int, list[str]]:
     """Objects by the step of their checkpoint; whatever else lies there is left out."""
     found: dict[int, list[str]] = {}
@@ -120,9 +128,21 @@ def steps_in(paths: list[str]) -> dict[int, list[str]]:
     return found
 
 
+def _refuse_other_version(body: dict[str, Any]) -> None:
+    """A format names its version first, whatever else is in it. One flipped bit of ours is no other version."""
+    version = body.get("version")
+    if body.get("format") != FORMAT or type(version) is not int or version == VERSION:
+        return
+    ours = {**body, "version": VERSION}
+    if ours.pop("sha256", None) != hash_of(ours):
+        raise CheckpointVersionError(
+            f"its manifest is of version {version} of the format, and this program reads version {VERSION}"
+        )
+
+
 def _entry(body: dict[str, Any]) -> Entry:
     return Entry(body["dtype"], tuple(body["shape"]), body["sha256"])
 
 
-def _hash(body: dict[str, Any]) -> str:
+def hash_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,14 +1,14 @@
-"""Which checkpoints a run has, which of them can be used, and which of them stay.
+"""Which checkpoints a run has, and which of them can be used.
 
-Invariant: what is chosen is complete, every byte verified; what is damaged is told and never chosen again; deleting begins
-with the manifest, so that whatever interrupts it leaves an unfinished checkpoint and not a damaged one. Bytes only: tensors
-are store.py's, so looking at a run's checkpoints needs no torch.
+Invariant: what is chosen is complete, every byte verified; what is damaged is told and never chosen again. Bytes only:
+tensors are store.py's, so looking at a run's checkpoints needs no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import safetensors
 from safetensors import SafetensorError
 
 from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Entry, Manifest, Part, folder_of, steps_in
-from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
+from elastic_lm.errors import AlreadyExistsError, CheckpointError, CheckpointVersionError, NotFoundError
 from elastic_lm.storage import Storage
 
 
@@ -44,44 +44,65 @@ class Found:
 
     step: int
     url: str
-    state: Literal["complete", "unfinished", "damaged"]
+    state: Literal["complete", "unfinished", "damaged", "other version"]
     size_bytes: int | None = None
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Retention:
-    """Which complete checkpoints stay: the `newest` ones, and for good those of every multiple of `every_steps`."""
-
-    newest: int
-    every_steps: int | None = None
-
-    def keeps(self, steps: list[int]) -> set[int]:
-        """Of these steps, ascending."""
-        milestones = {step for step in steps if self.every_steps and step % self.every_steps == 0}
-        return {*steps[-self.newest :], *milestones}
+    @property
+    def loss(self) -> float | None:
+        """Of the training before it, as its writer knew it."""
+        loss = self.meta.get("loss")
+        return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def found(storage: Storage) -> list[Found]:
     """All checkpoints of the run, by step. Reads their manifests only.    Raises: StorageError."""
-    return [_look(storage, step, paths) for step, paths in sorted(_all(storage).items())]
+    return [look(storage, step, paths) for step, paths in sorted(listed(storage).items())]
+
+
+def listed(storage: Storage) -> dict[int, list[str]]:
+    """Names of all objects of the run's checkpoints, by step."""
+    return steps_in(storage.list(f"{FOLDER}/"))
+
+
+def look(storage: Storage, step: int, paths: list[str]) -> Found:
+    """At one of those that are `listed`. Reads its manifest only."""
+    folder = storage.child(folder_of(step))
+    if not _has(paths, step, MANIFEST):
+        state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
+        return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
+    try:
+        manifest = _manifest(folder, step)
+    except CheckpointVersionError as error:
+        return Found(step, folder.url, "other version", reason=str(error))
+    except (CheckpointError, NotFoundError) as error:
+        return Found(step, folder.url, "damaged", reason=str(error))
+    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
+        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
+    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
 def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | None = None) -> CheckpointInfo | None:
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
     What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
-    (it is kept under another name), so that nobody chooses it and its step can be saved again.    Raises: StorageError.
+    (it is kept under another name), so that nobody chooses it and its step can be saved again.
+    Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone.
     """
     tell = on_skipped or (lambda sentence: None)
-    for step, paths in sorted(_all(storage).items(), reverse=True):
+    for step, paths in sorted(listed(storage).items(), reverse=True):
         folder = storage.child(folder_of(step))
         if not _has(paths, step, MANIFEST):
             tell(f"Passing over checkpoint {folder.url}: {_why_unfinished(paths, step)}.")
             continue
         try:
             return CheckpointInfo.of(storage, verified(storage, step))
+        except CheckpointVersionError as error:
+            raise CheckpointVersionError(
+                f"checkpoint {folder.url} cannot be used: {error}; train on with the version of elastic-lm that wrote it, or "
+                "choose another name for a new run"
+            ) from error
         except (CheckpointError, NotFoundError) as error:
             tell(f"Passing over checkpoint {folder.url}: {error}.")
             _set_aside(folder)
@@ -111,13 +132,20 @@ def read_part(folder: Storage, part: Part) -> dict[str, bytearray]:
         return _tensors_of(part, folder.read(part.name))
 
 
-def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
+def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] = lambda: None) -> CheckpointInfo:
     """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
 
-    A damaged checkpoint of the same step is replaced; a whole one of the same state is left as it is.
-    Raises: CheckpointError when a whole one of another state is there; StorageError.
+    A damaged checkpoint of the same step is replaced, and one of another state that an earlier owner of the run wrote: it
+    did so when it had been superseded, which shows in the state where sums are not exact. All other whole ones stay.
+    Args: `check` raises unless the writer owns the run; it is called right before anything is written.
+    Raises: CheckpointError when a whole one of another state or one of another version is there, or a part is not there;
+    StorageError; what `check` raises.
     """
     folder = storage.child(folder_of(manifest.step))
+    names = folder.list()
+    if missing := [part.name for part in manifest.parts if part.name not in names]:
+        raise CheckpointError(f"part {missing[0]} was stored in {folder.url} and is gone; the manifest was not written")
+    check()
     try:
         folder.create(MANIFEST, manifest.to_json())
         return CheckpointInfo.of(storage, manifest)
@@ -125,34 +153,17 @@ def publish(storage: Storage, manifest: Manifest) -> CheckpointInfo:
         pass
     try:
         there = verified(storage, manifest.step)
+    except CheckpointVersionError as error:
+        raise CheckpointVersionError(f"checkpoint {folder.url} is there already and was left alone: {error}") from error
     except (CheckpointError, NotFoundError):
-        folder.write(MANIFEST, manifest.to_json())
-        return CheckpointInfo.of(storage, manifest)
-    if there.tensors != manifest.tensors:
+        there = None
+    if there is not None and there.tensors == manifest.tensors:
+        return CheckpointInfo.of(storage, there)
+    if there is not None and there.owner_epoch >= manifest.owner_epoch:
         raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
-    return CheckpointInfo.of(storage, there)
-
-
-def prune(storage: Storage, retention: Retention, *, spared: Collection[int] = (), dry_run: bool = False) -> list[int]:
-    """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
-
-    What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`.
-    Returns: the steps that were deleted, or would be.
-    """
-    there = _all(storage)
-    complete = [step for step, paths in sorted(there.items()) if _look(storage, step, paths).state == "complete"]
-    if not complete:
-        return []
-    kept = retention.keeps(complete) | set(spared)
-    deleted = [step for step in sorted(there) if step not in kept and step < complete[-1]]
-    for step in deleted if not dry_run else ():
-        for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):
-            storage.delete(path)
-    return deleted
-
-
-def _all(storage: Storage) -> dict[int, list[str]]:
-    return steps_in(storage.list(f"{FOLDER}/"))
+    check()
+    folder.write(MANIFEST, manifest.to_json())
+    return CheckpointInfo.of(storage, manifest)
 
 
 def _has(paths: list[str], step: int, name: str) -> bool:
@@ -163,20 +174,6 @@ def _why_unfinished(paths: list[str], step: int) -> str:
     if _has(paths, step, SET_ASIDE):
         return "it was found to be damaged before"
     return "it has no manifest, so its writer did not finish"
-
-
-def _look(storage: Storage, step: int, paths: list[str]) -> Found:
-    folder = storage.child(folder_of(step))
-    if not _has(paths, step, MANIFEST):
-        state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
-        return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
-    try:
-        manifest = _manifest(folder, step)
-    except (CheckpointError, NotFoundError) as error:
-        return Found(step, folder.url, "damaged", reason=str(error))
-    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
-        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
-    return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
 def _manifest(folder: Storage, step: int) -> Manifest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,11 @@ from torch import Tensor
 
 from elastic_lm import failpoints
 from elastic_lm.checkpoint import registry
-from elastic_lm.checkpoint.layout import MANIFEST, Entry, Manifest, Part, folder_of, part_name
+from elastic_lm.checkpoint.layout import MANIFEST, PART_BYTES, Entry, Manifest, Part, folder_of, part_name
 from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
-PART_BYTES = 64 * 2**20  # held twice more while it is written; a larger tensor is a part of its own
 AT_ONCE = 2  # parts: one is hashed while another is on its way
 NAMES = {torch.float32: "F32"}  # of types, in safetensors' words; a state has no other
 
@@ -52,12 +51,24 @@ def save(
 
 
 def save_share(
-    storage: Storage, step: int, tensors: dict[str, Tensor], *, share: int = 0, part_bytes: int = PART_BYTES
+    storage: Storage,
+    step: int,
+    tensors: dict[str, Tensor],
+    *,
+    share: int = 0,
+    part_bytes: int = PART_BYTES,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Part, ...]:
-    """Write some tensors of a state. They count once a manifest names their parts.    Raises: StorageError."""
+    """Write some tensors of a state. They count once a manifest names their parts.
+
+    `cancelled` is looked at before each part; then `tensors` may be emptied.
+    Raises: StorageError; CheckpointError when it was cancelled.
+    """
     folder = storage.child(folder_of(step))
 
     def write(number: int, names: list[str]) -> Part:
+        if cancelled():
+            raise CheckpointError(f"the upload of step {step} was given up")
         # CUDA tensors arrive here as well; safetensors wants them dense and on the host.
         dense = {name: tensors[name].detach().cpu().contiguous() for name in names}
         entries = {name: _entry(tensor) for name, tensor in dense.items()}
@@ -71,14 +82,18 @@ def save_share(
         return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
 
 
-def load(storage: Storage, step: int) -> Checkpoint:
-    """The checkpoint of `step`, every byte verified.    Raises: CheckpointError naming what is missing or damaged."""
+def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: None) -> Checkpoint:
+    """The checkpoint of `step`, every byte verified. `on_part` is called after each part, and may raise to end it.
+
+    Raises: CheckpointError naming what is missing or damaged; StorageError.
+    """
     folder = storage.child(folder_of(step))
     try:
         manifest = Manifest.from_json(folder.read(MANIFEST))
         tensors: dict[str, Tensor] = {}
         for part in manifest.parts:
             tensors |= _tensors_of(part, registry.read_part(folder, part))
+            on_part()
     except (CheckpointError, NotFoundError) as error:
         raise CheckpointError(f"checkpoint {folder.url} cannot be used: {error}") from error
     return Checkpoint(CheckpointInfo.of(storage, manifest), tensors)

@@ -82,6 +82,14 @@ class PublishCheckpoint:
 
 
 @dataclass(frozen=True)
+class AbandonCheckpoint:
+    """This attempt is given up. These members may be uploading their shares still."""
+
+    number: int
+    member_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AskAfterNode:
     """A worker was lost there: tell if the node turns out to be dead."""
 
@@ -107,6 +115,7 @@ Action = (
     | EndLease
     | SaveCheckpoint
     | PublishCheckpoint
+    | AbandonCheckpoint
     | AskAfterNode
     | Emit
     | Finish

@@ -64,7 +64,7 @@ class Control:
         self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0, first_number: int = 0
     ) -> None:
         self._spec = spec
-        self._saving = Saving(spec.checkpoint_every, resume_step, self._do, self._emit)
+        self._saving = Saving(spec, resume_step, self._do, self._tell)
         self._generation = Generation(owner_epoch, 0)
         self._members: dict[str, Member] = {}
         self._num_created = first_number
@@ -93,10 +93,12 @@ class Control:
     # -- the outside -------------------------------------------------------------------------------------------------
 
     def handle(self, event: ev.Input, now: float) -> list[act.Action]:
-        """Take in one event; returns what to do. After a verdict nothing more is decided."""
+        """Take in one event; returns what to do. After a verdict nothing more is decided, and little is told."""
         self._actions = []
         if self._verdict is None:
             self._dispatch(event, now)
+        elif isinstance(event, ev.Published):  # its manifest was being written when the verdict fell
+            self._saving.published(event, now)
         return self._actions
 
     def next_deadline(self, now: float) -> float:
@@ -175,6 +177,7 @@ class Control:
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
             case ev.CoordinatorSlept(seconds):
                 self._fenced_at += seconds
+                self._saving.slept(seconds)
                 for member in self._members.values():
                     member.slept(seconds)
 
@@ -423,6 +426,7 @@ class Control:
         if now < self._next_scan:
             return
         self._next_scan = now + SCAN_S
+        self._saving.expire(now)
         if self._retries.release(now):
             self._restart_pending()
         self._fill_demand(now)
@@ -536,7 +540,7 @@ class Control:
         self._decide(now)
 
     def _decide(self, now: float) -> None:
-        """No lease is out: save, let go of those who leave, and grant the next one."""
+        """No lease is out: let go of those who leave, save, and grant the next one."""
         if self._verdict is not None or self._lease is not None or any(m.is_awaited for m in self._members.values()):
             return
         now_standing = self._standing()
@@ -544,9 +548,10 @@ class Control:
         if ending:
             self._end_run(now_standing.whole, now_standing.head, now)
             return
+        self._let_go()  # and what of a checkpoint goes with them is saved again below
+        now_standing = self._standing()
         if now_standing.head is not None and not now_standing.behind and self._saving.is_due(now_standing.head):
             self._saving.begin(now_standing.whole, now_standing.head, now)
-        self._let_go()
         self._grant(now)
 
     def _standing(self) -> Any:
@@ -567,6 +572,8 @@ class Control:
         if not members or (current.head is None and len(members) < self._spec.min_workers):
             if self._interruption is None or self._interruption.cause not in (START, WAIT):
                 self._interrupt_for_wait(len(members), now)
+            return
+        if current.head is None and self._saving.holds_up_restore():
             return
         self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
         self._join_at = None  # whoever waited to join is in, or comes in right after those behind
@@ -670,6 +677,7 @@ class Control:
             self._end_lease("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
+        self._saving.end()
         self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
                    reason=message)  # fmt: skip
         self._do(act.Finish(act.Verdict(kind, message, step)))
@@ -692,7 +700,12 @@ class Control:
             self._actions.append(action)
 
     def _emit(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
-        self._do(act.Emit(Event(kind, message, step=step, generation=str(self._generation), fields=fields)))
+        if self._verdict is None:
+            self._tell(kind, message, step=step, **fields)
+
+    def _tell(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
+        """Also after the verdict."""
+        self._actions.append(act.Emit(Event(kind, message, step, str(self._generation), fields)))
 
 
 def number_of(member_id: str) -> int:

@@ -1,22 +1,35 @@
 """Which checkpoint is being written, by whom, and which one is the newest that is complete.
 
-A state is saved in shares, one for each member that holds it, and counts when all shares are stored and its manifest is.
-Invariant: at most one checkpoint is under way; one of which a share's owner goes before its share is stored is given up at
-once. Trade-off: training never waits for the store, so one that is slower than the interval has checkpoints left out.
+A state is saved in shares, one for each of some members that hold it, and counts when all shares are stored and its manifest
+is. Invariant: at most one checkpoint is under way, and none for longer than `checkpoint_timeout_s`; one of which a share's
+owner goes before its share is stored is given up at once. A manifest that is stored after all is the checkpoint that it is,
+whatever was said of it before.
+
+Trade-offs: Training never waits for the store, so one that is slower than the interval has checkpoints left out. Many owners
+make shares small, quick to copy and to upload; but whoever of them goes takes the checkpoint along. So there are `MAX_OWNERS`
+at most, those who have lived longest, half as many after each loss and twice as many after each success: where workers go all
+the time the whole state is soon one member's, which must find room for the copy. (With fast sums it always is: replicas may
+differ in their last bits, so shares of several are not one state.) A checkpoint that was lost with an owner is begun again
+at the next end of a lease, which that loss has mostly brought about: so the newest one is never older than the interval and
+a few uploads, and where workers go all the time a state is copied more often than the interval says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from elastic_lm.control import actions as act
 from elastic_lm.control.events import Published, Saved
 from elastic_lm.control.membership import Member
+from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import EventKind
 
 FINAL_TRIES = 3
+MAX_OWNERS = (
+    8  # a machine's usual number of GPUs: each then copies an eighth of the state, and more would be little less
+)
 
 
 class Emit(Protocol):
@@ -30,22 +43,30 @@ class _Save:
     number: int
     step: int
     began: float
+    deadline: float
     final: bool
-    owing: set[str] = field(default_factory=set)  # members whose shares are not stored yet; none: being published
+    owners: Sequence[Member]
+    owing: set[str]  # owners whose shares are not stored yet; none: being published
+    is_awaited: bool = False  # by a run that has nothing else
 
 
 class Saving:
     """Keeps track of one attempt's checkpoints. `do` and `emit` take the actions and events that follow."""
 
     def __init__(
-        self, every_steps: int | None, newest_step: int | None, do: Callable[[act.Action], None], emit: Emit
+        self, spec: ControlSpec, newest_step: int | None, do: Callable[[act.Action], None], emit: Emit
     ) -> None:
         self.newest_step = newest_step  # complete ones only
         self.restorable_at: float | None = None  # when what could be restored was the run's newest state
-        self._every_steps = every_steps
+        self._spec = spec
         self._do, self._emit = do, emit
         self._num_begun = 0
         self._save: _Save | None = None
+        self._in_publication: dict[int, _Save] = {}  # what became of their manifests is not known, given up or not
+        self._max_owners = MAX_OWNERS if spec.exact else 1
+        self._num_owners = self._max_owners  # of the next one, at most
+        self._was_lost = False  # with an owner, and is owed
+        self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
 
     @property
@@ -58,55 +79,116 @@ class Saving:
         return self._failed_final_tries == FINAL_TRIES
 
     def is_due(self, step: int) -> bool:
-        every = self._every_steps
-        return bool(every and step % every == 0 and step > (self.newest_step or 0) and self._save is None)
+        every = self._spec.checkpoint_every
+        is_time = every is not None and (self._was_lost or step % every == 0)
+        return is_time and step > (self.newest_step or 0) and self._save is None
+
+    def holds_up_restore(self) -> bool:
+        """Whether a checkpoint that is newer than any that can be restored lacks nothing but its manifest. Told once."""
+        save = self._save
+        if save is None or save.owing or save.step <= (self.newest_step or 0):
+            return False
+        if not save.is_awaited:
+            save.is_awaited = True
+            self._emit(EventKind.NOTE, f"Nobody holds a state; waiting for the manifest of step {save.step}, which is being "
+                       f"written, rather than go back to step {self.newest_step or 0}.")  # fmt: skip
+        return True
 
     def begin(self, whole: Sequence[Member], step: int, now: float, *, final: bool = False) -> None:
         """Have it written, in shares by those of `whole` that are likely to stay until theirs are stored."""
-        staying = [m for m in whole if m.leaving is None and m.lost_connection_at is None]
-        owners = tuple(m.member_id for m in (staying or whole))
+        owners = self._owners(whole)
+        names = tuple(m.member_id for m in owners)
         self._num_begun += 1
-        self._save = _Save(self._num_begun, step, now, final, set(owners))
-        self._do(act.SaveCheckpoint(self._num_begun, owners, step))
+        deadline = now + self._spec.checkpoint_timeout_s
+        self._save = _Save(self._num_begun, step, now, deadline, final, owners, set(names))
+        self._was_lost = False
+        self._do(act.SaveCheckpoint(self._num_begun, names, step))
+
+    def _owners(self, whole: Sequence[Member]) -> Sequence[Member]:
+        staying = [m for m in whole if m.leaving is None and m.lost_connection_at is None]
+        lucky = [m for m in staying if m.member_id not in self._unlucky]
+        return sorted(lucky or staying or whole, key=lambda m: m.number)[: self._num_owners]
 
     def share_ended(self, event: Saved) -> bool:
         """The upload of a share ended, well or not.    Returns: whether the checkpoint under way failed by it."""
         save = self._save
         if save is None or save.number != event.number or event.member_id not in save.owing:
             return False  # of one that was given up
-        if not event.ok:
-            self._fail(save, event.error, counts=not event.lost)
-            return True
-        save.owing.discard(event.member_id)
-        if not save.owing:
-            self._do(act.PublishCheckpoint(save.number))
-        return False
+        if event.ok:
+            save.owing.discard(event.member_id)
+            if not save.owing:
+                self._in_publication[save.number] = save
+                self._do(act.PublishCheckpoint(save.number))
+            return False
+        if event.lost:
+            self._lose(save, event.member_id, event.error)
+        else:
+            self._unlucky.add(event.member_id)
+            self._give_up(save, event.error)
+        return True
 
     def published(self, event: Published, now: float) -> bool:
         """Its manifest is stored, or could not be.    Returns: whether it was that of the checkpoint under way."""
-        save = self._save
-        if save is None or save.number != event.number or save.owing:
+        save = self._in_publication.pop(event.number, None)
+        if save is None:
             return False
-        if not event.ok:
-            self._fail(save, event.error)
-            return True
-        self._save = None
-        self.newest_step, self.restorable_at = max(save.step, self.newest_step or 0), save.began
+        was_under_way = save is self._save
+        if event.ok:
+            self._complete(save, now)
+        elif was_under_way:
+            self._give_up(save, event.error)
+        return was_under_way
+
+    def abandon(self, member: Member, why: str) -> None:
+        """The member goes; a share of its that is not stored goes with it."""
+        if self._save is not None and member.member_id in self._save.owing:
+            self._lose(self._save, member.member_id, why)
+
+    def slept(self, seconds: float) -> None:
+        """The coordinator did: nobody's upload is late for that."""
+        if self._save is not None:
+            self._save.deadline += seconds
+
+    def expire(self, now: float) -> None:
+        """Give up the checkpoint under way once it has taken too long."""
+        save = self._save
+        if save is None or now < save.deadline:
+            return
+        self._unlucky |= save.owing
+        missing = f"the share of {', '.join(sorted(save.owing))}" if save.owing else "the manifest"
+        limit_s = self._spec.checkpoint_timeout_s
+        self._num_owners = min(self._max_owners, 2 * self._num_owners)  # whose shares are smaller
+        why = f"it was not stored within {limit_s:g} s (checkpoint.timeout_s): {missing} is missing"
+        late = [m for m in save.owners if m.member_id in save.owing]
+        silent = any(now - (m.last_beat or now) > self._spec.heartbeat_timeout_s for m in late)
+        self._give_up(save, why, counts=not silent)  # one that is frozen may be waited for, for its state
+
+    def end(self) -> None:
+        """The run ends: what is not stored never will be. A manifest that is being written may be, and is waited for."""
+        if self._save is not None and self._save.owing:
+            self._give_up(self._save, "the run ended")
+
+    def _complete(self, save: _Save, now: float) -> None:
+        if save is self._save:
+            self._save = None
+        if save.step > (self.newest_step or 0):
+            self.newest_step = save.step
+        self.restorable_at = max(save.began, self.restorable_at or save.began)
+        self._num_owners = min(self._max_owners, 2 * self._num_owners)
         seconds = now - save.began
         self._emit(EventKind.CHECKPOINT_SAVED, f"Checkpoint of step {save.step} saved in {seconds:.1f} s.",
                    step=save.step, seconds=seconds)  # fmt: skip
-        return True
 
-    def abandon(self, member: Member, why: str) -> None:
-        """The member goes; a share of its that is not stored goes with it. That is no failure of the store."""
-        if self._save is not None and member.member_id in self._save.owing:
-            self._tell_failed(self._save.step, why)
-            self._save = None
+    def _lose(self, save: _Save, member_id: str, why: str | None) -> None:
+        """With an owner: no failure of the store."""
+        save.owing.discard(member_id)  # which cannot be told any more
+        self._num_owners, self._was_lost = max(1, len(save.owners) // 2), True
+        self._give_up(save, why, counts=False)
 
-    def _fail(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
+    def _give_up(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
+        """`counts`: of the tries of a final one."""
         self._failed_final_tries += save.final and counts
-        self._tell_failed(save.step, error)
         self._save = None
-
-    def _tell_failed(self, step: int, error: str | None) -> None:
-        self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {step} failed: {error}.", step=step, error=error)
+        self._do(act.AbandonCheckpoint(save.number, tuple(sorted(save.owing))))
+        self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {save.step} failed: {error}.",
+                   step=save.step, error=error)  # fmt: skip

@@ -14,6 +14,8 @@ class ControlSpec:
     num_micro_batches: int
     total_steps: int
     checkpoint_every: int | None = None
+    # The largest preset's 16 GB take 800 s at the slowest rate that storage waits for: two parts at once, 10 MB/s each.
+    checkpoint_timeout_s: float = 900.0
     exact: bool = True
     lease_steps: int = 10_000  # a vote ends a lease early; this bounds the records that members keep
 

@@ -32,7 +32,7 @@ CHUNK_ELEMENTS = SLOT_BYTES // 4  # of fp32, per message of a state's copy
 RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these: rank 0 may die before it tells its last steps
 HELD_RECORDS = 1 << 16
 
-Restore = Callable[[int], dict[str, Tensor]]
+Restore = Callable[[int, Callable[[], None]], dict[str, Tensor]]
 
 
 class LeaseControl(Control, Protocol):
@@ -56,7 +56,7 @@ class Member:
 
     member_id: str
     runner: StepRunner
-    restore: Restore  # step -> the tensors of that checkpoint
+    restore: Restore  # step, and what to call after each part -> the tensors of that checkpoint
     form_timeout_s: float = 15.0
     records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=HELD_RECORDS))
     kept: Kept | None = None
@@ -106,6 +106,9 @@ class _Session:
         self._reduction: Reduction | None = None
         self._sends: Sequence[Operation] = ()
         self._micro_batch_s: list[float] = []
+        if self._rank in lease.receivers:
+            member.records.clear()
+            member.records.extend(lease.history)
         while member.records and member.records[0].step < lease.logged_step:
             member.records.popleft()
 
@@ -130,7 +133,13 @@ class _Session:
         if step is None:
             self._member.runner.replica.initialise()
         else:
-            self._member.state.load(self._member.restore(step), step)
+            self._member.state.load(self._member.restore(step, self._restored_part), step)
+
+    def _restored_part(self) -> None:
+        """A large checkpoint takes minutes: each part is progress, and a fence does not wait for the rest."""
+        if self._control.cancelled():
+            raise Cancelled("fenced while it restored a checkpoint")
+        self._control.report(Phase.COPYING)
 
     def _meet(self) -> Reduction:
         """Form the group, and make its buffer; or go on with those of an earlier lease of the same members."""

@@ -1,9 +1,22 @@
-"""The event log in storage: append-only, in order, and never in the way of training.
+"""The event log in storage: append-only, in order, of one writer at a time, and never in the way of training.
 
 Object storage cannot append, so events are buffered and written as segments `<number of the first event>.jsonl`, each
 created once and never changed. Invariant: the log holds a prefix of what was appended, without gaps; `on_stored` says
 how far it reaches. When storage fails the buffer waits and the next attempt takes all of it; beyond `MAX_BUFFERED` the
-newest events are given up, and the gap in the numbers tells every reader. `append` neither blocks nor raises.
+newest events are given up, and a note in their place says how many. `append` neither blocks nor raises.
+
+A run's owner (ownership.py) may freeze before any line here and thaw when another has long taken over. The log is one all
+the same, because a segment's name is the number at which the one before it ends: so there is one name at a time at which
+the log can grow, and storage lets one writer have it.
+
+- An owner begins by creating a segment with its `opening` at the end that it sees; when somebody was faster, at the next.
+- Before an opening lies what earlier owners stored, all of which is read, as `on_stored` told them. Behind it they store
+  nothing: the one name that they try is taken. It tells them that they are superseded, and they try no other.
+- Nothing of the new owner is lost: a name that it tries can be taken by an owner with a higher epoch only, since nobody
+  opens behind an event of a higher epoch than its own. So epochs never fall along the log.
+
+That is why the epoch is in the events and not in the names. If it were in the names, both segments at one number would be
+stored, and readers would have to leave out one whose writer was told that it is there, and has let members forget it.
 """
 
 from __future__ import annotations
@@ -13,8 +26,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from elastic_lm.errors import AlreadyExistsError, ElasticLMError
+from elastic_lm.errors import AlreadyExistsError, ElasticLMError, StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.storage import Storage
 
@@ -30,31 +44,63 @@ _SEGMENT = re.compile(r"(\d{12})\.jsonl")
 class EventLog:
     """Writes the events of one attempt behind those that are there. Safe to use from several threads.
 
-    Args: `storage` is the run's `events` folder. `on_stored` gets events as soon as storage holds them, in order, on the
-    log's own thread.    Raises (constructor only): StorageError when the folder cannot be read.
+    Args: `storage` is the run's `events` folder. `opening` makes the first event of this owner, from the newest one before it
+    (None in an empty log); it is stored when the constructor returns. Without it, whoever writes first goes on with the log.
+    `on_stored` gets all other events as soon as storage holds them, in order, on the log's own thread. So does
+    `on_superseded` a sentence when another owner has opened the log; nothing is stored from then on.
+    Raises (constructor only): SupersededError when one has already; StorageError when the folder cannot be read or written.
     """
 
     def __init__(
         self,
         storage: Storage,
         *,
+        owner_epoch: int = 0,
+        opening: Callable[[Event | None], Event] | None = None,
         flush_s: float = FLUSH_S,
-        on_stored: Callable[[list[Event]], None] | None = None,
+        on_stored: Callable[[list[Event]], None] = lambda events: None,
+        on_superseded: Callable[[str], None] = lambda sentence: None,
         max_buffered: int = MAX_BUFFERED,
     ) -> None:
         self._storage = storage
+        self._owner_epoch = owner_epoch
         self._flush_s = flush_s
-        self._on_stored = on_stored or (lambda events: None)
+        self._on_stored = on_stored
+        self._on_superseded = on_superseded
         self._max_buffered = max_buffered
-        self._first = _end(storage)  # the number of the first buffered event
+        self._first = self._open(opening)  # the number of the first buffered event
         self._buffer: list[Event] = []
         self._num_dropped = 0
         self._changed = threading.Condition()
         self._urgent = False
-        self._closing = False
+        self._ended = False  # closed, or superseded
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
         self._thread.start()
+
+    def _open(self, opening: Callable[[Event | None], Event] | None) -> int:
+        """Returns: the number of the next event."""
+        taken = -1
+        while True:
+            end, newest = _tail(self._storage)
+            if newest is not None and newest.owner_epoch > self._owner_epoch:
+                raise SupersededError(
+                    f"the event log {self._storage.url} is being written by owner {newest.owner_epoch} of the run; owner "
+                    f"{self._owner_epoch} has to end"
+                )
+            if opening is None:
+                return end
+            if end == taken:
+                raise StorageError(f"{self._storage.url}/{_name(end)} is neither in the folder's list nor free")
+            try:
+                self._storage.create(_name(end), _data([self._stamped(opening(newest)).to_json()]))
+            except AlreadyExistsError:
+                taken = end
+            else:
+                return end + 1
+
+    def _stamped(self, event: Event) -> Event:
+        return replace(event, owner_epoch=self._owner_epoch)
 
     @property
     def problem(self) -> str | None:
@@ -64,26 +110,29 @@ class EventLog:
     def append(self, event: Event) -> None:
         """Take the event. It is in storage within `flush_s`, as long as storage works."""
         with self._changed:
+            if self._ended:
+                return
             if len(self._buffer) >= self._max_buffered:
                 self._num_dropped += 1
                 return
-            self._buffer.append(event)
+            self._buffer.append(self._stamped(event))
             if len(self._buffer) == 1 or len(self._buffer) >= SEGMENT_EVENTS:
                 self._changed.notify_all()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Store what is buffered now.    Returns: whether that was done within `timeout_s`."""
         with self._changed:
-            target = self._first + len(self._buffer)
+            target = self._first + len(self._buffer) + bool(self._num_dropped)
             self._urgent = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._first >= target, timeout_s)
+            self._changed.wait_for(lambda: self._first >= target or self._ended, timeout_s)
+            return self._first >= target
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush and end the log's thread.    Returns: whether everything is stored."""
         done = self.flush(timeout_s)
         with self._changed:
-            self._closing = True
+            self._ended = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
         if not done:
@@ -94,49 +143,75 @@ class EventLog:
         while self._wait_for_work():
             with self._changed:
                 first, events = self._first, self._buffer[:SEGMENT_EVENTS]
-            stored = not events or self._store(first, events)
+            num_stored = self._store(_name(first), events) if events else 0
             with self._changed:
-                if stored:
-                    del self._buffer[: len(events)]
-                    self._first += len(events)
-                    self._urgent = self._urgent and bool(self._buffer)
-                    self._skip_dropped()
-                    self._changed.notify_all()
-                elif not self._closing:
-                    self._changed.wait_for(lambda: self._closing, RETRY_S)
+                if num_stored == 0 and events:
+                    self._changed.wait_for(lambda: self._ended, RETRY_S)
+                    continue
+                del self._buffer[:num_stored]
+                self._first += num_stored
+                self._note_dropped(events)
+                self._urgent = self._urgent and bool(self._buffer)
+                self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
-        """Wait until a segment is due.    Returns: False when the log is closed."""
+        """Wait until a segment is due.    Returns: False when the log has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._buffer or self._urgent or self._closing)
+            self._changed.wait_for(lambda: self._buffer or self._urgent or self._ended)
             due = time.monotonic() + self._flush_s
             self._changed.wait_for(
-                lambda: self._urgent or self._closing or len(self._buffer) >= SEGMENT_EVENTS,
+                lambda: self._urgent or self._ended or len(self._buffer) >= SEGMENT_EVENTS,
                 max(0.0, due - time.monotonic()),
             )
-            return not self._closing
+            return not self._ended
 
-    def _store(self, first: int, events: list[Event]) -> bool:
-        data = "".join(event.to_json() + "\n" for event in events).encode()
+    def _store(self, name: str, events: list[Event]) -> int:
+        """Returns: how many of the events, from the first on, the segment holds now; 0 when it could not be stored."""
         try:
-            self._storage.create(f"{first:012d}.jsonl", data)
-        except AlreadyExistsError:
-            self._say(f"{self._storage.url}/{first:012d}.jsonl was written by somebody else; this log is not the run's")
-            return False
+            num_stored = self._create(name, [event.to_json() for event in events])
         except (ElasticLMError, OSError) as error:
             self._say(f"the event log cannot be written: {error}")
-            return False
+            return 0
+        if num_stored == 0:
+            self._end_superseded(name)
+            return 0
         self._problem = None
         try:
-            self._on_stored(events)
+            self._on_stored(events[:num_stored])
         except Exception:  # a watcher's bug must not end the log
             logger.exception("on_stored raised")
-        return True
+        return num_stored
 
-    def _skip_dropped(self) -> None:
-        """Leave a gap in the numbers for events that were given up, once those before them are stored."""
-        if self._num_dropped and not self._buffer:
-            self._first += self._num_dropped
+    def _create(self, name: str, lines: list[str]) -> int:
+        """Returns: how many of the lines the segment holds; 0 when it is somebody else's."""
+        try:
+            self._storage.create(name, _data(lines))
+            return len(lines)
+        except AlreadyExistsError:
+            there = _lines(self._storage, name)
+            # Stored by us, when fewer events were waiting, by a write whose answer was lost.
+            return len(there) if there == lines[: len(there)] else 0
+
+    def _end_superseded(self, name: str) -> None:
+        problem = f"{self._storage.url}/{name} was written by somebody else, who owns the run now; nothing more is logged here"
+        self._say(problem)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        try:
+            self._on_superseded(problem)
+        except Exception:  # a watcher's bug
+            logger.exception("on_superseded raised")
+
+    def _note_dropped(self, before: list[Event]) -> None:
+        """As soon as there is room: a note in the place of the events that were given up behind these."""
+        if self._num_dropped and before and len(self._buffer) < self._max_buffered:
+            message = (
+                f"{self._num_dropped} events are missing here: storage was away for longer than they could be kept."
+            )
+            last = (self._buffer or before)[-1]
+            note = Event(EventKind.NOTE, message, time_s=last.time_s, elapsed_s=last.elapsed_s, attempt=last.attempt)
+            self._buffer.append(self._stamped(note))
             self._num_dropped = 0
 
     def _say(self, problem: str) -> None:
@@ -174,7 +249,7 @@ def _read_segments(
 ) -> Iterator[tuple[Event | None, int]]:
     """(event, number of the next one) of these segments; None for a line that cannot be read."""
     for name, first in segments:
-        lines = storage.read(name).decode(errors="replace").splitlines()
+        lines = _lines(storage, name)
         if first > expected:
             tell(f"events {expected} to {first - 1} are missing before {name}")
         elif first < expected:
@@ -194,7 +269,7 @@ def last(storage: Storage, most: int) -> list[Event]:
     """
     found: list[Event] = []
     for name, first in reversed(_segments(storage)):
-        lines = storage.read(name).decode(errors="replace").splitlines()
+        lines = _lines(storage, name)
         parsed = (_parse(line, number, logger.warning) for number, line in enumerate(lines, start=first))
         found = [event for event in parsed if event is not None] + found
         if len(found) >= most:
@@ -215,10 +290,26 @@ def _segments(storage: Storage) -> list[tuple[str, int]]:
     return sorted((name, int(match[1])) for name, match in names)
 
 
-def _end(storage: Storage) -> int:
-    """The number of the next event."""
-    segments = _segments(storage)
-    if not segments:
-        return 0
-    name, first = segments[-1]
-    return first + len(storage.read(name).decode(errors="replace").splitlines())
+def _tail(storage: Storage) -> tuple[int, Event | None]:
+    """The number of the next event, and the newest one that can be read."""
+    end, newest = 0, None
+    for name, first in reversed(_segments(storage)):
+        lines = _lines(storage, name)
+        end = end or first + max(1, len(lines))  # an empty one is damaged, and its name is taken
+        events = [_parse(line, number, logger.warning) for number, line in enumerate(lines, start=first)]
+        newest = next((event for event in reversed(events) if event is not None), None)
+        if newest is not None:
+            break
+    return end, newest
+
+
+def _name(first: int) -> str:
+    return f"{first:012d}.jsonl"
+
+
+def _data(lines: list[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _lines(storage: Storage, name: str) -> list[str]:
+    return storage.read(name).decode(errors="replace").splitlines()

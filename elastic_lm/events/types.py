@@ -44,6 +44,7 @@ _TYPES: dict[str, Any] = {
     "time_s": int | float,
     "elapsed_s": int | float,
     "attempt": int,
+    "owner_epoch": int,
 }
 
 
@@ -53,6 +54,7 @@ class Event:
 
     `message` is a sentence with numbers, for people. `time_s` is unix time and `elapsed_s` monotonic seconds since the
     attempt began; both are 0 until the recorder stamps them. `world_size` counts the members of the current generation.
+    `owner_epoch` is that of the run's owner who told it, as the log stamps it.
     """
 
     kind: EventKind
@@ -63,6 +65,7 @@ class Event:
     time_s: float = 0.0
     elapsed_s: float = 0.0
     attempt: int = 0
+    owner_epoch: int = 0
 
     def to_json(self) -> str:
         """One line."""

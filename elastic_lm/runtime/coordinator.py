@@ -22,7 +22,8 @@ from typing import Any
 import ray
 
 from elastic_lm import failpoints
-from elastic_lm.checkpoint.registry import CheckpointInfo, Retention
+from elastic_lm.checkpoint.registry import CheckpointInfo
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -30,9 +31,11 @@ from elastic_lm.control.controller import Control
 from elastic_lm.data.order import Order
 from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.model.flops import training_flops_per_token
 from elastic_lm.model.spec import ModelSpec
+from elastic_lm.ownership import Ownership
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
 from elastic_lm.runtime.lifeline import LifelineServer
@@ -49,6 +52,7 @@ from elastic_lm.storage import Storage
 logger = logging.getLogger(__name__)
 
 IDLE_S = 0.25  # the longest the loop sleeps: bounds how late a verdict on silence can be
+AWAY_S = 2.0  # a coordinator that did nothing for so long looks whether it still is one
 SLEPT_S = 0.2  # oversleeping by more than this counts as the coordinator's own absence
 
 
@@ -63,6 +67,15 @@ class Plan:
     start_reader: Callable[[], Any]  # -> actor handle
     newest: CheckpointInfo | None  # the newest complete checkpoint
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
+    environment: dict[str, str] | None = None  # in which that checkpoint was written, if it says
+
+    def environment_changes(self, now: dict[str, str]) -> list[str]:
+        """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
+        before = self.environment
+        if before is None or self.config.reduction.kind != "exact":
+            return []
+        names = sorted({*before, *now})
+        return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
     @property
     def resume_step(self) -> int | None:
@@ -73,21 +86,30 @@ class Plan:
 class Coordinator:
     """Runs one attempt of a run, from the first member's start to the verdict."""
 
-    def __init__(self, plan: Plan, mailbox: Any, *, owner_epoch: int = 1) -> None:
+    def __init__(self, plan: Plan, mailbox: Any, owner: Ownership) -> None:
         self._plan = plan
         self._mailbox = mailbox
-        self._owner_epoch = owner_epoch
+        self._owner = owner
+        self._superseded: str | None = None
+        self._awake_at = time.monotonic()
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
         self._host = ray.util.get_node_ip_address()
         self._store: RendezvousStore | None = None
         self._verdict: act.Verdict | None = None
+        config = plan.config
+        self._meta = {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")}
+        self._last_event: Event | None = None  # tells the verdict
 
     def run(self) -> RunResult:
-        """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor."""
+        """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor.
+
+        Raises: SupersededError when another owner has taken over; StorageError.
+        """
         with ExitStack() as stack:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
+            self._close_publisher()
             result = self._result(self._verdict)
             self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
@@ -96,15 +118,23 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        self._recorder = Recorder(config, plan.run_storage, self._mailbox)
+        roster = Roster(config.name, roster_fingerprint(config))
+        found = roster.found()
+        self._recorder = Recorder(
+            config,
+            plan.run_storage,
+            self._mailbox,
+            _run_started(plan, sum(worker.is_ours for worker in found)),
+            owner_epoch=self._owner.epoch,
+            on_superseded=self._supersede,
+        )
         stack.callback(self._recorder.close)
         self._control = Control(
             config.control_spec(),
             resume_step=plan.resume_step,
-            owner_epoch=self._owner_epoch,
+            owner_epoch=self._owner.epoch,
             first_number=self._recorder.num_members,
         )
-        self._recorder.emit(_run_started(plan))
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
         secret = secrets.token_hex(16)
@@ -126,14 +156,16 @@ class Coordinator:
         self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._publisher = Publisher(
             plan.run_storage,
-            Retention(config.checkpoint.keep, config.checkpoint.keep_every),
-            {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")},
+            Retention(config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.keep_best),
+            self._meta,
             self._inbox.put,
+            owner_epoch=self._owner.epoch,
+            check=self._check_before_publishing,
         )
         stack.callback(self._publisher.close)
         self._members = Members(
-            self._boot(Summons(self._owner_epoch, lifelines.address, secret, self._readers.readers)),
-            Roster(config.name, roster_fingerprint(config)),
+            self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
+            roster,
             self._worker_options(),
             self._inbox.put,
             retire_timeout_s=config.control.retire_timeout_s,
@@ -146,9 +178,19 @@ class Coordinator:
         )
         stack.callback(self._nodes.close)
         failpoints.hit("coordinator.open")
-        self._members.adopt(self._recorder.logged_step)
+        self._members.adopt(found, self._recorder.logged_step)
         failpoints.hit("coordinator.adopted")
         self._await_command()
+
+    def _supersede(self, sentence: str) -> None:
+        """Another owner has opened the log.    On the log's thread."""
+        self._superseded = sentence
+
+    def _check_before_publishing(self) -> None:
+        """A checkpoint counts for an owner only, and when the log holds every step before it.    On the publisher's thread."""
+        if not self._recorder.flush():
+            raise StorageError("the event log does not hold all steps before it")
+        self._owner.check()
 
     def _end_members(self) -> None:
         if self._verdict is not None:
@@ -195,9 +237,11 @@ class Coordinator:
         now = time.monotonic()
         timeout = min(IDLE_S, max(0.0, self._control.next_deadline(now) - now))
         event: ev.Input | None = None
+        self._check_awake()
         with contextlib.suppress(queue.Empty):
             event = self._inbox.get(timeout=timeout)
         overslept = time.monotonic() - now - timeout
+        self._check_awake(timeout)
         if overslept > SLEPT_S:
             self._tell(ev.CoordinatorSlept(overslept))
         while event is not None:
@@ -208,6 +252,22 @@ class Coordinator:
         self._recorder.note_paces(self._control.paces)
         self._recorder.publish(self._status)
 
+    def _check_awake(self, waited_s: float = 0.0) -> None:
+        """Before anything is done: whoever was away for long may have a successor, whose workers are not ours to kill.
+
+        What cannot be known while storage is away is not waited for: an outage ends no run.
+        """
+        now = time.monotonic()
+        away_s, self._awake_at = now - self._awake_at - waited_s, now
+        if away_s > AWAY_S:
+            try:
+                self._owner.check()
+            except StorageError as error:
+                logger.warning("Away for %.1f s, and it cannot be known who owns the run now: %s", away_s, error)
+            self._awake_at = time.monotonic()
+        if (told := self._superseded or self._owner.superseded) is not None:
+            raise SupersededError(told)
+
     def _status(self) -> dict[str, Any]:
         coordinator = {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
         return {**self._control.status(), "coordinator": coordinator}
@@ -215,12 +275,30 @@ class Coordinator:
     def _tell(self, event: ev.Input) -> None:
         if isinstance(event, ev.Beat):
             self._recorder.enter(event.heartbeat.records)
-        elif isinstance(event, (ev.Reported, ev.MemberReturned)):
+        elif isinstance(event, ev.Reported):
             self._recorder.enter(event.report.records)
+        elif isinstance(event, ev.MemberReturned):
+            self._recorder.enter(event.report.records)
+            self._note_environment(event.report.ready.environment)
+        elif isinstance(event, ev.MemberReady):
+            self._note_environment(event.report.environment)
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
         for action in self._control.handle(event, time.monotonic()):
+            self._check_awake()
             self._perform(action)
+
+    def _note_environment(self, environment: dict[str, str]) -> None:
+        """The first worker's goes into the checkpoints. Of those that come later control refuses any with other bits."""
+        if "environment" in self._meta:
+            return
+        self._meta["environment"] = environment
+        if changes := self._plan.environment_changes(environment):
+            told = (
+                f"Bits are no longer promised: the checkpoint of step {self._plan.resume_step} was written in another "
+                f"environment: {'; '.join(changes)}."
+            )
+            self._recorder.emit(Event(EventKind.NOTE, told))
 
     def _perform(self, action: act.Action) -> None:
         match action:
@@ -242,27 +320,42 @@ class Coordinator:
                 self._nodes.ask_after(node_id)
             case act.SaveCheckpoint(number, _, step):
                 failpoints.hit("coordinator.save", step)
-                self._publisher.begin(number, step)
+                self._publisher.begin(number, step, self._recorder.mean_loss(step))
                 self._members.save(action, self._publisher.add)
             case act.PublishCheckpoint(number):
                 failpoints.hit("coordinator.publish")
                 self._publisher.publish(number)
+            case act.AbandonCheckpoint(number, member_ids):
+                self._publisher.abandon(number)
+                self._members.cancel_save(number, member_ids)
+            case act.Emit(Event(kind=EventKind.RUN_FINISHED) as event):
+                self._last_event = event
             case act.Emit(event):
                 self._recorder.emit(event)
             case act.Finish(verdict):
                 failpoints.hit("coordinator.finish", verdict.step)
                 self._verdict = verdict
 
+    def _close_publisher(self) -> None:
+        """What became of a manifest that was being written when the verdict fell is told before the verdict is."""
+        self._publisher.close()
+        while not self._inbox.empty():
+            if isinstance(event := self._inbox.get_nowait(), ev.Published):
+                self._tell(event)
+        if self._last_event is not None:
+            self._recorder.emit(self._last_event)
+
     def _grant(self, lease: Lease) -> None:
         failpoints.hit("coordinator.grant", lease.start_step)
-        if lease.restore is not None:
-            self._recorder.skip_to(lease.restore)
+        self._recorder.skip_to(lease.start_step)
         self._close_store()
         rendezvous = None
         if lease.world_size > 1 and lease.continues is None:
             self._store = RendezvousStore(self._host)
             rendezvous = self._store.rendezvous
-        self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=self._recorder.logged_step))
+        logged_step = self._recorder.logged_step
+        history = self._recorder.unlogged() if lease.receivers else ()
+        self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=logged_step, history=history))
 
     def _close_store(self) -> None:
         """Closing a generation's store cancels its forming at once; a group that is formed does without it."""
@@ -271,14 +364,17 @@ class Coordinator:
             self._store = None
 
     def _result(self, verdict: act.Verdict) -> RunResult:
-        newest = self._publisher.newest or _told(self._plan.newest)
+        newest, step = self._publisher.newest, self._publisher.newest_step
+        if not newest:
+            newest, step = _told(self._plan.newest), self._plan.resume_step or 0
+        digests = newest if step == verdict.step else {}
         return RunResult(
             verdict=verdict.kind,
             message=verdict.message,
             last_step=verdict.step,
             metrics=self._recorder.figures(),
             checkpoint=newest.get("url"),
-            digest={name: newest[name] for name in ("state", "weights") if name in newest},
+            digest={name: digests[name] for name in ("state", "weights") if name in digests},
         )
 
 
@@ -292,9 +388,11 @@ def roster_fingerprint(config: RunConfig) -> str:
     return hashlib.sha256(f"{config.identity_fingerprint()} {config.run_url}".encode()).hexdigest()
 
 
-def _run_started(plan: Plan) -> Event:
+def _run_started(plan: Plan, num_found: int) -> Event:
     name, step = plan.config.name, plan.resume_step
     how = "starts at step 0" if step is None else f"goes on from the checkpoint of step {step}"
+    if num_found:
+        how = f"is taken over with {num_found} worker{'s' if num_found != 1 else ''}"
     fields = {
         "resume_step": step,
         "config": plan.config.model_dump(mode="json"),

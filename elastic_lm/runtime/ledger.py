@@ -6,6 +6,7 @@ every bit that the promise covers; a disagreement is an alarm, never a choice.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -50,12 +51,31 @@ class Ledger:
         if len(self._committed) > KEPT_STEPS:
             self._committed.popitem(last=False)
 
-    def skip_to(self, step: int) -> None:
-        """Steps below `step` are in a checkpoint, whether or not anybody logged them."""
+    def skip_to(self, step: int) -> tuple[list[StepRecord], list[int]]:
+        """Nobody who is left can tell more of the steps before this one.
+
+        Returns: of those that were not committed, the records that are known, which are now, and the steps that are missing.
+        """
+        before = range(self.next_step, step)
+        known = [self._ahead.pop(s) for s in before if s in self._ahead]
+        missing = sorted(set(before) - {record.step for record in known})
+        for record in known:
+            self.restore(record)
         self.next_step = max(self.next_step, step)
+        return known, missing
+
+    def since(self, step: int) -> tuple[StepRecord, ...]:
+        """Records of the committed steps from this one on, as far as they are kept."""
+        return tuple(self._committed[s] for s in range(step, self.next_step) if s in self._committed)
 
     def last(self) -> StepRecord | None:
         return next(reversed(self._committed.values()), None)
+
+    def mean_loss(self, stop: int, num_steps: int) -> float | None:
+        """Of those of the steps [stop - num_steps, stop) that are known; None when none is."""
+        records = (self._known(step) for step in range(max(0, stop - num_steps), stop))
+        losses = [record.loss for record in records if record is not None]
+        return math.fsum(losses) / len(losses) if losses else None
 
     def _known(self, step: int) -> StepRecord | None:
         return self._committed.get(step) or self._ahead.get(step)

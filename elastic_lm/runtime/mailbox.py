@@ -34,6 +34,20 @@ class Command:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a coordinator: which one it is, from 1, and how many have begun since a step was last committed.
+
+    A month has many failures; what must not go on for ever is failing without a step between.
+    `failure_before` says why the one before ended, `predecessor` where it was.
+    """
+
+    number: int
+    number_in_vain: int
+    failure_before: str
+    predecessor: Place | None
+
+
 class Mailbox:
     """Async actor: every method returns at once or waits without holding a thread."""
 
@@ -44,6 +58,7 @@ class Mailbox:
         self._dropped = 0
         self._published = asyncio.Event()
         self._status: dict[str, Any] = {}
+        self._num_attempts = 0
         self._attempts_in_vain = 0  # since the step went on
         self._step_before = -1
         self._place: Place | None = None
@@ -81,19 +96,16 @@ class Mailbox:
         """What the coordinator last said about the run."""
         return self._status
 
-    async def begin_attempt(self, place: Place) -> tuple[int, str, Place | None]:
-        """Count one start of a coordinator, in this place.
-
-        Returns: how many of them, this one included, have begun since a step was last committed, why the one before ended,
-        and its place. A month has many failures; what must not go on for ever is failing without a step between.
-        """
+    async def begin_attempt(self, place: Place) -> Attempt:
+        """A coordinator starts, in this place."""
         step = self._status.get("step", -1)
         if step > self._step_before:
             self._step_before, self._attempts_in_vain, self._last_failure = step, 0, KILLED
         self._attempts_in_vain += 1
+        self._num_attempts += 1
         self._hand_over()
         before, self._place = self._place, place
-        return self._attempts_in_vain, self._last_failure, before
+        return Attempt(self._num_attempts, self._attempts_in_vain, self._last_failure, before)
 
     def _hand_over(self) -> None:
         """To a queue of its own: an earlier coordinator still waits at the old one, and would take from it."""

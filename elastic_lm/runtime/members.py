@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from elastic_lm.control.events import (
     Saved,
 )
 from elastic_lm.protocol import Generation, Lease, ReadyReport, ReturnReport
-from elastic_lm.runtime.roster import Roster, reap
+from elastic_lm.runtime.roster import Found, Roster, reap
 from elastic_lm.runtime.worker import WorkerBoot, start_worker
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class Members:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    def adopt(self, logged_step: int) -> None:
+    def adopt(self, everybody: Sequence[Found], logged_step: int) -> None:
         """Call everybody who served an earlier coordinator of this run and may live; the others are ended.
 
         Args: `logged_step`: the event log holds every step before this one.
         """
-        for found in self._roster.found():
+        for found in everybody:
             if found.place is None or not found.fits or found.member_id in self._members:
                 self._end(_Member(found.handle, *(found.place or ())))
                 continue
@@ -162,6 +162,10 @@ class Members:
 
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
         _when_done(handle.snapshot.remote(number, action.step, share, len(action.member_ids)), copied, failed)
+
+    def cancel_save(self, number: int, member_ids: tuple[str, ...]) -> None:
+        for handle in self._handles(member_ids):
+            handle.cancel_save.remote(number)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ def make_plan(config: RunConfig) -> Plan:
             num_cpus=config.data.reader_num_cpus,
         ),
         newest=newest,
+        environment=None if newest is None else _environment_of(newest),
         skipped=tuple(skipped),
     )
 
@@ -54,8 +55,15 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
     told = "; ".join(_changes(config, newest.meta.get("config"))) or "its fingerprint differs"
     raise CheckpointError(
         f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "
-        f"settings: {told}. Set them back to resume it, or choose another name for a new run"
+        f"settings: {told}. Set them back to resume it. Other settings make another run, which begins at step 0: give it a "
+        f"name of its own, e.g. --set name={config.name}-2"
     )
+
+
+def _environment_of(newest: CheckpointInfo) -> dict[str, str] | None:
+    """None of one that was written by an earlier version."""
+    told = newest.meta.get("environment")
+    return {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else None
 
 
 def _changes(config: RunConfig, began: Any) -> list[str]:

@@ -1,49 +1,73 @@
 """The coordinator's part in a checkpoint: gather what the members have stored, write the manifest, delete old ones.
 
-Invariant: a manifest is written only when every share of one attempt is there. Storage is waited for on a thread of its own,
-one checkpoint after the other, so a slow one delays checkpoints and nothing else.
+Invariant: a manifest is written only when every share of one attempt is there, and what became of it is told exactly once.
+Storage is waited for on a thread of each attempt's own, which nobody waits for without a limit: a store that hangs keeps
+neither later checkpoints back nor the end of the run. A manifest that was given up and is stored after all deletes nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint import registry, retention
 from elastic_lm.checkpoint.layout import Manifest, Part
-from elastic_lm.checkpoint.registry import Retention
+from elastic_lm.checkpoint.registry import Found
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
 from elastic_lm.engine.digest import state_digest
 from elastic_lm.errors import ElasticLMError
+from elastic_lm.runtime.leftovers import Leftovers
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
+
+CLOSE_S = 30.0
 
 
 @dataclass
 class _Attempt:
     number: int
     step: int
+    loss: float | None = None
     parts: list[Part] = field(default_factory=list)
+    thread: threading.Thread | None = None  # that writes the manifest
+    given_up: bool = False
+    told: bool = False
 
 
 class Publisher:
-    """`meta` goes into every manifest. `deliver` gets `Published`, on the publisher's thread."""
+    """`meta` goes into every manifest. `deliver` gets `Published`, on a thread of the publisher's.
+
+    `check` raises unless the owner of this epoch still owns the run.
+    """
 
     def __init__(
-        self, storage: Storage, retention: Retention, meta: dict[str, Any], deliver: Callable[[Published], None]
+        self,
+        storage: Storage,
+        retention: Retention,
+        meta: dict[str, Any],
+        deliver: Callable[[Published], None],
+        *,
+        owner_epoch: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._owner_epoch, self._check = owner_epoch, check
         self._storage, self._retention, self._meta, self._deliver = storage, retention, meta, deliver
-        self._attempt: _Attempt | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
-        self.newest: dict[str, str] = {}  # `url` and digests of what was published last
+        self._attempt: _Attempt | None = None  # the one that is not given up
+        self._leftovers = Leftovers(storage, self._step_under_way, check)
+        self._telling = threading.Lock()
+        self._seen: dict[int, Found] = {}  # complete checkpoints
+        self.newest_step = -1
+        self.newest: dict[str, str] = {}  # `url` and digests of the newest that was published
 
-    def begin(self, number: int, step: int) -> None:
-        """An attempt begins; whatever else was under way is given up."""
-        self._attempt = _Attempt(number, step)
+    def begin(self, number: int, step: int, loss: float | None = None) -> None:
+        """An attempt begins. `loss`: of the training before this step, if it is known."""
+        self._attempt = _Attempt(number, step, loss)
+        self._leftovers.begin_to_collect()
 
     def add(self, number: int, parts: tuple[Part, ...]) -> None:
         """A member's share is stored. May be called on any thread."""
@@ -55,30 +79,66 @@ class Publisher:
         """All shares of this attempt are stored."""
         attempt = self._attempt
         assert attempt is not None and attempt.number == number
-        self._thread.submit(self._publish, attempt)
+        attempt.thread = threading.Thread(
+            target=self._publish, args=(attempt,), name=f"publish-{attempt.step}", daemon=True
+        )
+        attempt.thread.start()
 
-    def close(self) -> None:
-        """Wait for the manifest that is being written."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def abandon(self, number: int) -> None:
+        """This attempt is given up."""
+        attempt = self._attempt
+        if attempt is not None and attempt.number == number:
+            self._attempt, attempt.given_up = None, True
+            if attempt.thread is None or attempt.told:  # otherwise its manifest may come, and name its parts
+                self._leftovers.add(attempt.step)
+
+    def _step_under_way(self) -> int | None:
+        attempt = self._attempt
+        return None if attempt is None or attempt.told else attempt.step
+
+    def close(self, limit_s: float = CLOSE_S) -> None:
+        """Wait for the manifest that is being written, and for old checkpoints to go; but not for ever."""
+        attempt = self._attempt
+        if attempt is not None and attempt.thread is not None:
+            attempt.thread.join(limit_s)
+            self._tell(
+                attempt, f"its manifest was not stored within {limit_s:g} s of the run's end, and may be stored yet"
+            )
 
     def _publish(self, attempt: _Attempt) -> None:
         parts = tuple(sorted(attempt.parts, key=lambda part: part.name))
         digests = {"state": _digest(attempt.step, parts, ""), "weights": _digest(attempt.step, parts, "parameters/")}
+        meta = {**self._meta, "digest": digests} | ({} if attempt.loss is None else {"loss": attempt.loss})
         try:
-            info = registry.publish(self._storage, Manifest(attempt.step, parts, {**self._meta, "digest": digests}))
-        except ElasticLMError as error:
-            self._deliver(Published(attempt.number, False, f"{type(error).__name__}: {error}"))
-            return
+            manifest = Manifest(attempt.step, parts, meta, self._owner_epoch)
+            info = registry.publish(self._storage, manifest, check=self._check)
         except Exception as error:
-            logger.exception("The manifest of step %d could not be written.", attempt.step)
-            self._deliver(Published(attempt.number, False, f"{type(error).__name__}: {error}"))
+            if not isinstance(error, ElasticLMError):
+                logger.exception("The manifest of step %d could not be written.", attempt.step)
+            self._tell(attempt, f"{type(error).__name__}: {error}")
+            if attempt.given_up:
+                self._leftovers.add(attempt.step)
             return
-        self.newest = {"url": info.url, **digests}
-        self._deliver(Published(attempt.number, True))  # before anything goes that could be asked for until it is told
+        self._tell(attempt, None, {"url": info.url, **digests})  # before anything goes that is asked for until then
+        self._prune(attempt)
+
+    def _tell(self, attempt: _Attempt, error: str | None, newest: dict[str, str] | None = None) -> None:
+        with self._telling:
+            if attempt.told:
+                return
+            attempt.told = True
+            if newest is not None and attempt.step > self.newest_step:
+                self.newest_step, self.newest = attempt.step, newest
+        self._deliver(Published(attempt.number, error is None, error))
+
+    def _prune(self, attempt: _Attempt) -> None:
+        if attempt.given_up:  # the run may be restoring one before it
+            return
+        self._leftovers.collect()
+        under_way = self._attempt
+        spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
         try:
-            under_way = self._attempt
-            spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
-            registry.prune(self._storage, self._retention, spared=spared)
+            retention.prune(self._storage, self._retention, spared=spared, seen=self._seen, check=self._check)
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
 

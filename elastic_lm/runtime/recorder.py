@@ -31,15 +31,31 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
 CLOSE_S = 30.0
+FLUSH_S = 10.0
+LOSS_STEPS = 100  # a step's loss is mostly its batch's; a mean of a hundred is ten times as steady
 # Workers' speeds are noted often in a short run and seldom in a long one: each time is a share of the run so far.
 PACES_SHARE = 0.01
 PACES_S = (2.0, 300.0)  # at the soonest and at the latest
 
 
 class Recorder:
-    """One attempt's record, continued from what the log holds of earlier attempts, whoever made them."""
+    """One attempt's record, continued from what the log holds of earlier attempts, whoever made them.
 
-    def __init__(self, config: RunConfig, run_storage: Storage, mailbox: Any) -> None:
+    Args: `started` opens this attempt in the log, before what earlier ones left there is read: so all of that is known here.
+    `on_superseded` gets a sentence when another owner of the run has opened the log; nothing more is stored from then on.
+    Raises (constructor only): SupersededError when one has already; StorageError.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_storage: Storage,
+        mailbox: Any,
+        started: Event,
+        *,
+        owner_epoch: int = 0,
+        on_superseded: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._mailbox = mailbox
         self._attempt = 1
         self._began = time.monotonic()
@@ -56,18 +72,29 @@ class Recorder:
         self.num_members = 0  # that earlier attempts have started
         self._figures = Figures(config.name, __version__, config.batch.micro_batches)
         self._exporter = Exporter(config.name, config.batch.micro_batches)
+        self._log = EventLog(
+            run_storage.child("events"),
+            owner_epoch=owner_epoch,
+            opening=lambda newest: self._opening(started, newest),
+            on_stored=self._on_stored,
+            on_superseded=on_superseded,
+        )
         self._recall(run_storage.child("events"))
         self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
-        self._log = EventLog(run_storage.child("events"), on_stored=self._on_stored)
         self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
+        if (news := news_of(started)) is not None:
+            self._news.append(news)
+
+    def _opening(self, started: Event, newest: Event | None) -> Event:
+        self._attempt = newest.attempt + 1 if newest is not None else 1
+        return self._stamped(started)
 
     def _recall(self, storage: Storage) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
         for event in read(storage):
             self._figures.observe(event)
             self._exporter.observe(event)
-            self._attempt = max(self._attempt, event.attempt + 1)
             if event.kind is EventKind.MEMBER_STARTED:
                 self.num_members = max(self.num_members, number_of(event.fields["member_id"]) + 1)
             if event.kind is EventKind.STEP_COMMITTED:
@@ -82,13 +109,16 @@ class Recorder:
 
     def emit(self, event: Event) -> None:
         """Something was decided or happened."""
-        now = time.monotonic()
-        event = replace(event, time_s=time.time(), elapsed_s=now - self._began, attempt=self._attempt)
+        event = self._stamped(event)
         self._log.append(event)
         self._figures.observe(event)
         self._last_event_s = event.elapsed_s
         if (news := news_of(event)) is not None:
             self._news.append(news)
+
+    def _stamped(self, event: Event) -> Event:
+        elapsed_s = time.monotonic() - self._began
+        return replace(event, time_s=time.time(), elapsed_s=elapsed_s, attempt=self._attempt)
 
     def enter(self, records: tuple[StepRecord, ...]) -> None:
         """A member told of steps."""
@@ -99,8 +129,20 @@ class Recorder:
             self.emit(_mismatch(mismatch))
 
     def skip_to(self, step: int) -> None:
-        """Everybody who could tell of the steps before this one is lost, and it is restored from a checkpoint."""
-        self._ledger.skip_to(step)
+        """Training goes on at this step, and everybody who is left has told what led to it: what is missing stays missing."""
+        known, missing = self._ledger.skip_to(step)
+        if missing:
+            told = (
+                f"{len(missing)} steps from {missing[0]} to {missing[-1]} are missing in the log: whoever could tell of "
+                "them is lost."
+            )
+            self.emit(Event(EventKind.NOTE, told, step=step))
+        for record in known:
+            self.emit(_committed(record))
+
+    def unlogged(self) -> tuple[StepRecord, ...]:
+        """Records of the steps that the log does not hold yet."""
+        return self._ledger.since(self.logged_step)
 
     def note_paces(self, paces: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Now and then, how fast every worker is."""
@@ -127,6 +169,10 @@ class Recorder:
     @property
     def next_step(self) -> int:
         return self._ledger.next_step
+
+    def mean_loss(self, step: int) -> float | None:
+        """Of the `LOSS_STEPS` steps before this one; None when nobody logged them."""
+        return self._ledger.mean_loss(step, LOSS_STEPS)
 
     def publish(self, status_of_control: Callable[[], dict[str, Any]], *, at_once: bool = False) -> None:
         """Tell the mailbox what is new, a few times a second at most."""
@@ -165,6 +211,10 @@ class Recorder:
             "goodput": self._figures.goodput.ratio(),
             "lost_worker_s": self._figures.goodput.lost_worker_s(),
         }
+
+    def flush(self) -> bool:
+        """Store what happened so far.    Returns: whether that is done; storage may be away."""
+        return self._log.flush(FLUSH_S)
 
     def close(self) -> None:
         """Store what is not stored yet; give the trackers their last; end the endpoint."""

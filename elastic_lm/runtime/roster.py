@@ -39,6 +39,11 @@ class Found:
     place: tuple[str, int] | None
     fits: bool
 
+    @property
+    def is_ours(self) -> bool:
+        """It has a process, and what that holds is of use."""
+        return self.fits and self.place is not None
+
 
 class Roster:
     """The workers of one run. `fingerprint`: of the run's identity; None: whatever they train."""

@@ -24,14 +24,16 @@ from ray.exceptions import RayActorError
 
 from elastic_lm import failpoints
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ElasticLMError
+from elastic_lm.errors import ElasticLMError, SupersededError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
-from elastic_lm.runtime.mailbox import Command, create_mailbox
+from elastic_lm.runtime.claim import claim, new_token
+from elastic_lm.runtime.mailbox import Attempt, Command, create_mailbox
 from elastic_lm.runtime.roster import Roster, reap
 
 if TYPE_CHECKING:
+    from elastic_lm.ownership import Ownership
     from elastic_lm.runtime.coordinator import Plan
     from elastic_lm.storage import Storage
 
@@ -40,10 +42,11 @@ logger = logging.getLogger(__name__)
 FOLLOW_S = 3.0  # without news; the longest that the end of a coordinator that crashed goes unseen
 MAX_ATTEMPTS = 5  # coordinators in a row without a step between: a bug that kills each of them must end, not loop
 
-# Ray Train's own defaults leave a frozen coordinator alone for 600 s and look after it every 2 s.
+# Ray Train looks after the coordinator every 2 s and leaves a frozen one alone for 600 s, unless it is told otherwise. To succeed
+# one that was merely slow costs no worker and no step, so these need no margin.
 RAY_TRAIN_SETTINGS = {
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
@@ -99,16 +102,21 @@ def _fit(plan: Plan, view: View) -> RunResult:
         for skipped in plan.skipped:
             view.news(News(skipped, "bad"))
         mailbox = create_mailbox(config.name)
+        job: Ownership | None = None
         try:
+            token = new_token()
+            job = claim(config, token, on_waiting=lambda sentence: view.news(News(sentence)))
             plan.run_storage.write(CONFIG_FILE, config.to_yaml().encode())
             with _temporary_folder() as folder:
-                hosted = _Hosted(config, mailbox, folder)
+                hosted = _Hosted(config, mailbox, token, folder)
                 with _stop_on_signal(mailbox):
                     hosted.start()
                     _follow(mailbox, hosted, view)
                 return with_files(hosted.result(), plan, view)
         finally:
-            Roster(config.name).end_all()  # of a coordinator that could not
+            if job is not None:
+                Roster(config.name).end_all()  # of a coordinator that could not
+                job.release_job()
             ray.kill(mailbox)
 
 
@@ -140,14 +148,14 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 class _Hosted(threading.Thread):
     """The coordinator under Ray Train, in a thread of its own."""
 
-    def __init__(self, config: RunConfig, mailbox: Any, folder: str) -> None:
+    def __init__(self, config: RunConfig, mailbox: Any, token: str, folder: str) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self._config, self._mailbox, self._folder = config, mailbox, folder
+        self._config, self._mailbox, self._token, self._folder = config, mailbox, token, folder
         self._outcome: RunResult | BaseException | None = None
 
     def run(self) -> None:
         try:
-            self._outcome = run_trainer(self._config, self._mailbox, self._folder)
+            self._outcome = run_trainer(self._config, self._mailbox, self._token, self._folder)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread by `result`
             self._outcome = error
 
@@ -159,8 +167,8 @@ class _Hosted(threading.Thread):
         raise self._outcome
 
 
-def run_trainer(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
-    """What Ray Train makes of the run. It writes to `folder`."""
+def run_trainer(config: RunConfig, mailbox: Any, token: str, folder: str) -> RunResult:
+    """What Ray Train makes of the run of the job with this token. It writes to `folder`."""
     os.environ.update({name: value for name, value in RAY_TRAIN_SETTINGS.items() if name not in os.environ})
     from ray import train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -168,7 +176,7 @@ def run_trainer(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = DataParallelTrainer(
         host_coordinator,
-        train_loop_config={"config": config, "mailbox": mailbox},
+        train_loop_config={"config": config, "mailbox": mailbox, "token": token},
         scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0, **cluster.ON_HEAD}),
         run_config=train.RunConfig(
             name=config.name, storage_path=folder, failure_config=train.FailureConfig(max_failures=-1)
@@ -179,20 +187,21 @@ def run_trainer(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
 
 def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     """Ray Train's train function. Returning is final, whatever the verdict; raising asks for a successor."""
-    from elastic_lm.runtime.coordinator import Coordinator
-    from elastic_lm.runtime.plan import make_plan
-
     config, mailbox = arguments["config"], arguments["mailbox"]
     place = ray.get_runtime_context().get_node_id(), os.getpid()
-    attempt, cause, predecessor = ray.get(mailbox.begin_attempt.remote(place))
-    if predecessor is not None and predecessor != place:
-        node_id, pid = predecessor
+    attempt: Attempt = ray.get(mailbox.begin_attempt.remote(place))
+    if attempt.predecessor is not None and attempt.predecessor != place:
+        node_id, pid = attempt.predecessor
         reap(node_id, pid, title="ray::RayTrainWorker")  # frozen, Ray would leave it behind, and it might thaw
-    if attempt > MAX_ATTEMPTS:
-        return RunResult("failed", f"the coordinator died {MAX_ATTEMPTS} times in a row, at last because {cause}")
-    failpoints.arm(config.failpoints, f"c{attempt}")
+    if attempt.number_in_vain > MAX_ATTEMPTS:
+        return RunResult(
+            "failed", f"the coordinator died {MAX_ATTEMPTS} times in a row, at last because {attempt.failure_before}"
+        )
+    failpoints.arm(config.failpoints, f"c{attempt.number}")
     try:
-        return Coordinator(make_plan(config), mailbox, owner_epoch=attempt).run()
+        return coordinate(config, mailbox, arguments["token"])
+    except SupersededError as error:
+        return RunResult("superseded", str(error))
     except ElasticLMError as error:
         return RunResult("failed", str(error))
     except Exception:
@@ -200,6 +209,20 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
         if ray.get(mailbox.end_attempt.remote(cause)):
             return RunResult("failed", f"the coordinator failed twice in the same way: {cause}")
         raise
+
+
+def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
+    """One attempt, from the claim on the run to the verdict. Without a verdict the claim stays, for a successor.
+
+    Raises: SupersededError, StorageError and what `make_plan` raises.
+    """
+    from elastic_lm.runtime.coordinator import Coordinator
+    from elastic_lm.runtime.plan import make_plan
+
+    owner = claim(config, token)
+    result = Coordinator(make_plan(config), mailbox, owner).run()
+    owner.release()
+    return result
 
 
 def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,12 @@ from elastic_lm.protocol import (
 )
 from elastic_lm.runtime.cluster import NAMESPACE
 from elastic_lm.runtime.lifeline import Lifeline
+from elastic_lm.runtime.upload import Uploads
 
 if TYPE_CHECKING:
     from elastic_lm.checkpoint.layout import Part
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
-    from elastic_lm.runtime.upload import Upload
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Worker:
         self._lowest_generation: Generation | None = None
         self._ending_generation: Generation | None = None
         self._started_at = time.monotonic()
-        self._uploads: dict[int, Upload] = {}
+        self._uploads = Uploads(boot.run_storage)
         failpoints.arm(boot.failpoints, boot.member_id)
         self._lifeline = Lifeline(
             boot.summons.lifeline_address,
@@ -257,18 +258,15 @@ class Worker:
             micro_batch_s=self._pulse.micro_batch_s,
         )
 
-    def _restore(self, step: int) -> dict[str, Any]:
+    def _restore(self, step: int, on_part: Callable[[], None]) -> dict[str, Any]:
         """Tensors of the checkpoint at `step`, verified."""
         from elastic_lm.checkpoint import store
 
-        return store.load(self._boot.run_storage, step).tensors
+        return store.load(self._boot.run_storage, step, on_part=on_part).tensors
 
     def snapshot(self, number: int, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""
-        from elastic_lm.runtime.upload import Upload
-
-        storage, state = self._boot.run_storage, self._member.state
-        self._uploads[number] = Upload(storage, step, state, share=share, num_shares=num_shares)
+        self._uploads.begin(number, step, self._member.state, share=share, num_shares=num_shares)
 
     def digests(self) -> dict[str, str]:
         """sha256 of this replica's state and of its weights alone."""
@@ -280,7 +278,12 @@ class Worker:
     @ray.method(concurrency_group="save")
     def saved(self, number: int) -> tuple[Part, ...]:
         """Wait for the upload of this attempt; returns the parts that are stored."""
-        return self._uploads.pop(number).result()
+        return self._uploads.result(number)
+
+    @ray.method(concurrency_group="control")
+    def cancel_save(self, number: int) -> None:
+        """This attempt at a checkpoint was given up."""
+        self._uploads.cancel(number)
 
     @ray.method(concurrency_group="control")
     def adopt(self, summons: Summons) -> None:

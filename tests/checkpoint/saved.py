@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 
 from elastic_lm.checkpoint import layout, store
@@ -17,8 +20,18 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randn(2, 4, generator=generator) for name in names}
 
 
-def save(run: Storage, step: int, seed: int = 0) -> CheckpointInfo:
-    return store.save(run, step, state(seed), {"fingerprint": "f"}, part_bytes=PART_BYTES)
+def save(run: Storage, step: int, seed: int = 0, **meta: object) -> CheckpointInfo:
+    return store.save(run, step, state(seed), {"fingerprint": "f", **meta}, part_bytes=PART_BYTES)
+
+
+def change_version(run: Storage, step: int, version: object) -> str:
+    """As if another version of the format had written the checkpoint.    Returns: the manifest's path."""
+    path = f"{layout.folder_of(step)}/{layout.MANIFEST}"
+    body = {**json.loads(run.read(path)), "version": version}
+    del body["sha256"]
+    text = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    run.write(path, json.dumps({**body, "sha256": hashlib.sha256(text).hexdigest()}).encode())
+    return path
 
 
 def parts_of(run: Storage, step: int) -> list[str]:

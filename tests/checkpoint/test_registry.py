@@ -1,4 +1,4 @@
-"""What a run has of checkpoints: the newest that can be used, what is passed over and why, and what is deleted."""
+"""What a run has of checkpoints: the newest that can be used, and what is passed over and why."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from elastic_lm.checkpoint import layout, registry, store
-from elastic_lm.checkpoint.registry import Retention
-from elastic_lm.errors import CheckpointError, StorageError
+from elastic_lm.checkpoint import layout, registry, retention, store
+from elastic_lm.checkpoint.retention import Retention
+from elastic_lm.errors import CheckpointError, CheckpointVersionError, StorageError, SupersededError
 from elastic_lm.storage import Storage
-from tests.checkpoint.saved import assert_same, flip, parts_of, save, state
+from tests.checkpoint.saved import assert_same, change_version, flip, parts_of, save, state
 
 
 def test_newest_complete_of_an_empty_run_is_none(run: Storage) -> None:
@@ -111,22 +111,23 @@ def test_damaged_step_can_be_saved_again(run: Storage) -> None:
     registry.newest_complete(run)
     save(run, 20, seed=1)
     assert_same(store.load(run, 20).tensors, state(1))
-    assert registry.prune(run, Retention(1)) == [10]
+    assert retention.prune(run, Retention(1)) == [10]
 
 
-def test_prune_keeps_the_newest_and_collects_leftovers(run: Storage) -> None:
-    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"left by a dead writer")
-    for step in (10, 20, 30):
+def test_prune_looks_before_each_that_it_deletes(run: Storage) -> None:
+    for step in (10, 20, 30, 40):
         save(run, step)
-    run.write("checkpoints/step-00000040/part-00000-0123456789abcdef.safetensors", b"being written")
-    assert registry.prune(run, Retention(2)) == [5, 10]
-    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [20, 30, 40]
-    assert registry.prune(run, Retention(2)) == []
+    left: list[list[int]] = []
 
+    def check() -> None:
+        left.append(sorted(layout.steps_in(run.list("checkpoints/"))))
+        if len(left) == 3:
+            raise SupersededError("run r was taken over")
 
-def test_prune_without_a_complete_checkpoint_deletes_nothing(run: Storage) -> None:
-    run.write("checkpoints/step-00000005/part-00000-0123456789abcdef.safetensors", b"being written")
-    assert registry.prune(run, Retention(1)) == []
+    with pytest.raises(SupersededError):
+        retention.prune(run, Retention(1), check=check)
+    assert left == [[10, 20, 30, 40], [20, 30, 40], [30, 40]]
+    assert sorted(layout.steps_in(run.list("checkpoints/"))) == [30, 40]
 
 
 class _Unreachable(Storage):
@@ -142,23 +143,6 @@ def test_unreachable_storage_is_not_taken_for_damage(run: Storage) -> None:
     with pytest.raises(StorageError, match="503"):
         registry.newest_complete(_Unreachable(run.url))
     assert registry.newest_complete(run) is not None
-
-
-def test_milestones_stay_for_good(run: Storage) -> None:
-    for step in (10, 20, 30, 40, 50):
-        save(run, step)
-    assert registry.prune(run, Retention(1, every_steps=20), dry_run=True) == [10, 30]
-    assert len(registry.found(run)) == 5
-    assert registry.prune(run, Retention(1, every_steps=20)) == [10, 30]
-    assert [found.step for found in registry.found(run)] == [20, 40, 50]
-
-
-def test_damaged_one_is_none_of_those_that_stay(run: Storage) -> None:
-    for step in (10, 20, 30):
-        save(run, step)
-    run.write(f"{layout.folder_of(20)}/{layout.MANIFEST}", b"{}")
-    assert registry.prune(run, Retention(2)) == [20]
-    assert [found.step for found in registry.found(run)] == [10, 30]
 
 
 def test_found_says_of_each_what_it_is_and_why(run: Storage) -> None:
@@ -184,3 +168,55 @@ def test_what_was_set_aside_is_told_as_damaged(run: Storage) -> None:
     assert "was found to be damaged before" in told[0]
     (found,) = registry.found(run)
     assert found.state == "damaged"
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_checkpoint_of_another_version_is_refused_by_name_and_left_alone(run: Storage, version: int) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    path = change_version(run, 20, version)
+    there = run.read(path)
+    newest = registry.newest_complete(run)
+    assert newest is not None and newest.step == 30  # nobody asks for that one
+    run.delete(f"{layout.folder_of(30)}/{layout.MANIFEST}")
+    for _ in range(2):
+        with pytest.raises(CheckpointVersionError) as caught:
+            registry.newest_complete(run)
+        assert str(caught.value) == (
+            f"checkpoint {run.url}/{layout.folder_of(20)} cannot be used: its manifest is of version {version} of the format, "
+            "and this program reads version 2; train on with the version of elastic-lm that wrote it, or choose another name "
+            "for a new run"
+        )
+    assert run.read(path) == there
+
+
+def test_checkpoint_of_another_version_is_told_as_such(run: Storage) -> None:
+    save(run, 10)
+    change_version(run, 10, 3)
+    (found,) = registry.found(run)
+    assert (found.state, found.reason) == (
+        "other version", "its manifest is of version 3 of the format, and this program reads version 2",
+    )  # fmt: skip
+
+
+def test_checkpoint_of_another_version_is_not_overwritten(run: Storage) -> None:
+    save(run, 10)
+    there = run.read(change_version(run, 10, 3))
+    with pytest.raises(CheckpointError, match="version 3 of the format"):
+        save(run, 10, seed=1)
+    assert run.read(f"{layout.folder_of(10)}/{layout.MANIFEST}") == there
+
+
+@pytest.mark.parametrize("version", [None, "3", 2.5, True])
+def test_version_that_is_none_is_damage(run: Storage, version: object) -> None:
+    save(run, 10)
+    change_version(run, 10, version)
+    assert registry.newest_complete(run) is None
+
+
+def test_flipped_version_is_damage(run: Storage) -> None:
+    """All else has the hash that it should have: nobody wrote another version."""
+    save(run, 10)
+    path = f"{layout.folder_of(10)}/{layout.MANIFEST}"
+    run.write(path, run.read(path).replace(b'"version": 2', b'"version": 3'))
+    assert registry.newest_complete(run) is None

@@ -10,9 +10,9 @@ import textwrap
 import pytest
 import torch
 
-from elastic_lm.checkpoint import layout, registry, store
-from elastic_lm.checkpoint.registry import Retention
-from elastic_lm.errors import CheckpointError
+from elastic_lm.checkpoint import layout, registry, retention, store
+from elastic_lm.checkpoint.retention import Retention
+from elastic_lm.errors import CheckpointError, CheckpointVersionError
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import PART_BYTES, assert_same, flip, parts_of, save, state
 
@@ -51,9 +51,9 @@ def test_saving_another_state_over_a_complete_one_is_refused(run: Storage) -> No
 
 
 def test_later_format_is_refused_with_both_versions() -> None:
-    body = json.loads(layout.Manifest(1, ()).to_json())
-    with pytest.raises(CheckpointError, match=r"version 99.*version 2"):
-        layout.Manifest.from_json(json.dumps({**body, "version": 99}).encode())
+    later = {"format": layout.FORMAT, "version": 99, "whatever": "else is in it"}
+    with pytest.raises(CheckpointVersionError, match=r"version 99.*version 2"):
+        layout.Manifest.from_json(json.dumps(later).encode())
 
 
 def test_manifest_cannot_point_outside_its_folder() -> None:
@@ -106,7 +106,7 @@ def test_checkpoint_round_trip_on_s3(s3_url: str) -> None:
     assert newest is not None
     assert newest.step == 10
     save(run, 20, seed=20)
-    assert registry.prune(run, Retention(1)) == [10]
+    assert retention.prune(run, Retention(1)) == [10]
 
 
 def test_shares_of_two_members_are_one_checkpoint(run: Storage) -> None:
@@ -125,7 +125,22 @@ def test_shares_of_two_members_are_one_checkpoint(run: Storage) -> None:
     assert len(save_of_other_cut.parts) == 2
 
 
+def test_manifest_is_not_written_without_its_parts(run: Storage) -> None:
+    parts = store.save_share(run, 10, state(), part_bytes=PART_BYTES)
+    run.delete(missing := parts_of(run, 10)[1])
+    with pytest.raises(CheckpointError, match=missing.rpartition("/")[2]):
+        registry.publish(run, layout.Manifest(10, parts))
+    assert not run.exists(f"{layout.folder_of(10)}/{layout.MANIFEST}")
+
+
 def test_empty_share_and_empty_tensor_are_stored(run: Storage) -> None:
     assert store.save_share(run, 10, {}) == ()
     store.save(run, 10, {"a": torch.empty(0, 3), "b": torch.tensor(2.0)}, {})
     assert_same(store.load(run, 10).tensors, {"a": torch.empty(0, 3), "b": torch.tensor(2.0)})
+
+
+def test_load_tells_of_every_part(run: Storage) -> None:
+    save(run, 10)
+    told: list[str] = []
+    store.load(run, 10, on_part=lambda: told.append("a part"))
+    assert len(told) == len(parts_of(run, 10)) == 2

@@ -74,7 +74,9 @@ class Process:
         self.state_told = False  # control has heard that this member has a state
         self.joined = False
         self.frozen = False
-        self.still_since = 0.0  # when it froze or hung
+        self.still_until = 0.0  # while it is frozen or hung
+        self.progress_told: tuple[int, Phase] | None = None
+        self.progress_told_at = 0.0
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
@@ -92,6 +94,7 @@ class Process:
         self.progress = 0
         self.fenced_up_to: Generation | None = None
         self.ending: Generation | None = None
+        self.uploading: set[Attempt] = set()
         self._deferred: list[tuple[bool, Callable[[], None]]] = []
         self._delivered_until: dict[bool, float] = {}
 
@@ -178,6 +181,11 @@ class Process:
             self.say(ev.ConnectionLost(self.member_id))
         else:
             self.say(ev.MemberFailed(self.member_id, "process unreachable", proof=False))
+        for epoch, number in sorted(
+            self.uploading
+        ):  # calls that wait for an upload fail as all others do, sooner or later
+            if epoch == self.owner_epoch:
+                self.say(ev.Saved(number, self.member_id, ok=False, error="process died", lost=True))
         proof = ev.MemberFailed(self.member_id, "process died", proof=True)
         self.say(proof, pace.tell_death_s if closes_connection else pace.tell_lost_node_s)
         self.cluster.lost(self)
@@ -218,11 +226,14 @@ class Process:
     def save(self, attempt: Attempt, step: int) -> None:
         cluster, number = self.cluster, attempt[1]
         assert self.session is None and self.whole and self.next_step == step, f"{self} cannot save step {step}"
-        content, asked_by = self.content, self.coordinator
+        content = self.content
 
         def uploaded() -> None:
-            if self.coordinator is not asked_by:
-                return  # nobody waits for it any more
+            if attempt not in self.uploading:
+                return
+            self.uploading.discard(attempt)
+            if attempt[0] != self.owner_epoch:
+                return
             if cluster.num_failing_saves > 0:
                 cluster.num_failing_saves -= 1
                 self.say(ev.Saved(number, self.member_id, ok=False, error="the store is full"))
@@ -230,7 +241,16 @@ class Process:
             cluster.shares.setdefault(attempt, {})[self.member_id] = content
             self.say(ev.Saved(number, self.member_id, ok=True))
 
-        self.later(cluster.pace.save_s * cluster.random.uniform(0.5, 1.5), uploaded, trains=False)
+        for earlier in sorted(self.uploading):
+            self.cancel_save(earlier)
+        self.uploading.add(attempt)
+        self.later(cluster.store_s(cluster.pace.save_s), uploaded, trains=False)
+
+    def cancel_save(self, attempt: Attempt) -> None:
+        if attempt in self.uploading:
+            self.uploading.discard(attempt)
+            if attempt[0] == self.owner_epoch:  # otherwise nobody waits for it any more
+                self.say(ev.Saved(attempt[1], self.member_id, ok=False, error="the upload was given up"))
 
     # -- a lease -----------------------------------------------------------------------------------------------------
 
@@ -444,8 +464,11 @@ class Cluster:
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
         self.shares: dict[Attempt, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
         self.saves: dict[Attempt, act.SaveCheckpoint] = {}
+        self.publishing: dict[Attempt, int] = {}  # those that are not given up, and their steps
         self.saved = {*self.checkpoints}  # those that control has heard of
         self.num_failing_saves = 0
+        self.num_stalled_writes = 0  # shares and manifests that are stored only after `stall_s`
+        self.stall_s = 100.0
         self.resume_step = resume_step
 
         self.verdict: act.Verdict | None = None
@@ -530,6 +553,8 @@ class Cluster:
             case ev.Beat(beat):
                 process = self.processes[beat.member_id]
                 process.death_told = False
+                if process.progress_told != (beat.progress, beat.phase):
+                    process.progress_told, process.progress_told_at = (beat.progress, beat.phase), self.now
                 process.state_told |= beat.generation == process.generation and beat.phase in WORKING
             case ev.Published(number, ok):
                 if ok:
@@ -542,17 +567,22 @@ class Cluster:
         return [p for p in self.processes.values() if p.alive and not p.gone and p.node_id is not None]
 
     def freeze(self, process: Process, for_s: float) -> None:
-        process.still_since = process.still_since if process.frozen or process.hung else self.now
+        self._stand_still(process, for_s)
         process.frozen = True
-        self.at(for_s, lambda: self._thaw(process))
 
     def hang(self, process: Process, for_s: float) -> None:
         """It beats and makes no progress."""
-        process.still_since = process.still_since if process.frozen or process.hung else self.now
+        self._stand_still(process, for_s)
         process.hung = True
+
+    def _stand_still(self, process: Process, for_s: float) -> None:
+        """Of two such faults that overlap the later end counts."""
+        process.still_until = max(process.still_until, self.now + for_s)
         self.at(for_s, lambda: self._thaw(process))
 
     def _thaw(self, process: Process) -> None:
+        if self.now < process.still_until:
+            return
         process.frozen = process.hung = False
         process.resume()
 
@@ -581,7 +611,7 @@ class Cluster:
         if self.now < self._silent_until:
             return  # the one that follows died too
         epoch = self.owner_epoch = self.owner_epoch + 1
-        self.saved = {*self.checkpoints}
+        self.saved, self.publishing = {*self.checkpoints}, {}
         newest = max(self.checkpoints, default=None)
         control = self.control = Control(
             self.spec, resume_step=newest, owner_epoch=epoch, first_number=len(self.processes)
@@ -666,16 +696,30 @@ class Cluster:
             case act.SaveCheckpoint(number, member_ids, step):
                 attempt = self.owner_epoch, number
                 assert attempt not in self.saves and member_ids
+                assert self.spec.exact or len(member_ids) == 1, "with fast sums the shares of several are not one state"
                 self.saves[attempt] = action
                 for process in map(self._member, member_ids):
                     process.later(self.pace.message_s / 4, lambda p=process: p.save(attempt, step))  # type: ignore[misc]
             case act.PublishCheckpoint(number):
                 attempt = self.owner_epoch, number
-                self.at(self.pace.save_s / 4, lambda: self._publish(attempt))
+                self.publishing[attempt] = self.saves[attempt].step
+                self.at(self.store_s(self.pace.save_s / 4), lambda: self._publish(attempt))
+            case act.AbandonCheckpoint(number, member_ids):
+                attempt = self.owner_epoch, number
+                self.publishing.pop(attempt, None)
+                for process in map(self._member, member_ids):
+                    process.later(self.latency(), lambda p=process: p.cancel_save(attempt), trains=False)  # type: ignore[misc]
             case act.Emit(event):
                 self.events.append(event)
             case act.Finish(verdict):
                 self.verdict = verdict
+
+    def store_s(self, usual_s: float) -> float:
+        """How long the store takes for what is written now."""
+        if self.num_stalled_writes > 0:
+            self.num_stalled_writes -= 1
+            return self.stall_s
+        return usual_s * self.random.uniform(0.5, 1.5)
 
     def _publish(self, attempt: Attempt) -> None:
         """The coordinator's own work, so it is told even to one that is deaf to its members, and dies with it."""
@@ -684,6 +728,7 @@ class Cluster:
         save, shares = self.saves[attempt], self.shares[attempt]
         assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
         (self.checkpoints[save.step],) = set(shares.values())
+        self.publishing.pop(attempt, None)
         self.tell(ev.Published(save.number, ok=True))
 
     def _member(self, member_id: str) -> Process:
@@ -705,9 +750,8 @@ class Cluster:
         process.gone = True
         if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
-            was_still_s = self.now - process.still_since if process.frozen or process.hung else 0.0
-            at_work_s = BEAT_S + self.spec.num_micro_batches * process.micro_batch_s  # since it last made progress
-            waited = was_still_s >= self.spec.progress_timeout_s - at_work_s
+            was_still_s = self.now - process.progress_told_at if process.frozen or process.hung else 0.0
+            waited = was_still_s >= self.spec.progress_timeout_s - BEAT_S
             assert others or waited, f"{process} holds the last state and was given up"
         self.lost(process)
 
@@ -720,6 +764,7 @@ class Cluster:
         self._reported.clear()
         session = Session(lease)
         for process in members:
+            process.progress_told_at = self.now
             if process.alive:
                 process.later(self.pace.message_s / 2, lambda p=process: p.begin(session))  # type: ignore[misc]
             else:
@@ -757,6 +802,9 @@ class Cluster:
             assert len(restoring) == len(others), f"{restoring} restore beside whole members {others}"
             assert self.head is None, f"a checkpoint is restored while the state of step {self.head} lives"
             assert lease.start_step == (lease.restore or 0) == max(self.saved, default=0)
+            assert all(step <= lease.start_step for step in self.publishing.values()), (
+                "a newer one was about to be complete"
+            )
         elif elsewhere:  # a lease below the head: only those behind, only what they lack, only with exact sums
             assert self.spec.exact and lease.stop_step == lease.start_step + 1
             assert not set(lease.members) & {p.member_id for p in elsewhere}
@@ -846,7 +894,9 @@ def _next_content(content: int, step: int, generation: Generation | None) -> int
 def _num_addressed(action: act.Action) -> int:
     """How many members this action sends a message to."""
     match action:
-        case act.Fence(member_ids) | act.EndLease(_, member_ids) | act.SaveCheckpoint(_, member_ids):
+        case act.Fence(member_ids) | act.EndLease(_, member_ids):
+            return len(member_ids)
+        case act.SaveCheckpoint(_, member_ids) | act.AbandonCheckpoint(_, member_ids):
             return len(member_ids)
         case act.Grant(lease):
             return lease.world_size

@@ -649,6 +649,21 @@ def test_member_that_computes_without_progress_is_given_up() -> None:
     assert "no progress in compute" in run.events(EventKind.MEMBER_LOST)[0].message
 
 
+def test_member_that_does_not_begin_its_lease_is_given_up() -> None:
+    """In a lease that goes on in the group of the one before there is no forming that it could fail."""
+    run = Run(progress_timeout_s=5.0, checkpoint_every=10).training("w0", "w1")
+    for member_id in ("w0", "w1"):
+        run.report(member_id, 10)
+        run.beat(member_id, Phase.WAITING, progress=7)
+    assert run.lease.continues is not None
+    for _ in range(scans(5.5)):
+        run.beat("w1", Phase.WAITING, progress=7)
+        run.beat("w0", Phase.REDUCE, progress=8)
+        run.wait(SCAN_S)
+    assert killed(run) == ["w1"]
+    assert "no progress in waiting" in run.events(EventKind.MEMBER_LOST)[0].message
+
+
 def test_member_that_waits_for_others_owes_no_progress() -> None:
     run = Run(progress_timeout_s=5.0).training("w0", "w1")
     for _ in range(scans(10)):
@@ -1113,6 +1128,62 @@ def test_checkpoint_is_given_up_with_a_worker_whose_share_is_not_stored() -> Non
     assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
 
 
+def test_checkpoint_that_was_lost_with_an_owner_is_begun_again_at_the_end_of_a_lease() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1", "w2")
+    for member_id in ("w0", "w1", "w2"):
+        run.report(member_id, 10)
+    run.tell(ev.Saved(1, "w1", ok=False, error="process died", lost=True))
+    run.dies("w1")
+    for member_id in ("w0", "w2"):
+        run.report(member_id, 13, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 13]
+    assert run.lease.stop_step == 20  # which stays a step to save at
+    run.saved()
+    run.dies("w2")
+    run.report("w0", 14, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 13]  # it is owed no longer
+
+
+def test_checkpoint_that_the_store_refused_waits_for_the_next_interval() -> None:
+    run = Run(checkpoint_every=10).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.saved(error="disk full")
+    run.dies("w1")
+    run.report("w0", 13, LeaseEnd.FENCED)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10]
+
+
+def test_owners_are_the_eldest_and_fewer_after_each_loss_and_more_after_each_success() -> None:
+    names = tuple(f"w{number}" for number in range(12))
+    run = Run(max_workers=12, num_micro_batches=12, checkpoint_every=10).training(*names)
+    report_all(run, 10)
+    for lost in ("w0", "w1"):
+        run.dies(lost)
+        report_all(run, 10, LeaseEnd.FENCED, but=lost)
+    for step in (20, 30, 40):
+        run.saved()
+        report_all(run, step)
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [
+        names[0:8], names[1:5], names[2:4], names[2:6], names[2:10], names[2:10],
+    ]  # fmt: skip
+
+
+def test_with_fast_sums_one_member_writes_the_whole_state() -> None:
+    """Replicas may differ in their last bits, so shares of several are not one state."""
+    run = Run(checkpoint_every=10, exact=False).training("w0", "w1", "w2")
+    for step in (10, 20):
+        report_all(run, step)
+        run.saved()
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0",), ("w0",)]
+
+
+def report_all(run: Run, step: int, end: LeaseEnd = LeaseEnd.COMPLETED, *, but: str = "") -> None:
+    for member_id in run.lease.members:
+        if member_id != but:
+            run.report(member_id, step, end)
+
+
 def test_worker_whose_share_is_stored_may_go() -> None:
     run = Run(checkpoint_every=10).training("w0", "w1")
     run.report("w0", 10)
@@ -1149,8 +1220,10 @@ def test_checkpoint_is_given_up_with_the_worker_that_leaves() -> None:
     run.report("w0", 11, LeaseEnd.ENDED_EARLY)
     run.report("w1", 11, LeaseEnd.ENDED_EARLY)
     assert [e.step for e in run.events(EventKind.CHECKPOINT_FAILED)] == [10]
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(2, ("w1",), 11)  # by those who stay, at once
+    run.saved()
     run.report("w1", 20)
-    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(2, ("w1",), 20)
+    assert run.all(act.SaveCheckpoint)[-1] == act.SaveCheckpoint(3, ("w1",), 20)
 
 
 def test_checkpoint_is_written_by_workers_that_stay() -> None:
@@ -1173,6 +1246,163 @@ def test_checkpoint_whose_shares_were_stored_when_all_workers_died_counts() -> N
     run.tell(ev.Published(1, ok=True))
     run.ready("w2")
     assert (run.lease.start_step, run.lease.restore) == (10, 10)
+
+
+def test_checkpoint_that_takes_too_long_is_given_up_and_the_next_one_is_tried() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1")
+    run.report("w0", 10)
+    run.report("w1", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(4.8, beating="w0 w1")
+    assert not run.events(EventKind.CHECKPOINT_FAILED)
+    run.wait(0.3, beating="w0 w1")
+    (event,) = run.events(EventKind.CHECKPOINT_FAILED)
+    assert (event.step, event.fields["error"]) == (
+        10,
+        "it was not stored within 5 s (checkpoint.timeout_s): the share of w1 is missing",
+    )
+    assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ("w1",))
+    run.report("w0", 20)
+    run.report("w1", 20)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == [10, 20]
+
+
+def test_worker_whose_upload_never_ended_is_spared_at_the_next_checkpoint() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1")
+    for step in (10, 20):
+        run.report("w0", step)
+        run.report("w1", step)
+        run.tell(ev.Saved(run.save.number, "w1", ok=True))
+        run.wait(5.1, beating="w0 w1")
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [("w0", "w1"), ("w1",)]
+
+
+def test_upload_that_took_too_long_is_shared_by_more_the_next_time() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", "w1", "w2")
+    report_all(run, 10)
+    run.tell(ev.Saved(1, "w0", ok=False, error="process unreachable", lost=True))
+    report_all(run, 11, LeaseEnd.ENDED_EARLY)
+    run.wait(5.1, beating="w0 w1 w2")
+    report_all(run, 20)
+    assert [len(a.member_ids) for a in run.all(act.SaveCheckpoint)] == [3, 1, 2]
+
+
+def test_manifest_that_takes_too_long_is_given_up_and_counts_when_it_comes_after_all() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(5.1, beating="w0")
+    assert [e.fields["error"] for e in run.events(EventKind.CHECKPOINT_FAILED)] == [
+        "it was not stored within 5 s (checkpoint.timeout_s): the manifest is missing"
+    ]
+    assert run.one(act.AbandonCheckpoint) == act.AbandonCheckpoint(1, ())
+    run.report("w0", 20)
+    run.tell(ev.Published(1, ok=True))
+    run.tell(ev.Published(1, ok=True))  # a message may come twice
+    assert [e.step for e in run.events(EventKind.CHECKPOINT_SAVED)] == [10]
+    run.dies("w0")  # and with it the share of step 20
+    run.ready("w1")
+    assert run.lease.restore == 10
+
+
+def test_manifest_that_failed_after_it_was_given_up_is_not_told_twice() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.wait(5.1, beating="w0")
+    run.tell(ev.Published(1, ok=False, error="disk full"))
+    assert len(run.events(EventKind.CHECKPOINT_FAILED)) == 1
+
+
+def test_time_for_which_the_coordinator_slept_counts_against_no_checkpoint() -> None:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 10)
+    run.now += 20.0
+    run.tell(ev.CoordinatorSlept(20.0))
+    run.wait(4.8, beating="w0")
+    assert not run.events(EventKind.CHECKPOINT_FAILED)
+
+
+def test_final_checkpoint_that_never_ends_is_tried_three_times() -> None:
+    run = Run(total_steps=15, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 15)
+    run.wait(15.3, beating="w0", phase=Phase.WAITING)
+    assert len(run.all(act.SaveCheckpoint)) == 3
+    assert run.one(act.Finish).verdict.kind == "failed"
+
+
+def test_final_checkpoint_of_a_frozen_worker_is_no_fault_of_the_store() -> None:
+    """It holds the only state, and so is waited for; a verdict after three tries would give that state up."""
+    run = Run(total_steps=15, checkpoint_timeout_s=5.0).training("w0")
+    run.report("w0", 15)
+    run.beat("w0", Phase.WAITING)
+    run.wait(40.0)
+    assert not run.all(act.Finish)
+    assert len(run.all(act.SaveCheckpoint)) > 3
+    run.beat("w0", Phase.WAITING)
+    run.saved()
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_checkpoint_that_the_verdict_cuts_short_is_told() -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.report("w0", 11, LeaseEnd.POISONED)
+    (event,) = run.events(EventKind.CHECKPOINT_FAILED)
+    assert (event.step, event.fields["error"]) == (10, "the run ended")
+    kinds = [a.event.kind for a in run.all(act.Emit)]
+    assert kinds.index(EventKind.CHECKPOINT_FAILED) < kinds.index(EventKind.RUN_FINISHED)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_manifest_that_is_being_written_when_the_verdict_falls_is_told(ok: bool) -> None:
+    run = Run(checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.Saved(1, "w0", ok=True))
+    run.report("w0", 11, LeaseEnd.POISONED)
+    assert run.one(act.Finish).verdict.kind == "poisoned"
+    (told,) = run.tell(ev.Published(1, ok, None if ok else "disk full"))
+    assert isinstance(told, act.Emit)
+    assert told.event.kind is (EventKind.CHECKPOINT_SAVED if ok else EventKind.CHECKPOINT_FAILED)
+    assert run.tell(ev.Tick()) == []
+
+
+def all_lost_while_the_manifest_of_20_is_written() -> Run:
+    run = Run(checkpoint_every=10, checkpoint_timeout_s=5.0).training("w0", step=10)
+    run.saved()
+    run.report("w0", 20)
+    run.tell(ev.Saved(run.save.number, "w0", ok=True))
+    run.dies("w0")
+    run.listen().ready("w1")
+    return run
+
+
+def test_restore_waits_for_the_manifest_of_a_newer_checkpoint() -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    run.wait(2.0, beating="w1", phase=Phase.WAITING)
+    assert not run.granted
+    (note,) = run.events(EventKind.NOTE)  # once
+    assert "the manifest of step 20" in note.message
+    run.tell(ev.Published(run.save.number, ok=True))
+    assert (run.lease.start_step, run.lease.restore) == (20, 20)
+
+
+@pytest.mark.parametrize("how", ["fails", "takes too long"])
+def test_restore_takes_the_older_checkpoint_when_the_manifest_does_not_come(how: str) -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    if how == "fails":
+        run.tell(ev.Published(run.save.number, ok=False, error="disk full"))
+    else:
+        run.wait(5.1, beating="w1", phase=Phase.WAITING)
+    assert (run.lease.start_step, run.lease.restore) == (10, 10)
+
+
+def test_stop_waits_for_the_manifest_that_is_being_written_though_all_are_lost() -> None:
+    run = all_lost_while_the_manifest_of_20_is_written()
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert not run.all(act.Finish)
+    run.tell(ev.Published(run.save.number, ok=True))
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 20)
 
 
 def test_end_saves_once_more_and_then_gives_the_verdict() -> None:
@@ -1237,7 +1467,7 @@ def test_final_checkpoint_outlives_any_number_of_its_writers() -> None:
     for member_id in ("w0", "w1", "w2", "w3"):
         run.dies(member_id)
         run.wait(SCAN_S)
-    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [names[n:] for n in range(5)]
+    assert [a.member_ids for a in run.all(act.SaveCheckpoint)] == [names, names[1:3], names[2:3], names[3:4], names[4:]]
     run.saved()
     assert run.one(act.Finish).verdict.kind == "done"
 

@@ -70,7 +70,7 @@ class EventControl:
 
 def _main(member_id: str, spec: EngineSpec, armed: tuple[str, ...], pipe: Connection) -> None:
     failpoints.arm(armed, member_id)
-    member = Member(member_id, StepRunner(Replica(spec), SyntheticTokens()), restore=lambda step: {})
+    member = Member(member_id, StepRunner(Replica(spec), SyntheticTokens()), restore=lambda step, on_part: {})
     control = EventControl()
     while True:
         kind, argument = pipe.recv()
@@ -122,6 +122,7 @@ class Cluster:
         source: str | None = None,
         joiners: tuple = (),
         continues: Generation | None = None,
+        history: tuple[StepRecord, ...] = (),
     ) -> Lease:
         self.number += 1
         self.store = RendezvousStore("127.0.0.1") if len(names) > 1 and continues is None else None
@@ -136,6 +137,7 @@ class Cluster:
             source=None if source is None else names.index(source),
             receivers=tuple(names.index(j) for j in joiners),
             continues=continues,
+            history=history,
         )
         for name in names:
             self.members[name].pipe.send(("lease", lease))

@@ -396,7 +396,7 @@ class FencedAt:
 def test_a_zombies_sum_is_written_into_nobodys_live_tensor(gloo_store: Meeting, pool: ThreadPoolExecutor) -> None:
     """A peer thaws in the middle of the next generation and completes the last one's sum: no bit of the state moves."""
     members = [
-        Member(name, StepRunner(Replica(tiny_spec(collectives="gloo")), SyntheticTokens()), lambda step: {})
+        Member(name, StepRunner(Replica(tiny_spec(collectives="gloo")), SyntheticTokens()), lambda step, on_part: {})
         for name in "ab"
     ]
     everything = (tuple(range(M)),)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_lm.protocol import LeaseEnd
-from tests.engine.members import Cluster, tiny_spec
+from elastic_lm.engine.lease import Member, run_lease
+from elastic_lm.engine.step import Replica, StepRunner
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase
+from tests.engine.members import Cluster, EventControl, SyntheticTokens, tiny_spec
 
 STEPS = 8
 
@@ -102,9 +104,12 @@ def test_survivors_one_step_apart_meet_again(cluster, undisturbed, edge):
 def test_joiner_receives_the_state_and_the_bits_stay(cluster, undisturbed):
     cluster.start("w0", "w1")
     cluster.grant(["w0"], 0, 4)
-    assert cluster.report("w0").end is LeaseEnd.COMPLETED
-    cluster.grant(["w0", "w1"], 4, STEPS, source="w0", joiners=("w1",))
-    assert {r.end for r in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    first = cluster.report("w0")
+    assert first.end is LeaseEnd.COMPLETED
+    cluster.grant(["w0", "w1"], 4, STEPS, source="w0", joiners=("w1",), history=first.records)
+    reports = cluster.reports("w0", "w1")
+    assert {r.end for r in reports.values()} == {LeaseEnd.COMPLETED}
+    assert [[r.step for r in report.records] for report in reports.values()] == [list(range(STEPS))] * 2
     assert cluster.digest("w0") == cluster.digest("w1") == undisturbed[0]
 
 
@@ -249,3 +254,47 @@ def test_non_finite_loss_stops_every_member_before_the_update():
         assert cluster.digest("w0") == cluster.digest("w1")
     finally:
         cluster.close()
+
+
+class Watch(EventControl):
+    """Notes the phases that are reported, and fences after so many."""
+
+    def __init__(self, fence_after: int | None = None) -> None:
+        super().__init__()
+        self.phases: list[Phase] = []
+        self.fence_after = fence_after
+
+    def report(self, phase: Phase) -> None:
+        self.phases.append(phase)
+        if len(self.phases) == self.fence_after:
+            self.fenced.set()
+
+
+def restoring(num_parts: int) -> Member:
+    """A member whose checkpoint of step 3 is in so many parts."""
+    saved = Replica(tiny_spec())
+    saved.initialise()
+
+    def restore(step, on_part):
+        for _ in range(num_parts):
+            on_part()
+        return saved.state.tensors()
+
+    return Member("w0", StepRunner(Replica(tiny_spec()), SyntheticTokens()), restore)
+
+
+FROM_3 = Lease(Generation(0, 1), ("w0",), None, 3, 4, (tuple(range(6)),), restore=3)
+
+
+def test_every_part_that_is_restored_is_progress():
+    """The coordinator gives up who gets nothing done for a minute, and a large checkpoint takes longer."""
+    watch = Watch()
+    assert run_lease(restoring(5), FROM_3, watch).end is LeaseEnd.COMPLETED
+    assert watch.phases.count(Phase.COPYING) == 1 + 5
+
+
+def test_fence_ends_a_restore_between_two_parts():
+    watch = Watch(fence_after=3)
+    report = run_lease(restoring(1_000), FROM_3, watch)
+    assert (report.end, report.whole) == (LeaseEnd.FENCED, False)
+    assert watch.phases == [Phase.COPYING] * 3

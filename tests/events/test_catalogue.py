@@ -17,7 +17,9 @@ from elastic_lm.events.types import EventKind
 from elastic_lm.protocol import StepRecord
 
 ROOT = Path(__file__).parents[2]
-WRITERS = ("control/controller.py", "control/saving.py", "runtime/coordinator.py", "runtime/recorder.py")
+WRITERS = (
+    "control/controller.py", "control/saving.py", "events/log.py", "runtime/coordinator.py", "runtime/recorder.py",
+)  # fmt: skip
 
 
 def test_document_is_what_the_module_prints() -> None:

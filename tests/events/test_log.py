@@ -119,7 +119,7 @@ def test_close_without_storage_ends_and_says_so(folder_url: str) -> None:
     assert not written.close(timeout_s=0.2)
 
 
-def test_events_beyond_the_buffer_leave_a_gap_that_is_told(folder_url: str) -> None:
+def test_in_the_place_of_events_beyond_the_buffer_a_note_says_how_many(folder_url: str) -> None:
     storage = _Failing(folder_url)
     storage.down = True
     written = log.EventLog(storage, max_buffered=3)
@@ -128,20 +128,48 @@ def test_events_beyond_the_buffer_leave_a_gap_that_is_told(folder_url: str) -> N
     storage.down = False
     assert written.flush()
     written.append(event(5))
-    written.close()
+    assert written.close()
     problems: list[str] = []
-    assert numbers(storage, problems) == [0, 1, 2, 5]
-    assert problems == ["events 3 to 4 are missing before 000000000005.jsonl"]
+    messages = [each.message for each in log.read(storage, on_problem=problems.append)]
+    missing = "2 events are missing here: storage was away for longer than they could be kept."
+    assert messages == ["note 0", "note 1", "note 2", missing, "note 5"]
+    assert problems == []  # the numbers go on: a gap in them would be a second place for the log to grow
 
 
-def test_second_writer_is_told_apart(folder: Storage) -> None:
-    first, second = log.EventLog(folder), log.EventLog(folder)
+def test_segment_whose_answer_was_lost_is_known_as_ones_own(folder_url: str) -> None:
+    class Unheard(Storage):
+        deaf = False
+
+        def create(self, path: str, data: bytes) -> None:
+            super().create(path, data)
+            if self.deaf:
+                raise StorageError("the connection was reset")
+
+    storage, told = Unheard(folder_url), []  # type: ignore[var-annotated]
+    written = log.EventLog(storage, on_stored=told.extend)
+    storage.deaf = True
+    written.append(event(0))
+    assert not written.flush(timeout_s=0.2)
+    assert told == []
+    written.append(event(1))
+    storage.deaf = False
+    assert written.close()
+    assert numbers(storage) == [0, 1]
+    assert told == [event(0), event(1)]
+
+
+def test_second_writer_ends_at_once_and_says_so(folder: Storage) -> None:
+    told: list[str] = []
+    first, second = log.EventLog(folder), log.EventLog(folder, on_superseded=told.append)
     first.append(event(0))
     assert first.close()
     second.append(event(7))
-    assert not second.close(timeout_s=0.5)
-    assert second.problem is not None
-    assert "somebody else" in second.problem
+    assert not second.flush(timeout_s=20)
+    second.append(event(8))
+    assert not second.close()
+    (problem,) = told
+    assert problem == second.problem
+    assert "000000000000.jsonl was written by somebody else, who owns the run now" in problem
     assert numbers(folder) == [0]
 
 

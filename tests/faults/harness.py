@@ -26,10 +26,9 @@ from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.result import RunResult
 from elastic_lm.runtime.cluster import ON_HEAD, LocalCluster, wait_for
-from elastic_lm.runtime.coordinator import Coordinator
 from elastic_lm.runtime.mailbox import Command, create_mailbox
-from elastic_lm.runtime.plan import make_plan
 from elastic_lm.runtime.recorder import record_of
+from elastic_lm.runtime.trainer import coordinate
 from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
 from tests.faults.oracle import bits_of, undisturbed
@@ -95,7 +94,7 @@ class Run:
             self._outcome = error
 
     def _train(self) -> RunResult:
-        return Coordinator(make_plan(self.config), self.mailbox).run()
+        return coordinate(self.config, self.mailbox, self.config.name)
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -160,28 +159,57 @@ class Run:
 class Host:
     """The actor that a coordinator lives in, so that it can be killed and frozen: what Ray Train's worker is to `fit`."""
 
-    def run(self, config: RunConfig, mailbox: Any, owner_epoch: int) -> RunResult:
-        failpoints.arm(config.failpoints, f"c{owner_epoch}")
-        return Coordinator(make_plan(config), mailbox, owner_epoch=owner_epoch).run()
+    def run(self, config: RunConfig, mailbox: Any, number: int) -> RunResult:
+        failpoints.arm(config.failpoints, f"c{number}")
+        return coordinate(config, mailbox, config.name)
 
 
 class HostedRun(Run):
     """A run whose coordinator is a process of its own; another one succeeds it at once when it is killed or given up."""
 
-    num_coordinators = 0
+    def __init__(self, config: RunConfig) -> None:
+        self.num_coordinators = 0
+        self.given_up: list[ray.ObjectRef] = []  # what came of those that were given up
+        self._frozen: list[int] = []
+        self._gives_up = threading.Event()
+        super().__init__(config)
 
     def _train(self) -> RunResult:
         while True:
             self.num_coordinators += 1
             ray.get(self.mailbox.begin_attempt.remote(("", self.num_coordinators)))
-            host = ray.remote(Host).options(num_cpus=0, resources=ON_HEAD, max_concurrency=2).remote()
-            try:
-                return ray.get(host.run.remote(self.config, self.mailbox, self.num_coordinators))
-            except RayActorError:
+            host = ray.remote(Host).options(num_cpus=0, resources=ON_HEAD).remote()
+            outcome = host.run.remote(self.config, self.mailbox, self.num_coordinators)
+            while not ray.wait([outcome], timeout=0.05)[0] and not self._gives_up.is_set():
+                pass
+            if self._gives_up.is_set():
+                self._gives_up.clear()
+                self.given_up.append(outcome)
                 continue
+            with contextlib.suppress(RayActorError):
+                return ray.get(outcome)
 
     def coordinator_pid(self) -> int:
-        return self.await_status(lambda status: "coordinator" in status, "a coordinator")["coordinator"]["pid"]
+        return int(self.await_status(lambda status: "coordinator" in status, "a coordinator")["coordinator"]["pid"])
+
+    def freeze_coordinator(self) -> int:
+        """And have another one succeed it, as Ray Train does after a while. Returns: its process id."""
+        pid = self.coordinator_pid()
+        os.kill(pid, signal.SIGSTOP)
+        self._frozen.append(pid)
+        self._gives_up.set()
+        return pid
+
+    def result(self, timeout_s: float = WAIT_S) -> RunResult:
+        try:
+            return super().result(timeout_s)
+        finally:
+            for pid in self._frozen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def await_successor(self, pid: int) -> None:
+        self.await_status(lambda status: status["coordinator"]["pid"] != pid, "another coordinator")
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
@@ -206,7 +234,13 @@ class Injector:
         return self._signal(signal.SIGKILL, self._member(fault, status)["pid"])
 
     def kill_coordinator(self, fault: Fault, status: dict[str, Any]) -> str:
+        """Of a `HostedRun`."""
         return self._signal(signal.SIGKILL, status["coordinator"]["pid"])
+
+    def freeze_coordinator(self, fault: Fault, status: dict[str, Any]) -> str:
+        """Of a `HostedRun`, which has another succeed it."""
+        assert isinstance(self._run, HostedRun)
+        return f"SIGSTOP to {self._run.freeze_coordinator()}"
 
     def freeze(self, fault: Fault, status: dict[str, Any]) -> str:
         return self._signal(signal.SIGSTOP, self._member(fault, status)["pid"])

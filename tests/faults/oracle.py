@@ -30,7 +30,9 @@ def undisturbed(config: RunConfig) -> tuple[str, tuple[Bits, ...]]:
 
 def _train(plan: Plan) -> tuple[str, tuple[Bits, ...]]:
     make_deterministic("cpu", exact=True, threads=1)
-    member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore=lambda step: {})
+    member = Member(
+        "w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore=lambda step, on_part: {}
+    )
     slots = tuple(range(plan.spec.micro_batches))
     lease = Lease(Generation(1, 1), ("w0",), None, 0, plan.config.training.steps, (slots,))
     watch = _Watch()

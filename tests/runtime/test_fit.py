@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ import boto3
 import psutil
 import pytest
 import ray
+import torch
 
 from elastic_lm import Run, RunConfig, RunResult, fit
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import MANIFEST, folder_of
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import ClusterError, StorageError
 from elastic_lm.events.log import read
@@ -103,7 +107,12 @@ def first(shared_cluster: LocalCluster, bucket: str, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def second(first: Fitted, bucket: str) -> Fitted:
-    """The same run, prolonged."""
+    """The same run, prolonged, by another PyTorch as far as the checkpoint knows."""
+    run = Storage.open(first.config.run_url)
+    manifest = registry.verified(run, FIRST_STEPS)
+    environment = {**manifest.meta["environment"], "torch": "0.1"}
+    elsewhere = replace(manifest, meta={**manifest.meta, "environment": environment})
+    run.write(f"{folder_of(FIRST_STEPS)}/{MANIFEST}", elsewhere.to_json())
     return fit_and_listen(s3_config(bucket, steps=ALL_STEPS))
 
 
@@ -171,6 +180,20 @@ def test_run_of_the_same_name_resumes_where_it_ended(second: Fitted) -> None:
     assert min(starts) == FIRST_STEPS
 
 
+def test_run_that_goes_on_in_another_environment_says_that_bits_are_no_longer_promised(second: Fitted) -> None:
+    told = (
+        f"Bits are no longer promised: the checkpoint of step {FIRST_STEPS} was written in another environment: "
+        f"torch 0.1 -> {torch.__version__}."
+    )
+    notes = [event.message for event in events(second.config) if event.kind is EventKind.NOTE]
+    assert [note for note in notes if note.startswith("Bits")] == [
+        told
+    ]  # not by the first attempt, and once by the second
+    assert [line for line in second.lines if line.endswith(told)]
+    meta = registry.verified(Storage.open(second.config.run_url), ALL_STEPS).meta
+    assert meta["environment"]["torch"] == torch.__version__
+
+
 def test_run_goes_on_when_its_mailbox_is_lost(cluster: LocalCluster, corpus: str, tmp_path: Path) -> None:
     config = make_config(corpus, f"file://{tmp_path}", "unseen", steps=100, metrics=METRICS)
     lines: list[str] = []
@@ -236,6 +259,11 @@ class Driver:
 
         return dict(wait_for(look, timeout_s=WAIT_S, what=f"step {step}", poll_s=0.1))
 
+    def await_successor(self, pid: int) -> dict[str, Any]:
+        """The status that another coordinator than this process gives."""
+        changed = lambda: (status := self.await_step(0))["coordinator"]["pid"] != pid and status  # noqa: E731
+        return dict(wait_for(changed, timeout_s=WAIT_S, what="another coordinator", poll_s=0.1))
+
     def await_signal_taken(self) -> None:
         """Until the next SIGHUP would have its default effect: the handlers stand for one signal."""
         status = Path(f"/proc/{self.process.pid}/status")
@@ -269,6 +297,15 @@ def drive() -> Iterator[Callable[..., Driver]]:
                 psutil.wait_procs(family, timeout=10)
 
 
+def checkpoints_of(config: RunConfig) -> list[int]:
+    """Steps of the complete ones."""
+    return [c.step for c in registry.found(Storage.open(config.run_url)) if c.state == "complete"]
+
+
+def committed_steps(config: RunConfig) -> list[int | None]:
+    return [event.step for event in events(config) if event.kind is EventKind.STEP_COMMITTED]
+
+
 def endless(corpus: str, folder: Path, name: str) -> RunConfig:
     return make_config(corpus, f"file://{folder}", name, steps=ENDLESS, checkpoint={}, metrics=METRICS)
 
@@ -281,6 +318,74 @@ def assert_no_actor_left(cluster: LocalCluster) -> None:
         return not any(processes_titled(cluster, title) for title in titles)
 
     wait_for(gone, timeout_s=WAIT_S, what="every actor of the driver ended")
+
+
+def test_coordinator_that_dies_or_freezes_is_succeeded_and_workers_train_on(
+    cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    config = endless(corpus, tmp_path, "succeeded")
+    driver = drive(config, address=cluster.address)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        status = driver.await_step(driver.await_step(0)["step"] + 20)
+        pid = status["coordinator"]["pid"]
+        os.kill(pid, number)
+        driver.await_successor(pid)
+        driver.await_step(status["step"] + 20)
+    assert not psutil.pid_exists(pid), "a frozen coordinator is left behind"
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.await_end() == STOPPED
+    assert_nothing_left(cluster)
+    logged = events(config)
+    steps = [event.step for event in logged if event.kind is EventKind.STEP_COMMITTED]
+    assert steps == list(range(len(steps)))
+    kinds = Counter(event.kind for event in logged)
+    assert (kinds[EventKind.RUN_STARTED], kinds[EventKind.MEMBER_STARTED], kinds[EventKind.MEMBER_LOST]) == (3, 3, 0)
+    assert kinds[EventKind.STEP_MISMATCH] == 0
+
+
+def test_command_that_is_given_again_after_its_driver_was_killed_goes_on_with_the_workers(
+    cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    config = endless(corpus, tmp_path, "given-again")
+    first = drive(config, address=cluster.address)
+    step = first.await_step(30)["step"]
+    first.process.kill()
+    first.process.wait(WAIT_S)
+    again = drive(config, address=cluster.address)
+    again.await_step(step + 30)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.await_end() == STOPPED
+    assert_nothing_left(cluster)
+    logged = events(config)
+    steps = [event.step for event in logged if event.kind is EventKind.STEP_COMMITTED]
+    assert steps == list(range(len(steps)))
+    kinds = Counter(event.kind for event in logged)
+    assert (kinds[EventKind.MEMBER_STARTED], kinds[EventKind.MEMBER_RETURNED]) == (3, 3)
+    assert "is taken over with 3 workers" in again.output()
+
+
+def test_run_whose_whole_cluster_is_lost_goes_on_from_its_checkpoint_on_another(
+    corpus: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """With the head, its control store, the driver and every worker at once, as when the power fails."""
+    config = make_config(
+        corpus, f"file://{tmp_path}", "power-cut", steps=100, checkpoint={"every_steps": 10}, metrics=METRICS
+    )
+    first = drive(config, address=None)
+    wait_for(lambda: checkpoints_of(config), timeout_s=WAIT_S, what="a checkpoint")
+    everything = [first.process, *first.process.children(recursive=True)]
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(everything, timeout=WAIT_S)
+    saved, committed = max(checkpoints_of(config)), max(committed_steps(config))
+    again = drive(config, address=None)
+    assert again.await_end() == 0
+    assert f"goes on from the checkpoint of step {saved}" in again.output()
+    assert committed - saved < 2 * 10, "more than an interval, and the one that was being saved, was computed again"
+    assert committed_steps(config) == list(range(100))
+    assert Run.open(config).result.digest["state"] == expected_digest(config)
+    assert EventKind.STEP_MISMATCH not in {event.kind for event in events(config)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

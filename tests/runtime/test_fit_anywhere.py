@@ -105,7 +105,7 @@ def test_first_signal_saves_and_returns_the_result(number: signal.Signals, endle
 def test_second_interrupt_ends_it_at_once(endless: RunConfig, mailboxes: list[LocalMailbox]) -> None:
     done = threading.Event()
 
-    def hangs(config: RunConfig, mailbox: Any, folder: str) -> RunResult:
+    def hangs(config: RunConfig, mailbox: Any, token: str, folder: str) -> RunResult:
         os.kill(os.getpid(), signal.SIGINT)
         mailbox.take.remote().result(10)  # the first one has been taken
         os.kill(os.getpid(), signal.SIGINT)

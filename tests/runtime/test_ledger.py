@@ -60,3 +60,34 @@ def test_restored_steps_are_compared_when_trained_again():
     committed, mismatches = ledger.add((record(3, loss=1.0), record(4), record(5)))
     assert [r.step for r in committed] == [5]
     assert [m.told.step for m in mismatches] == [3]
+
+
+def test_what_is_known_behind_a_gap_is_committed_when_the_gap_is_given_up():
+    ledger = Ledger()
+    ledger.add((record(0), record(3), record(4), record(6)))
+    known, missing = ledger.skip_to(6)
+    assert ([r.step for r in known], missing) == ([3, 4], [1, 2, 5])
+    assert [r.step for r in ledger.add((record(7),))[0]] == [6, 7]
+    assert ledger.skip_to(8) == ([], [])
+
+
+def test_records_from_a_step_on_are_those_that_were_committed():
+    ledger = Ledger()
+    ledger.add((record(0), record(1), record(2), record(4)))
+    assert [r.step for r in ledger.since(1)] == [1, 2]
+
+
+def test_mean_loss_is_that_of_the_last_steps_before():
+    ledger = Ledger()
+    ledger.add(tuple(record(step, loss=float(step)) for step in range(10)))
+    assert ledger.mean_loss(8, 4) == (4 + 5 + 6 + 7) / 4
+    assert ledger.mean_loss(2, 4) == 0.5  # there are no more
+    assert ledger.mean_loss(0, 4) is None
+
+
+def test_mean_loss_of_steps_that_nobody_logged_is_unknown():
+    ledger = Ledger()
+    ledger.skip_to(100)  # they are in the checkpoint that the run goes on from
+    assert ledger.mean_loss(100, 4) is None
+    ledger.add((record(100, loss=3.0), record(101, loss=4.0)))
+    assert ledger.mean_loss(102, 4) == 3.5

@@ -12,7 +12,7 @@ import ray
 from elastic_lm.errors import ClusterError
 from elastic_lm.monitor.progress import News
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
-from elastic_lm.runtime.mailbox import MAX_NEWS, Command, Mailbox, create_mailbox, find_mailbox
+from elastic_lm.runtime.mailbox import MAX_NEWS, Attempt, Command, Mailbox, create_mailbox, find_mailbox
 
 STOP = Command("stop", {"reason": "enough"})
 WAIT_S = 10.0
@@ -92,9 +92,9 @@ def test_old_news_makes_room_and_cursors_stay_true() -> None:
 def test_attempts_are_counted_and_the_same_failure_twice_is_noticed() -> None:
     async def story() -> None:
         mailbox = Mailbox()
-        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", None)
+        assert await mailbox.begin_attempt(HERE) == Attempt(1, 1, "it was killed", None)
         assert not await mailbox.end_attempt("KeyError: 'x'")
-        assert await mailbox.begin_attempt(THERE) == (2, "KeyError: 'x'", HERE)
+        assert await mailbox.begin_attempt(THERE) == Attempt(2, 2, "KeyError: 'x'", HERE)
         assert not await mailbox.end_attempt("KeyError: 'y'")  # another failure
         assert await mailbox.end_attempt("KeyError: 'y'")
 
@@ -104,12 +104,12 @@ def test_attempts_are_counted_and_the_same_failure_twice_is_noticed() -> None:
 def test_attempts_that_get_somewhere_count_anew() -> None:
     async def story() -> None:
         mailbox = Mailbox()
-        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", None)
+        assert await mailbox.begin_attempt(HERE) == Attempt(1, 1, "it was killed", None)
         await mailbox.publish([], {"step": 3})
         await mailbox.end_attempt("KeyError: 'x'")
-        assert await mailbox.begin_attempt(HERE) == (1, "it was killed", HERE)
+        assert await mailbox.begin_attempt(HERE) == Attempt(2, 1, "it was killed", HERE)
         assert not await mailbox.end_attempt("KeyError: 'x'")  # not for the second time in a row
-        assert await mailbox.begin_attempt(HERE) == (2, "KeyError: 'x'", HERE)
+        assert await mailbox.begin_attempt(HERE) == Attempt(3, 2, "KeyError: 'x'", HERE)
 
     play(story())
 

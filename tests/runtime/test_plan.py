@@ -84,8 +84,8 @@ def test_other_identity_is_refused_with_every_difference(config: RunConfig) -> N
         make_plan(config.replace("optimizer.learning_rate=0.5", "training.seed=9"))
     assert str(caught.value) == (
         f"run planned in {config.storage} has a checkpoint of step 3 that was trained with other settings: "
-        "optimizer.learning_rate: 0.0003 -> 0.5; training.seed: 0 -> 9. Set them back to resume it, or choose another "
-        "name for a new run"
+        "optimizer.learning_rate: 0.0003 -> 0.5; training.seed: 0 -> 9. Set them back to resume it. Other settings make "
+        "another run, which begins at step 0: give it a name of its own, e.g. --set name=planned-2"
     )
 
 
@@ -103,6 +103,35 @@ def test_checkpoint_whose_config_cannot_be_read_is_refused_all_the_same(began: A
     save(config, 3, {"fingerprint": "0" * 64, "config": began})
     with pytest.raises(CheckpointError, match="its fingerprint differs"):
         make_plan(config)
+
+
+HERE = {"torch": "2.13.0", "threads": "1"}
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (HERE, []),
+        ({**HERE, "torch": "2.12.0"}, ["torch 2.12.0 -> 2.13.0"]),
+        ({"torch": "2.13.0", "gpu": "H100"}, ["gpu H100 -> None", "threads None -> 1"]),
+        ({"torch": 2, "threads": 1}, ["torch 2 -> 2.13.0"]),
+        (None, []),  # of a version that did not say
+        ("a laptop", []),
+    ],
+)
+def test_change_of_environment_is_known(then: Any, told: list[str], config: RunConfig) -> None:
+    save(config, 3, {} if then is None else {"environment": then})
+    assert make_plan(config).environment_changes(HERE) == told
+
+
+def test_environment_has_no_say_where_no_bits_are_promised(config: RunConfig) -> None:
+    config = config.replace("reduction.kind=fast")
+    save(config, 3, {"environment": {"torch": "2.12.0"}})
+    assert make_plan(config).environment_changes(HERE) == []
+
+
+def test_new_run_has_no_environment_yet(config: RunConfig) -> None:
+    assert make_plan(config).environment_changes(HERE) == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,13 @@
-"""An upload stores a share of the state as it was, whatever becomes of the state; and carries what went wrong."""
+"""An upload stores a share of the state as it was, whatever becomes of the state, and carries what went wrong.
+
+One that is given up ends after the parts that are on their way, and nobody waits for it."""
 
 from __future__ import annotations
 
+import gc
+import queue
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +17,15 @@ from torch import nn
 from elastic_lm.checkpoint import registry, store
 from elastic_lm.checkpoint.layout import Manifest
 from elastic_lm.engine.state import ReplicaState
-from elastic_lm.errors import ElasticLMError
-from elastic_lm.runtime.upload import Upload
+from elastic_lm.errors import CheckpointError, ElasticLMError
+from elastic_lm.runtime.upload import Upload, Uploads
 from elastic_lm.storage import Storage
 
+WAIT_S = 20
 
-def a_state(step: int) -> ReplicaState:
-    state = ReplicaState(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)))
+
+def a_state(step: int, width: int = 16) -> ReplicaState:
+    state = ReplicaState(nn.Sequential(nn.Linear(8, width), nn.Linear(width, 4)))
     with state.writing(step), torch.no_grad():
         for number, flat in enumerate(state.flats()):
             flat.copy_(torch.arange(len(flat)) + number)
@@ -55,3 +63,88 @@ def test_refusal_of_storage_comes_out_of_the_result(tmp_path: Path) -> None:
     upload = Upload(Storage.open(str(tmp_path)), 7, a_state(7), share=0, num_shares=1)
     with pytest.raises(ElasticLMError):
         upload.result()
+
+
+class Stalling(Storage):
+    """A store that tells of every part that is to be created, and goes on when its gate is opened."""
+
+    def __init__(self, url: str, asked: queue.Queue[str], gate: threading.Event) -> None:
+        super().__init__(url)
+        self.asked, self.gate = asked, gate
+
+    def child(self, path: str) -> Storage:
+        return Stalling(super().child(path).url, self.asked, self.gate)
+
+    def create(self, path: str, data: bytes) -> None:
+        self.asked.put(path)
+        assert self.gate.wait(10 * WAIT_S)
+        super().create(path, data)
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Stalling]:
+    store = Stalling(str(tmp_path / "run"), queue.Queue(), threading.Event())
+    yield store
+    store.gate.set()
+
+
+def copies(size: int) -> int:
+    """How many copies of the state's largest tensors are in memory."""
+    gc.collect()
+    storages = [object.untyped_storage() for object in gc.get_objects() if type(object) is torch.Tensor]
+    return len({storage.data_ptr() for storage in storages if storage.size() == 4 * size})
+
+
+def join_uploads() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("save-"):
+            thread.join(WAIT_S)
+
+
+def test_new_upload_cancels_the_one_before_and_waits_for_nothing(stalled: Stalling) -> None:
+    uploads = Uploads(stalled, part_bytes=64)
+    uploads.begin(1, 7, a_state(7), share=0, num_shares=1)
+    for _ in range(store.AT_ONCE):
+        stalled.asked.get(timeout=WAIT_S)  # the first parts are on their way, and stay there
+    told: queue.Queue[BaseException] = queue.Queue()
+    waiting = threading.Thread(target=lambda: told.put(pytest.raises(CheckpointError, uploads.result, 1).value))
+    waiting.start()
+    uploads.begin(2, 8, a_state(8), share=0, num_shares=1)
+    assert "step 7 was given up" in str(told.get(timeout=WAIT_S))
+    stalled.gate.set()
+    registry.publish(stalled, Manifest(8, uploads.result(2)))
+    assert len(store.load(stalled, 8).tensors) == 12
+    join_uploads()
+    assert len([path for path in stalled.list() if "step-00000007" in path]) <= store.AT_ONCE
+
+
+def test_cancelled_upload_lets_go_of_its_copy_though_the_store_hangs(stalled: Stalling) -> None:
+    state = a_state(7, width=977)
+    before = copies(size=8 * 977)
+    uploads = Uploads(stalled, part_bytes=64)
+    uploads.begin(1, 7, state, share=0, num_shares=1)
+    for _ in range(store.AT_ONCE):
+        stalled.asked.get(timeout=WAIT_S)
+    assert copies(size=8 * 977) == before + 3  # weights and both moments
+    uploads.cancel(1)
+    assert copies(size=8 * 977) <= before + 1  # of which one may be on its way
+
+
+def test_upload_that_is_not_the_newest_is_told_as_given_up(stalled: Stalling) -> None:
+    stalled.gate.set()
+    uploads = Uploads(stalled)
+    uploads.begin(2, 7, a_state(7), share=0, num_shares=1)
+    uploads.cancel(1)  # of an attempt before; the message is late
+    assert uploads.result(2)
+    for number in (1, 3):
+        with pytest.raises(CheckpointError, match=f"attempt {number} .*is not under way"):
+            uploads.result(number)
+
+
+def test_upload_that_has_ended_cannot_be_cancelled(stalled: Stalling) -> None:
+    stalled.gate.set()
+    uploads = Uploads(stalled)
+    uploads.begin(1, 7, a_state(7), share=0, num_shares=1)
+    parts = uploads.result(1)
+    uploads.cancel(1)
+    assert uploads.result(1) == parts

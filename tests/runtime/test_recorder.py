@@ -1,0 +1,123 @@
+"""The recorder of an attempt knows all that earlier ones stored, and those store nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import SupersededError
+from elastic_lm.events.log import read
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.protocol import Generation, StepRecord
+from elastic_lm.runtime.recorder import Recorder
+from elastic_lm.storage import Storage
+from tests.solo import Unheard, solo_config, status
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return solo_config(str(tmp_path / "tokens"), str(tmp_path))
+
+
+class Attempts:
+    """Recorders of one run, which end with the test."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.storage = config, Storage.open(config.run_url)
+        self.superseded: list[str] = []
+        self.mailbox = Unheard()
+        self._begun: list[Recorder] = []
+
+    def begin(self, owner_epoch: int) -> Recorder:
+        fields = {"resume_step": None, "flops_per_token": None, "config": self.config.model_dump(mode="json")}
+        started = Event(EventKind.RUN_STARTED, f"Attempt of owner {owner_epoch}.", fields=fields)
+        recorder = Recorder(
+            self.config, self.storage, self.mailbox, started,
+            owner_epoch=owner_epoch, on_superseded=self.superseded.append,
+        )  # fmt: skip
+        self._begun.append(recorder)
+        return recorder
+
+    def events(self) -> list[Event]:
+        return list(read(self.storage.child("events")))
+
+    def end(self) -> None:
+        for recorder in self._begun:
+            recorder.close()
+
+
+@pytest.fixture
+def attempts(config: RunConfig) -> Iterator[Attempts]:
+    attempts = Attempts(config)
+    yield attempts
+    attempts.end()
+
+
+def record(step: int, owner_epoch: int = 1) -> StepRecord:
+    times = dict.fromkeys(("step_s", "compute_s", "data_wait_s", "reduce_wait_s", "optimizer_s"), 0.1)
+    return StepRecord(step, 2.5, 64, 1e-3, 1.0, 7, 0, Generation(owner_epoch, 1), 1, **times)
+
+
+def test_attempt_begins_in_the_log_and_is_told(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    (started,) = attempts.events()
+    assert (started.kind, started.attempt, started.owner_epoch) == (EventKind.RUN_STARTED, 1, 1)
+    assert started.time_s > 0
+    first.publish(lambda: status(attempts.config), at_once=True)
+    assert attempts.mailbox.news[-1] == "0:00:00  Attempt of owner 1."
+
+
+def test_next_attempt_goes_on_behind_what_is_stored(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    first.enter((record(0), record(1)))
+    first.close()
+    assert first.logged_step == 2
+    second = attempts.begin(2)
+    assert (second.next_step, second.logged_step) == (2, 2)
+    assert second.figures()["loss"] == 2.5
+    assert [event.attempt for event in attempts.events()] == [1, 1, 1, 2]
+
+
+def test_attempt_that_another_took_over_from_stores_and_claims_nothing_more(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    first.enter((record(0),))  # on its way as the other one begins
+    second = attempts.begin(2)
+    first.enter((record(1),))
+    first.close()
+    second.enter(tuple(record(step, 2) for step in range(second.next_step, 3)))
+    second.close()
+    assert first.logged_step == sum(e.kind is EventKind.STEP_COMMITTED and e.attempt == 1 for e in attempts.events())
+    committed = [event for event in attempts.events() if event.kind is EventKind.STEP_COMMITTED]
+    assert [event.step for event in committed] == [0, 1, 2]
+    assert [event.attempt for event in committed] == sorted(event.attempt for event in committed)
+    (told,) = attempts.superseded
+    assert "was written by somebody else, who owns the run now" in told
+
+
+def test_attempt_of_an_outranked_owner_does_not_begin(attempts: Attempts) -> None:
+    attempts.begin(2)
+    with pytest.raises(SupersededError, match="owner 1 has to end"):
+        attempts.begin(1)
+    assert [event.owner_epoch for event in attempts.events()] == [2]
+
+
+def test_steps_that_nobody_can_tell_of_any_more_are_told_as_missing(attempts: Attempts) -> None:
+    recorder = attempts.begin(1)
+    recorder.enter((record(2), record(3)))
+    recorder.skip_to(4)
+    recorder.enter((record(4),))
+    recorder.close()
+    told = [(event.kind, event.step) for event in attempts.events()[1:]]
+    assert told == [(EventKind.NOTE, 4), *((EventKind.STEP_COMMITTED, step) for step in (2, 3, 4))]
+    assert "2 steps from 0 to 1 are missing in the log" in attempts.events()[1].message
+
+
+def test_records_that_the_log_lacks_are_those_of_the_last_moment(attempts: Attempts) -> None:
+    recorder = attempts.begin(1)
+    recorder.enter((record(0), record(1)))
+    assert recorder.flush()
+    recorder.enter((record(2),))
+    assert [r.step for r in recorder.unlogged()] == [2]
