@@ -83,7 +83,7 @@ def through_reader(storage: Storage, manifest: Manifest, order: Order) -> dict[s
 
     began = time.perf_counter()
     reader = start_reader(storage, manifest, order, prefetch_windows=2, num_cpus=0)
-    client = WindowClient(order, [reader], reader_timeout_s=60)
+    client = WindowClient(order, "s3://bucket/tokens", [reader], reader_timeout_s=60, storage_timeout_s=60)
     never = bool  # `bool()` is False
     client.tokens(0, 0, never)
     cold_s = time.perf_counter() - began
@@ -95,7 +95,7 @@ def through_reader(storage: Storage, manifest: Manifest, order: Order) -> dict[s
     client.tokens(joined_at - 1, 0, never)
     while ray.get(reader.stats.remote())["windows_under_way"]:  # what it reads ahead is read on the same cores
         time.sleep(0.05)
-    joiner = WindowClient(order, [reader], reader_timeout_s=60)
+    joiner = WindowClient(order, "s3://bucket/tokens", [reader], reader_timeout_s=60, storage_timeout_s=60)
     began = time.perf_counter()
     joiner.tokens(joined_at, 0, never)
     warm_s = time.perf_counter() - began

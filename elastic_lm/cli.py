@@ -40,6 +40,7 @@ OF_VERDICT = {
     "done": Exit.DONE,
     "stopped": Exit.STOPPED,
     "data_error": Exit.DATA,
+    "unavailable": Exit.UNAVAILABLE,
     "refused": Exit.USAGE,
     "superseded": Exit.UNAVAILABLE,
 }

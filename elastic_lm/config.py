@@ -97,6 +97,9 @@ class DataConfig(Part):
     """Windows that a reader fetches ahead of what was asked of it."""
     reader_timeout_s: Seconds = 5.0
     """A reader that is silent for this long is replaced, and its windows come from another."""
+    storage_timeout_s: Seconds = 3600.0
+    """Training waits this long for tokens that storage does not give; then the run ends, and the same command goes on with
+    it. An hour outlasts most outages of object stores, and is what the event log can keep in memory."""
 
 
 class ModelConfig(Part):

@@ -24,12 +24,20 @@ class NotFoundError(StorageError):
     """The object does not exist."""
 
 
+class TooShortError(StorageError):
+    """The object ends before what was asked of it."""
+
+
 class AlreadyExistsError(StorageError):
     """A create-only write found the object there."""
 
 
 class AccessDeniedError(StorageError):
     """Storage refused the credentials."""
+
+
+class UnavailableError(StorageError):
+    """Storage gave no answer for as long as a run waits for one."""
 
 
 class CheckpointError(ElasticLMError):

@@ -96,6 +96,7 @@ class LeaseEnd(StrEnum):
     RAISED = "raised"  # an exception of the model, objective or our own code
     POISONED = "poisoned"  # refused (non-finite or out of range) contributions and the policy is to stop
     DATA_ERROR = "data_error"  # data that must not be trained on, or is missing for good
+    UNAVAILABLE = "unavailable"  # storage gave nothing for as long as the run waits for it
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 Invariant: an operation ends within its deadline, with what was asked or with a typed error that holds no secret. Retries
 and the deadline are ours because the clients differ widely in theirs: with a server that answers 503 for ever, three
 clients gave up after 1.5, 12 and 35 s. Credentials and endpoint come from the standard AWS_* variables, never from a URL.
-Trade-off: objects are read and written whole or by range, never streamed; the largest we write is a checkpoint part.
+Trade-off: objects are read and written whole or by range, never streamed; the largest we write is a checkpoint part. A
+whole object is asked for its size first, because a body may be cut and say that it is all: one request more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import re
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
+from elastic_lm.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError, TooShortError
 
 Result = TypeVar("Result")
 
@@ -27,6 +29,10 @@ SLOWEST_BYTES_PER_S = 10e6  # deadlines grow with the object: a part of 256 MB g
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 MOST_LOST_FOLDERS = 10  # in a row, by one write
+
+# Objects up to twice this size are sent in one piece. A multipart upload that is broken off leaves what it has sent in the
+# bucket, which is paid for and which no listing shows; S3 takes 5 GiB at a time.
+PIECE_BYTES = 5 * 2**29
 
 # A client costs 0.3 s of CPU; sixteen threads that read their first range together must make one, not sixteen.
 _connecting = threading.Lock()
@@ -36,7 +42,8 @@ class Storage:
     """A folder: `s3://bucket/prefix`, `file:///folder` or a plain path. Picklable; connects on first use, per process.
 
     Args: `deadline_s` bounds one operation, all its attempts together (plus a second per 10 MB); `retries` bounds how
-    often an attempt that failed for a passing reason (5xx, reset, stall, short body) is repeated.
+    often an attempt that failed for a passing reason (5xx, 429, reset, stall, short body) is repeated. A listing has both
+    anew for each page of a thousand objects.
     """
 
     def __init__(self, url: str, *, deadline_s: float = 60.0, retries: int = 8) -> None:
@@ -66,16 +73,20 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """The whole object."""
-        return self._do("read", path, lambda backend, name, limit: backend.read(name, limit))
+        size = self._do("read", path, lambda backend, name, limit: backend.size(name, limit))
+        return self._do("read", path, lambda backend, name, limit: backend.read(name, size, limit), size=size)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`.    Raises: StorageError when the object ends before."""
+        """Exactly `length` bytes from `offset`.    Raises: TooShortError when the object ends before."""
 
         def attempt(backend: _Backend, name: str, limit: float) -> bytes:
             data = backend.read_range(name, offset, length, limit)
-            if len(data) != length:
-                raise StorageError(f"got {len(data)} of {length} bytes at offset {offset}")
-            return data
+            if len(data) == length:
+                return data
+            told = f"got {len(data)} of {length} bytes at offset {offset}"
+            if (size := backend.size(name, limit)) < offset + length:
+                raise TooShortError(f"{told}; the object has {size}")
+            raise ConnectionError(told)
 
         return self._do("read_range", path, attempt, size=length)
 
@@ -84,20 +95,14 @@ class Storage:
         self._do("write", path, lambda backend, name, limit: backend.write(name, data, limit), size=len(data))
 
     def create(self, path: str, data: bytes) -> None:
-        """Store the object where none is.    Raises: AlreadyExistsError; of several callers exactly one succeeds."""
-        num_attempts = 0
+        """Store the object where none is.    Raises: AlreadyExistsError; of several callers exactly one succeeds.
 
-        def attempt(backend: _Backend, name: str, limit: float) -> None:
-            nonlocal num_attempts
-            num_attempts += 1
-            try:
-                backend.create(name, data, limit)
-            except FileExistsError:
-                # The answer to an earlier attempt of ours may have been lost after the object was stored.
-                if num_attempts == 1 or backend.read(name, limit) != data:
-                    raise
-
-        self._do("create", path, attempt, size=len(data))
+        It stays the caller's own when an answer is lost after the object was stored: each call signs its object.
+        """
+        signature = secrets.token_hex(16)
+        self._do(
+            "create", path, lambda backend, name, limit: backend.create(name, data, signature, limit), size=len(data)
+        )
 
     def exists(self, path: str) -> bool:
         """Whether there is an object."""
@@ -117,16 +122,14 @@ class Storage:
 
     def list(self, prefix: str = "") -> list[str]:
         """Objects below this folder whose relative path begins with `prefix`, sorted. Empty when nothing is there."""
-        folder = prefix.rpartition("/")[0]
-
-        def attempt(backend: _Backend, name: str, limit: float) -> list[str]:
-            try:
-                names = backend.find(f"{name}/{folder}" if folder else name, limit)
-            except FileNotFoundError:
-                return []
-            return sorted(path for n in names if (path := n[len(name) + 1 :]).startswith(prefix))
-
-        return self._do("list", "", attempt)
+        root, folder = _root(self.url), prefix.rpartition("/")[0]
+        place = f"{root}/{folder}" if folder else root
+        names, after = self._do("list", "", lambda backend, _, limit: backend.page(place, None, limit))
+        while after is not None:
+            here = after
+            more, after = self._do("list", "", lambda backend, _, limit: backend.page(place, here, limit))  # noqa: B023
+            names += more
+        return sorted(path for name in names if (path := name[len(root) + 1 :]).startswith(prefix))
 
     def delete(self, path: str) -> None:
         """Remove the object; no error when it is not there."""
@@ -150,6 +153,8 @@ class Storage:
             limit = min(deadline - time.monotonic(), self.deadline_s / 3 + allowance)
             try:
                 return attempt(self._connect(), name, max(limit, 0.001))
+            except _NoBucketError as error:
+                raise NotFoundError(f"{what}: there is no such bucket; make it, or correct the address") from error
             except FileNotFoundError as error:
                 raise NotFoundError(f"{what}: there is no such object") from error
             except NotADirectoryError as error:
@@ -159,13 +164,17 @@ class Storage:
             except FileExistsError as error:
                 raise AlreadyExistsError(f"{what}: an object is there already") from error
             except PermissionError as error:
-                raise AccessDeniedError(f"{what}: access denied; check the credentials and the rights on it") from error
+                raise AccessDeniedError(
+                    f"{what}: access denied{_code_of(error)}; check the credentials and the rights on it"
+                ) from error
+            except TooShortError as error:
+                raise TooShortError(f"{what}: {error}") from None
             except Exception as error:  # noqa: BLE001 - clients raise dozens of types for passing faults
                 reason = _reason(error)
                 if not self._connect().passing(error):
-                    raise StorageError(f"{what}: {reason}") from None
+                    raise StorageError(f"{what}: {reason}{_remedy(error)}") from None
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**number) * random.uniform(0.5, 1.0)
-            if number == self.retries or time.monotonic() + pause >= deadline:
+            if number == self.retries or time.monotonic() + pause + FIRST_PAUSE_S >= deadline:
                 break
             time.sleep(pause)
         spent = time.monotonic() - started
@@ -184,16 +193,20 @@ class Storage:
 # -- backends: they raise OSErrors of the standard kinds; `limit` is seconds for this attempt -------------------------
 
 
+class _NoBucketError(FileNotFoundError):
+    """Not the object is missing, but all that it could be in."""
+
+
 class _Backend(Protocol):
     pid: int
 
-    def read(self, name: str, limit: float) -> bytes: ...
+    def read(self, name: str, size: int, limit: float) -> bytes: ...
     def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes: ...
     def write(self, name: str, data: bytes, limit: float) -> None: ...
-    def create(self, name: str, data: bytes, limit: float) -> None: ...
+    def create(self, name: str, data: bytes, signature: str, limit: float) -> None: ...
     def size(self, name: str, limit: float) -> int: ...
     def modified_s(self, name: str, limit: float) -> float | None: ...
-    def find(self, name: str, limit: float) -> list[str]: ...
+    def page(self, name: str, after: str | None, limit: float) -> tuple[list[str], str | None]: ...
     def delete(self, name: str, folder: str, limit: float) -> None: ...
     def passing(self, error: Exception) -> bool: ...
 
@@ -204,7 +217,7 @@ class _Files:
     def __init__(self) -> None:
         self.pid = os.getpid()
 
-    def read(self, name: str, limit: float) -> bytes:
+    def read(self, name: str, size: int, limit: float) -> bytes:
         return self._object(name).read_bytes()
 
     def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes:
@@ -216,9 +229,13 @@ class _Files:
         with _neighbour(name, data) as temporary:
             temporary.replace(name)
 
-    def create(self, name: str, data: bytes, limit: float) -> None:
+    def create(self, name: str, data: bytes, signature: str, limit: float) -> None:
         with _neighbour(name, data) as temporary:
-            os.link(temporary, name)
+            try:
+                os.link(temporary, name)
+            except FileExistsError:  # also told where a network file system lost its own answer
+                if temporary.stat().st_nlink < 2:
+                    raise
 
     def size(self, name: str, limit: float) -> int:
         return self._object(name).stat().st_size
@@ -226,10 +243,10 @@ class _Files:
     def modified_s(self, name: str, limit: float) -> float | None:
         return self._object(name).stat().st_mtime
 
-    def find(self, name: str, limit: float) -> list[str]:
+    def page(self, name: str, after: str | None, limit: float) -> tuple[list[str], str | None]:
         walk = os.walk(name, onerror=_raise_unless_gone)
         paths = (os.path.join(folder, file) for folder, _, files in walk for file in files)
-        return [path for path in paths if not _TEMPORARY.search(path)]
+        return [path for path in paths if not _TEMPORARY.search(path)], None
 
     def delete(self, name: str, folder: str, limit: float) -> None:
         """And the folders below `folder` that it leaves empty: an object store knows no such thing."""
@@ -301,6 +318,9 @@ _KIND_OF_STATUS: dict[int, Callable[[str], OSError]] = {
     404: FileNotFoundError,
     412: FileExistsError,
 }
+_KIND_OF_CODE: dict[str, Callable[[str], OSError]] = {"NoSuchBucket": _NoBucketError}
+_PASSING_STATUS = {408, 409, 425, 429}  # of those that blame the request
+_PASSING_CODES = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}  # told as 400
 
 
 class _S3:
@@ -317,60 +337,105 @@ class _S3:
         )
         self._fs.retries = 1
 
-    def read(self, name: str, limit: float) -> bytes:
-        return self._call(self._fs._cat_file, name, limit=limit)
+    def read(self, name: str, size: int, limit: float) -> bytes:
+        data: bytes = self._call(self._fs._cat_file, name, max_concurrency=1, limit=limit)
+        if len(data) != size and len(data) != self.size(name, limit):
+            raise ConnectionError(f"got {len(data)} of {size} bytes")
+        return data
 
     def read_range(self, name: str, offset: int, length: int, limit: float) -> bytes:
         if length == 0:
             return b""
-        data: bytes = self._call(self._fs._cat_file, name, start=offset, end=offset + length, limit=limit)
+        try:
+            data: bytes = self._call(self._fs._cat_file, name, start=offset, end=offset + length, limit=limit)
+        except OSError as error:
+            if _answer(error)[0] == 416:  # it begins behind the end
+                return b""
+            raise
         # Some servers answer a range request with the whole object.
         return data[offset : offset + length] if len(data) > length else data
 
     def write(self, name: str, data: bytes, limit: float) -> None:
-        self._call(self._fs._pipe_file, name, data, limit=limit)
+        self._call(self._fs._pipe_file, name, data, chunksize=PIECE_BYTES, limit=limit)
 
-    def create(self, name: str, data: bytes, limit: float) -> None:
-        self._call(self._fs._pipe_file, name, data, mode="create", limit=limit)
+    def create(self, name: str, data: bytes, signature: str, limit: float) -> None:
+        signed = {_SIGNATURE: signature}
+        try:
+            self._call(
+                self._fs._pipe_file, name, data, chunksize=PIECE_BYTES, mode="create", Metadata=signed, limit=limit
+            )
+        except FileExistsError:
+            # The answer to an earlier request of ours may have been lost after the object was stored. That need not have
+            # been an earlier attempt: the client repeats a PUT by itself when it loses a connection that it had open.
+            if self._signature(name, limit) != signature:
+                raise
 
     def size(self, name: str, limit: float) -> int:
-        return int(self._info(name, limit)["size"])
+        return int(self._head(name, limit)["ContentLength"])
 
     def modified_s(self, name: str, limit: float) -> float | None:
-        stamp = self._info(name, limit).get("LastModified")
+        stamp = self._head(name, limit).get("LastModified")
         return None if stamp is None else stamp.timestamp()
 
-    def find(self, name: str, limit: float) -> list[str]:
+    def page(self, name: str, after: str | None, limit: float) -> tuple[list[str], str | None]:
         # As a prefix with its slash: a sibling whose name merely begins the same is another folder.
-        found = self._call(self._fs._find, name + "/", limit=limit)
-        return [key for key in found if key.startswith(name + "/") and not key.endswith("/")]
+        bucket, _, prefix = f"{name}/".partition("/")
+        token = {} if after is None else {"ContinuationToken": after}
+        found = self._call(self._fs._call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, limit=limit, **token)
+        keys = [entry["Key"] for entry in found.get("Contents", [])]
+        names = [f"{bucket}/{key}" for key in keys if not key.endswith("/")]
+        return names, found["NextContinuationToken"] if found.get("IsTruncated") else None
 
     def delete(self, name: str, folder: str, limit: float) -> None:
         self._call(self._fs._rm_file, name, limit=limit)
 
     def passing(self, error: Exception) -> bool:
-        return True
+        status, code = _answer(error)
+        return not 300 <= status < 500 or status in _PASSING_STATUS or code in _PASSING_CODES
 
-    def _info(self, name: str, limit: float) -> dict[str, Any]:
-        info: dict[str, Any] = self._call(self._fs._info, name, refresh=True, limit=limit)
-        if info["type"] != "file":
+    def _signature(self, name: str, limit: float) -> str | None:
+        try:
+            return self._head(name, limit).get("Metadata", {}).get(_SIGNATURE)
+        except FileNotFoundError:  # neither ours nor in the way any more
+            raise ConnectionError("an object was there, and is gone") from None
+
+    def _head(self, name: str, limit: float) -> dict[str, Any]:
+        bucket, _, key = name.partition("/")
+        if not key:
             raise FileNotFoundError(name)
-        return info
+        answer: dict[str, Any] = self._call(self._fs._call_s3, "head_object", Bucket=bucket, Key=key, limit=limit)
+        return answer
 
     def _call(self, function: Callable[..., Any], *args: Any, limit: float, **kwargs: Any) -> Any:
         import botocore.exceptions  # type: ignore[import-untyped]
         from fsspec.asyn import sync
+        from fsspec.exceptions import FSTimeoutError
 
         try:
             return sync(self._fs.loop, function, *args, timeout=limit, **kwargs)
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
             raise PermissionError("no credentials") from error
+        except FSTimeoutError:
+            raise TimeoutError(f"no answer, or not all of it, within {limit:.1f} s") from None
         except OSError as error:
             # s3fs goes by error codes, of which servers have their own; the status of the answer is in the cause.
-            status = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in _KIND_OF_STATUS:
-                raise _KIND_OF_STATUS[status](str(args[0])) from error
+            status, code = _answer(error)
+            kind = _KIND_OF_CODE.get(code) or _KIND_OF_STATUS.get(status)
+            if kind is not None:
+                raise kind(str(args[0])) from error
             raise
+
+
+_SIGNATURE = "created-by"  # the name of the metadata that tells whose object it is
+
+
+def _answer(error: BaseException | None) -> tuple[int, str]:
+    """Status and S3's error code of the server's answer that led to `error`; 0 and nothing when there was none."""
+    while error is not None:
+        if isinstance(response := getattr(error, "response", None), dict):
+            return response["ResponseMetadata"]["HTTPStatusCode"], response.get("Error", {}).get("Code", "")
+        error = error.__cause__
+    return 0, ""
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -410,6 +475,26 @@ def _checked(path: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The error in a line, without the query part of any URL (a signed one carries a signature)."""
-    text = re.sub(r"\?\S*", "", str(error).strip().split("\n")[0])[:300]
+    """The error in a line, without what addresses may hold of secrets: what is before an @, or is a query with a signature."""
+    text = re.sub(r"\?\S*", "", str(error).strip().split("\n")[0])
+    text = re.sub(r"://[^/@\s]*@", "://", text)[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _code_of(error: Exception) -> str:
+    """What S3 calls it: a clock that is wrong and a key that is unknown are both refused."""
+    code = _answer(error)[1]
+    return f" ({code})" if re.fullmatch(r"[A-Z][A-Za-z]{0,59}", code) else ""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EFBIG: "the object is larger than this file system, or a limit of this process (ulimit -f), allows",
+    errno.EROFS: "that file system is read-only; choose another place, or have it mounted for writing",
+}
+
+
+def _remedy(error: Exception) -> str:
+    told = _REMEDIES.get(getattr(error, "errno", None) or 0)
+    return f"; {told}" if told else ""

@@ -11,7 +11,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 
 import itertools
+import shlex
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ from tests.notebook import Notebook, become_a_kernel
 if TYPE_CHECKING:
     from elastic_lm.runtime.cluster import LocalCluster
     from tests.faults.harness import Run
+    from tests.faults.proxy import FaultyProxy
 
 # Deadlines measure the machine's load, not our code; pytest-timeout bounds what is stuck.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,10 +38,17 @@ settings.load_profile("default")
 
 _bucket_numbers = itertools.count()
 
+# Whoever runs the tests is root in there, where the machine allows that.
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need what this machine lacks are not collected at all, so that none is ever skipped."""
-    for marker, is_there in (("gpu", _has_gpu), ("browser", lambda: find_chromium() is not None)):
+    for marker, is_there in (
+        ("gpu", _has_gpu),
+        ("browser", lambda: find_chromium() is not None),
+        ("mount", _may_mount),
+    ):
         if any(item.get_closest_marker(marker) for item in items) and not is_there():
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
@@ -48,27 +59,53 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _may_mount() -> bool:
+    """In a namespace of its own, so that nothing of it outlives the command or is seen outside."""
+    try:
+        script = f"mount -t tmpfs tmpfs {shlex.quote(tempfile.gettempdir())}"
+        return subprocess.run([*NAMESPACE, "/bin/sh", "-c", script], capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def find_chromium() -> str | None:
     """The browser that renders pages in tests."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """An S3 server in this process and the AWS_* environment that leads to it. Yields its address."""
+def s3_proxy() -> Iterator[FaultyProxy]:
+    """An S3 server in this process, behind a proxy, and the AWS_* environment that leads to it. See `proxy`."""
     from moto.server import ThreadedMotoServer
+
+    from tests.faults.proxy import FaultyProxy
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    proxy = FaultyProxy(f"http://{host}:{port}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-from-everybody")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield endpoint
+        yield proxy
+    proxy.close()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_proxy: FaultyProxy) -> str:
+    """The address of the S3 server for those who want nothing to go wrong with it."""
+    return s3_proxy.url
+
+
+@pytest.fixture
+def proxy(s3_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """What is between everybody and the S3 server. It makes trouble when told to, until the test is over."""
+    s3_proxy.calm()
+    yield s3_proxy
+    s3_proxy.calm()
 
 
 @pytest.fixture
@@ -129,10 +166,16 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
     runs: list[Run] = []
 
     def begin(
-        *, steps: int, tokens: str = corpus, name: str | None = None, kind: type[Run] = Run, **changes: Any
+        *,
+        steps: int,
+        tokens: str = corpus,
+        storage: str = f"file://{tmp_path}",
+        name: str | None = None,
+        kind: type[Run] = Run,
+        **changes: Any,
     ) -> Run:
         name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
-        runs.append(kind(make_config(tokens, f"file://{tmp_path}", name, steps=steps, **changes)))
+        runs.append(kind(make_config(tokens, storage, name, steps=steps, **changes)))
         return runs[-1]
 
     yield begin

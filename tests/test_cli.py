@@ -67,6 +67,7 @@ def write_config(folder: Path, **changes: object) -> str:
         ("a verdict of a later version", 1),
         ("refused", 2),
         ("data_error", 3),
+        ("unavailable", 4),
         ("superseded", 4),
         ("stopped", 5),
     ],

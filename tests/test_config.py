@@ -120,6 +120,7 @@ FIELDS = (
     number("data.reader_num_cpus", "-0.5", NOT_BELOW_0, "0.5"),
     number("data.prefetch_windows", "65", "should be less than or equal to 64", "3"),
     number("data.reader_timeout_s", "0", ABOVE_0, "7"),
+    number("data.storage_timeout_s", "0", ABOVE_0, "7200"),
     Row("model.preset", "tinny", "'tinny'", "is unknown (did you mean tiny?); known: tiny, mini,", "mini", True),
     number("model.num_layers", "0", NOT_BELOW_1, "3", identity=True),
     number("model.num_heads", "0", NOT_BELOW_1, "2", identity=True),

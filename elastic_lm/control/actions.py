@@ -10,7 +10,7 @@ from elastic_lm.protocol import Generation, Lease
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended: `done`, `stopped`, `failed_bug`, `poisoned`, `data_error` or `failed`."""
+    """How a run ended: `done`, `stopped`, `failed_bug`, `poisoned`, `data_error`, `unavailable` or `failed`."""
 
     kind: str
     message: str

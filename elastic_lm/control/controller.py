@@ -493,9 +493,8 @@ class Control:
         self._waiting.discard(report.member_id)
         self._agreed &= report.end.agreed
         match report.end:
-            case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
-                kind = "poisoned" if report.end is LeaseEnd.POISONED else "data_error"
-                self._finish(kind, report.error or "", report.error_step or report.next_step)
+            case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR | LeaseEnd.UNAVAILABLE:
+                self._finish(str(report.end), report.error or "", report.error_step or report.next_step)
                 return
             case LeaseEnd.RAISED:
                 if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):

@@ -2,7 +2,8 @@
 
 Invariant: no token leaves here that was not covered by a matching checksum. A ranged read can return wrong bytes without
 an error (measured: one flipped byte passes through two of three S3 clients), so every block is hashed, read once more
-when its hash is wrong, and then refused with shard and offset.
+when its hash is wrong, and then refused with shard and offset. Whoever needs the tokens decides how long storage that gives
+no answer is waited for (runtime/patience.py); here is only what one operation of `Storage` allows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from elastic_lm.data.manifest import Block, Manifest
 from elastic_lm.data.order import Order
-from elastic_lm.errors import AccessDeniedError, DataError, NotFoundError, StorageError
+from elastic_lm.errors import AccessDeniedError, DataError, NotFoundError, TooShortError
 from elastic_lm.storage import Storage
 
 Tokens = NDArray[np.unsignedinteger]
@@ -64,25 +65,14 @@ def _verified(storage: Storage, path: str, block: Block, place: str) -> bytes:
             data = storage.read_range(path, block.offset, block.length)
         except (NotFoundError, AccessDeniedError) as error:
             raise DataError(f"{place}: {error}") from error
-        except StorageError as error:
-            if _is_short(storage, path, block):
-                raise DataError(
-                    f"{place}: the shard ends before; it was truncated, prepare the corpus again"
-                ) from error
-            raise
+        except TooShortError as error:
+            raise DataError(f"{place}: the shard ends before; it was truncated, prepare the corpus again") from error
         found = xxhash.xxh3_64_hexdigest(data)
         if found == block.checksum:
             return data
     raise DataError(
         f"{place}: checksum {found} instead of {block.checksum}, read twice; restore the shard or prepare it again"
     )
-
-
-def _is_short(storage: Storage, path: str, block: Block) -> bool:
-    try:
-        return storage.size(path) < block.offset + block.length
-    except StorageError:
-        return False
 
 
 def rows(order: Order, step: int, micro_batch: int, window_of: Callable[[int, int], Tokens]) -> Tokens:

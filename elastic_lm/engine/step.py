@@ -192,7 +192,7 @@ class StepRunner:
         """Train the state's next step; compute `micro_batches` of it.
 
         `before_update` runs when the sum is complete and nothing is applied (a copy in flight must be over by then).
-        Raises: Cancelled, GroupBroken, PoisonedStep, DataError, and whatever the user's model raises.
+        Raises: Cancelled, GroupBroken, PoisonedStep, DataError, UnavailableError, and whatever the user's model raises.
         """
         step = self.replica.state.next_step
         clock = _Clock()

@@ -1,12 +1,12 @@
 """The worker's side of the readers: tokens of a micro-batch, from whichever reader can give them.
 
 Affinity: a window is asked of the reader that its number names, so all workers ask the same one and it is read from
-storage once. A reader that is dead or silent is passed over; which reader answers does not show in the tokens.
+storage once. A reader that is dead or silent is passed over; which reader answers does not show in the tokens. When none
+can give a window, training waits for it, but not for ever: see patience.py.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,23 +19,28 @@ from elastic_lm.data.order import Order
 from elastic_lm.data.windows import Tokens, rows
 from elastic_lm.engine.group import Cancelled
 from elastic_lm.errors import DataError, StorageError
-
-logger = logging.getLogger(__name__)
+from elastic_lm.runtime.patience import POLL_S, Patience
 
 Window = tuple[int, int]
 
-POLL_S = 0.005
 WINDOWS_KEPT = 3
-PAUSE_S = 0.1  # before the readers are asked once more when none of them could answer
+PASSING = (RayActorError, ObjectLostError, TimeoutError, StorageError)
 
 
 class WindowClient:
-    """Implements the engine's TokenSource. One thread uses it; `set_readers` may be called from another."""
+    """Implements the engine's TokenSource. One thread uses it; `set_readers` may be called from another.
 
-    def __init__(self, order: Order, readers: list[Any], *, reader_timeout_s: float) -> None:
+    Args: `address` of the corpus, for people.
+    """
+
+    def __init__(
+        self, order: Order, address: str, readers: list[Any], *, reader_timeout_s: float, storage_timeout_s: float
+    ) -> None:
         self._order = order
+        self._address = address
         self._readers = readers
         self._timeout_s = reader_timeout_s
+        self._patience = Patience(storage_timeout_s)
         self._windows: OrderedDict[Window, Tokens] = OrderedDict()
         self._asked: dict[Window, tuple[Any, ray.ObjectRef]] = {}
 
@@ -46,7 +51,7 @@ class WindowClient:
     def tokens(self, step: int, micro_batch: int, cancelled: Callable[[], bool]) -> Tokens:
         """Rows of the micro-batch, [micro_batch_size, sequence_length + 1].
 
-        Raises: Cancelled; DataError when a reader found data that must not be trained on.
+        Raises: Cancelled; DataError when a reader found data that must not be trained on; UnavailableError.
         """
         found = rows(self._order, step, micro_batch, lambda *window: self._window(window, cancelled))
         self._ask_ahead(step)
@@ -68,23 +73,22 @@ class WindowClient:
         return self._windows[window]
 
     def _fetch(self, window: Window, cancelled: Callable[[], bool]) -> Tokens:
-        attempt = 0
-        while True:
+        def attempt(number: int) -> Tokens:
             if window not in self._asked:
-                self._ask(window, attempt)
+                self._ask(window, number)
             reference = self._asked[window][1]
             try:
                 (tokens,) = self._await(reference, cancelled)
                 return self._await(tokens, cancelled)
-            except (RayActorError, ObjectLostError, TimeoutError, StorageError) as error:
-                attempt += 1
-                logger.warning("Window %s: %s; asking another reader.", window, _short(error))
-                if attempt % max(1, len(self._readers)) == 0:
-                    _pause(cancelled)
             except RayTaskError as error:
-                raise DataError(str(error.cause)) from error
+                cause = error.cause
+                raise (cause if isinstance(cause, StorageError) else DataError(str(cause))) from error
             finally:
                 self._asked.pop(window, None)
+
+        return self._patience.outlast(
+            f"tokens of {self._address}", attempt, cancelled, passing=PASSING, at_once=len(self._readers)
+        )
 
     def _ask(self, window: Window, attempt: int) -> None:
         reader = reader_for(window, self._order, self._readers, attempt)
@@ -105,15 +109,3 @@ def reader_for(window: Window, order: Order, readers: Sequence[Any], attempt: in
     """The reader to ask for a window; another one at each attempt."""
     epoch, index = window
     return readers[(epoch * order.num_windows + index + attempt) % len(readers)]
-
-
-def _pause(cancelled: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PAUSE_S
-    while time.monotonic() < deadline:
-        if cancelled():
-            raise Cancelled
-        time.sleep(POLL_S)
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

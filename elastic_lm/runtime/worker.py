@@ -70,7 +70,9 @@ class WorkerBoot:
     orphaned_after_s: float
     spec: EngineSpec
     order: Order
+    corpus: str  # its address
     reader_timeout_s: float
+    storage_timeout_s: float
     run_storage: Storage
     heartbeat_interval_s: float
     form_timeout_s: float
@@ -195,7 +197,13 @@ class Worker:
         replica = Replica(boot.spec)
         digest = probe(replica)
         failpoints.hit("warm_up")
-        self._tokens = WindowClient(boot.order, list(self._readers), reader_timeout_s=boot.reader_timeout_s)
+        self._tokens = WindowClient(
+            boot.order,
+            boot.corpus,
+            list(self._readers),
+            reader_timeout_s=boot.reader_timeout_s,
+            storage_timeout_s=boot.storage_timeout_s,
+        )
         self._tokens.set_readers(list(self._readers))  # others may have been told since the line above looked
         self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
         node_id, pid = self.locate()

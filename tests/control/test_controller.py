@@ -902,7 +902,8 @@ def test_sleep_of_the_coordinator_is_no_lack_of_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "verdict"), [(LeaseEnd.POISONED, "poisoned"), (LeaseEnd.DATA_ERROR, "data_error")]
+    ("end", "verdict"), [(LeaseEnd.POISONED, "poisoned"), (LeaseEnd.DATA_ERROR, "data_error"),
+                         (LeaseEnd.UNAVAILABLE, "unavailable")]
 )  # fmt: skip
 def test_step_that_must_not_be_trained_stops_the_run(end: LeaseEnd, verdict: str) -> None:
     run = Run().training("w0", "w1")

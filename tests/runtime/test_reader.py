@@ -90,7 +90,10 @@ def test_workers_read_each_window_from_storage_once_whatever_the_readers(
     order = windowed.order
     num_steps = order.num_samples // (order.micro_batches * order.micro_batch_size)
     with reader_actors(windowed, 2) as readers:
-        clients = [WindowClient(order, readers, reader_timeout_s=WAIT_S) for _ in range(2)]
+        clients = [
+            WindowClient(order, "s3://bucket/tokens", readers, reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S)
+            for _ in range(2)
+        ]
         found = [tokens(clients[slot], step, slot) for step in range(num_steps) for slot in range(2)]
         num_read = sum(stats["windows_read"] for stats in ray.get([r.stats.remote() for r in readers], timeout=WAIT_S))
     here = LocalTokens(*windowed)

@@ -12,10 +12,13 @@ import ray
 
 from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.group import Cancelled
-from elastic_lm.errors import DataError, StorageError
+from elastic_lm.errors import DataError, StorageError, UnavailableError
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.runtime.window_client import WindowClient, reader_for
+from elastic_lm.storage import Storage
+from tests.faults import proxy as p
 from tests.faults.harness import processes_titled
+from tests.faults.proxy import FaultyProxy
 from tests.runtime.readers import WAIT_S, Corpus, reader_actors, windowed_corpus
 
 pytestmark = pytest.mark.ray
@@ -70,12 +73,18 @@ def check(client: WindowClient, corpus: Corpus, steps: range) -> None:
 
 
 def test_tokens_are_those_of_storage(well: Any, windowed: Corpus) -> None:
-    check(WindowClient(windowed.order, [well], reader_timeout_s=WAIT_S), windowed, range(20))
+    check(
+        WindowClient(windowed.order, "s3://bucket/tokens", [well], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S),
+        windowed,
+        range(20),
+    )
 
 
 def test_dead_reader_is_passed_over(well: Any, windowed: Corpus) -> None:
     with reader_actors(windowed, 1) as (victim,):
-        client = WindowClient(windowed.order, [victim, well], reader_timeout_s=WAIT_S)
+        client = WindowClient(
+            windowed.order, "s3://bucket/tokens", [victim, well], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+        )
         check(client, windowed, range(3))
         ray.kill(victim)
         check(client, windowed, range(3, 20))
@@ -85,7 +94,9 @@ def test_frozen_reader_is_passed_over_after_its_time(cluster: LocalCluster, well
     before = set(processes_titled(cluster, "ray::Reader"))
     with reader_actors(windowed, 1) as (victim,):
         (pid,) = set(processes_titled(cluster, "ray::Reader")) - before
-        client = WindowClient(windowed.order, [victim, well], reader_timeout_s=SILENT_S)
+        client = WindowClient(
+            windowed.order, "s3://bucket/tokens", [victim, well], reader_timeout_s=SILENT_S, storage_timeout_s=WAIT_S
+        )
         os.kill(pid, signal.SIGSTOP)
         try:
             check(client, windowed, range(4))
@@ -97,13 +108,47 @@ def test_reader_whose_storage_gave_no_answer_is_passed_over(
     scripted: Callable[..., Any], well: Any, windowed: Corpus
 ) -> None:
     troubled = scripted(*[StorageError("read_range: gave up after 9 attempts")] * 100)
-    check(WindowClient(windowed.order, [troubled, well], reader_timeout_s=WAIT_S), windowed, range(6))
+    check(
+        WindowClient(
+            windowed.order, "s3://bucket/tokens", [troubled, well], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+        ),
+        windowed,
+        range(6),
+    )
+
+
+def test_storage_that_is_away_is_waited_for_until_it_is_back(
+    cluster: LocalCluster, proxy: FaultyProxy, s3_url: str, windowed: Corpus
+) -> None:
+    there, impatient = (Storage.open(f"{s3_url}/tokens", deadline_s=seconds) for seconds in (60.0, 1.0))
+    for path in windowed.storage.list():
+        there.write(path, windowed.storage.read(path))
+    with reader_actors(windowed._replace(storage=impatient), 1) as readers:
+        client = WindowClient(
+            windowed.order, "s3://bucket/tokens", readers, reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+        )
+        check(client, windowed, range(3))
+        storm = proxy.inject(p.status(503), on="^GET .*/shards/", seconds=3.0)
+        check(client, windowed, range(3, 20))
+    assert len(storm.hits) > 10
+
+
+def test_storage_that_stays_away_ends_the_wait_by_name(scripted: Callable[..., Any], windowed: Corpus) -> None:
+    troubled = scripted(*[StorageError("read_range s3://bucket/x: gave up")] * 1000)
+    client = WindowClient(
+        windowed.order, "s3://bucket/tokens", [troubled], reader_timeout_s=WAIT_S, storage_timeout_s=1.0
+    )
+    told = r"^no tokens of s3://bucket/tokens for \d.*=1\): StorageError: read_range s3://bucket/x: gave up$"
+    with pytest.raises(UnavailableError, match=told):
+        client.tokens(0, 0, lambda: False)
 
 
 def test_readers_that_were_replaced_are_asked_from_then_on(
     scripted: Callable[..., Any], well: Any, windowed: Corpus
 ) -> None:
-    client = WindowClient(windowed.order, [scripted()], reader_timeout_s=SILENT_S)
+    client = WindowClient(
+        windowed.order, "s3://bucket/tokens", [scripted()], reader_timeout_s=SILENT_S, storage_timeout_s=WAIT_S
+    )
     asked = []
 
     def replace() -> bool:
@@ -121,11 +166,15 @@ def test_readers_that_were_replaced_are_asked_from_then_on(
 def test_bad_data_is_no_other_readers_business(scripted: Callable[..., Any], windowed: Corpus) -> None:
     bad = scripted(DataError("shards/x.arrow, offset 64: checksum"))
     with pytest.raises(DataError, match="shards/x.arrow, offset 64: checksum"):
-        WindowClient(windowed.order, [bad], reader_timeout_s=WAIT_S).tokens(0, 0, lambda: False)
+        WindowClient(
+            windowed.order, "s3://bucket/tokens", [bad], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+        ).tokens(0, 0, lambda: False)
 
 
 def test_waiting_for_a_silent_reader_can_be_cancelled(scripted: Callable[..., Any], windowed: Corpus) -> None:
-    client = WindowClient(windowed.order, [scripted()], reader_timeout_s=WAIT_S)
+    client = WindowClient(
+        windowed.order, "s3://bucket/tokens", [scripted()], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+    )
     with pytest.raises(Cancelled):
         client.tokens(0, 0, lambda: True)
 
@@ -135,7 +184,9 @@ def test_waiting_without_any_reader_alive_can_be_cancelled(scripted: Callable[..
     ray.kill(dead)
     looks = iter([False] * 20)  # the reader is asked, found dead, and asked again
     with pytest.raises(Cancelled):
-        WindowClient(windowed.order, [dead], reader_timeout_s=WAIT_S).tokens(0, 0, lambda: next(looks, True))
+        WindowClient(
+            windowed.order, "s3://bucket/tokens", [dead], reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
+        ).tokens(0, 0, lambda: next(looks, True))
 
 
 def test_window_names_its_reader_and_each_attempt_another(windowed: Corpus) -> None:

@@ -1,0 +1,87 @@
+"""Storage is away while a run trains: it pauses, goes on, and ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import boto3
+import pytest
+
+from elastic_lm.events.types import EventKind
+from elastic_lm.storage import Storage
+from tests.faults import proxy as p
+from tests.faults.harness import Run, assert_same_bits
+from tests.faults.proxy import FaultyProxy
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(180)]
+
+STEPS = 90
+STORM_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def on_s3(s3_server: str, corpus: str) -> str:
+    """The address of a bucket with the corpus below tokens/."""
+    boto3.client("s3").create_bucket(Bucket="storms")
+    here, there = Storage.open(corpus), Storage.open("s3://storms/tokens")
+    for path in here.list():
+        there.write(path, here.read(path))
+    return "s3://storms"
+
+
+def test_storm_in_which_everything_fails_does_not_show(
+    start: Callable[..., Run], proxy: FaultyProxy, on_s3: str
+) -> None:
+    """One window is read ahead, so that tokens run out as well."""
+    run = start(
+        steps=STEPS,
+        tokens=f"{on_s3}/tokens",
+        storage=on_s3,
+        data={"window_blocks": 2, "prefetch_windows": 1},
+        checkpoint={"every_steps": 10},
+    )
+    run.await_step(20)
+    what = {
+        "tokens": "^GET .*/shards/",
+        "events": "^PUT .*/events/",
+        "checkpoints": "^PUT .*/checkpoints/",
+        "anything else": "",
+    }
+    rules = {name: proxy.inject(p.status(503), on=line, seconds=STORM_S) for name, line in what.items()}
+    assert_same_bits(run, run.result(120))
+    hits = {name: len(rule.hits) for name, rule in rules.items()}
+    print(f"rode out a storm of {STORM_S:.0f} s with {hits} refused of {len(proxy.requests)} requests")
+    assert hits["tokens"] and hits["events"] and hits["checkpoints"]
+    assert run.count(EventKind.MEMBER_LOST) == run.count(EventKind.READER_REPLACED) == 0
+
+
+def test_storage_that_stays_away_ends_the_run_by_name(
+    start: Callable[..., Run], proxy: FaultyProxy, on_s3: str
+) -> None:
+    """Where its events go all is well, so that the log tells of it."""
+    run = start(
+        steps=STEPS,
+        tokens=f"{on_s3}/tokens",
+        data={"window_blocks": 2, "prefetch_windows": 1, "storage_timeout_s": 4.0},
+    )
+    run.await_step(20)
+    proxy.inject(p.status(503), on="^GET .*/shards/")
+    result = run.result(120)
+    assert result.verdict == "unavailable"
+    assert f"no tokens of {on_s3}/tokens for" in result.message and "data.storage_timeout_s=4" in result.message
+    assert len(run.steps()) == result.last_step < STEPS
+    proxy.calm()
+    again = start(steps=STEPS, tokens=f"{on_s3}/tokens", name=run.config.name, data={"window_blocks": 2})
+    assert_same_bits(again, again.result(120))
+
+
+def test_shard_that_is_refused_ends_the_run_at_once(start: Callable[..., Run], proxy: FaultyProxy, on_s3: str) -> None:
+    run = start(steps=STEPS, tokens=f"{on_s3}/tokens", data={"window_blocks": 2, "prefetch_windows": 1})
+    run.await_step(20)
+    refused = proxy.inject(p.status(403), on="^GET .*/shards/")
+    result = run.result(30)
+    assert result.verdict == "data_error"
+    assert f"{on_s3}/tokens/shards/" in result.message and "access denied (AccessDenied)" in result.message
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in result.message
+    assert len(refused.hits) <= 20
