@@ -27,9 +27,8 @@ from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import EventKind
 
 FINAL_TRIES = 3
-MAX_OWNERS = (
-    8  # a machine's usual number of GPUs: each then copies an eighth of the state, and more would be little less
-)
+# A machine's usual number of GPUs: each then copies an eighth of the state, and with more it would be little less.
+MAX_OWNERS = 8
 
 
 class Emit(Protocol):

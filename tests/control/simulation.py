@@ -76,7 +76,7 @@ class Process:
         self.frozen = False
         self.still_until = 0.0  # while it is frozen or hung
         self.progress_told: tuple[int, Phase] | None = None
-        self.progress_told_at = 0.0
+        self.beat_told_at = self.progress_told_at = 0.0
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
@@ -553,6 +553,7 @@ class Cluster:
             case ev.Beat(beat):
                 process = self.processes[beat.member_id]
                 process.death_told = False
+                process.beat_told_at = self.now
                 if process.progress_told != (beat.progress, beat.phase):
                     process.progress_told, process.progress_told_at = (beat.progress, beat.phase), self.now
                 process.state_told |= beat.generation == process.generation and beat.phase in WORKING
@@ -750,7 +751,9 @@ class Cluster:
         process.gone = True
         if process.whole and process.state_told and process.alive and not process.death_told:
             others = [p for p in self.processes.values() if p.whole and not p.gone and not p.death_told]
-            was_still_s = self.now - process.progress_told_at if process.frozen or process.hung else 0.0
+            told_at = min(process.beat_told_at, process.progress_told_at)
+            stands_still = self.now < process.still_until + 2 * UNRULY_S  # or has just come back, and is not heard yet
+            was_still_s = self.now - told_at if stands_still else 0.0
             waited = was_still_s >= self.spec.progress_timeout_s - BEAT_S
             assert others or waited, f"{process} holds the last state and was given up"
         self.lost(process)
@@ -868,14 +871,18 @@ class Cluster:
     # -- at the end --------------------------------------------------------------------------------------------------
 
     def check_history(self) -> None:
-        """The head passed step after step up to the verdict's; it went back only when those ahead were lost."""
-        expected = self.resume_step or 0
+        """The head passed step after step up to the verdict's; it went back only when those ahead were lost.
+
+        A restore may bring back what it was at before: a checkpoint that was given up may be complete after all.
+        """
+        expected = furthest = self.resume_step or 0
         for what, step in self._history:
             if what == "commit":
                 assert step == expected, f"step {step} instead of {expected}: {self._history}"
-                expected = step + 1
+                expected, furthest = step + 1, max(step + 1, furthest)
             else:
-                assert step <= expected, f"the head went from {expected} to {step} by {what}: {self._history}"
+                limit = furthest if what == "restore" else expected
+                assert step <= limit, f"the head went from {expected} to {step} by {what}: {self._history}"
                 expected = step
         assert self.verdict is not None
         if self.verdict.kind == "done":

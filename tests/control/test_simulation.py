@@ -314,6 +314,18 @@ def hang_next_write(cluster: Cluster) -> None:
     cluster.num_stalled_writes, cluster.stall_s = 1, 10_000.0
 
 
+@pytest.mark.parametrize("who", [0, 3])
+@pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.006, 0.02, 0.1, 0.2, 0.3, 0.34, 0.38])
+def test_death_of_an_owner_at_any_moment_of_a_checkpoint_delays_it_only(delay_s: float, who: int) -> None:
+    """Before the copy, in it, while shares are uploaded (0.1 to 0.3 s), while the manifest is written, and after."""
+    cluster = Cluster(make_spec(total_steps=250, checkpoint_every=50), nodes=NODES)
+    train(cluster, full(cluster))
+    cluster.when_head_reaches(150, lambda: cluster.at(delay_s, lambda: cluster.living()[who].die()))
+    finish(cluster)
+    assert [step for step in cluster.saved if 150 <= step < 200]
+    assert cluster.restores == [0]
+
+
 @pytest.mark.parametrize("num_workers", [4, 16])
 @pytest.mark.parametrize("seed", range(3))
 def test_checkpoints_keep_coming_while_workers_die_faster_than_they_are_written(seed: int, num_workers: int) -> None:
