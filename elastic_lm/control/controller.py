@@ -34,6 +34,9 @@ SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
 TAKEOVER = "coordinator"  # cause of an interruption: this coordinator took over from an earlier one
+STOP_PATIENCE_S = (
+    5.0  # of a stop with who waits for tokens; a window that is not read ahead comes within a second or two
+)
 NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
@@ -84,7 +87,8 @@ class Control:
         self._join_at: float | None = None
         self._last_rebalance = 0.0
         self._next_scan = 0.0
-        self._stopping: str | None = None
+        self._stopping: str | None = None  # why the run ends before its last step
+        self._stop_kind = "stopped"  # the verdict then
         self._draining_nodes: set[str] = set()
         self._lost_lately: list[tuple[float, str, str]] = []  # (when, node, member): its node may turn out to be dead
         self._verdict: act.Verdict | None = None
@@ -435,6 +439,7 @@ class Control:
             if verdict is not None and member.member_id in self._members:
                 self._lose(member, verdict, now)
         self._end_stall(now)
+        self._end_wait(now)
         self._rebalance(now)
         if self._lease is None:
             self._decide(now)
@@ -466,6 +471,14 @@ class Control:
             self._interrupt("hang", f"nobody made progress for {still_s:.0f} s", now)
             self._fence(now)
 
+    def _end_wait(self, now: float) -> None:
+        """Who stops does not wait for tokens that storage does not give: the running step is left undone."""
+        members = [self._members[m] for m in self._waiting]
+        if self._stopping is None or self._mode is not Mode.ENDING:
+            return
+        if any(m.phase is Phase.DATA and now - max(m.progress_at, m.since) > STOP_PATIENCE_S for m in members):
+            self._fence(now)
+
     def _is_last_whole(self, member: Member) -> bool:
         """Whether giving this member up would give up the run's state in memory: of the others none has it for sure."""
         return member.may_hold_state and not any(
@@ -493,8 +506,13 @@ class Control:
         self._waiting.discard(report.member_id)
         self._agreed &= report.end.agreed
         match report.end:
-            case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR | LeaseEnd.UNAVAILABLE:
+            case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
                 self._finish(str(report.end), report.error or "", report.error_step or report.next_step)
+                return
+            case LeaseEnd.UNAVAILABLE:  # nothing is wrong with what was trained, so that is saved
+                self._stopping, self._stop_kind = report.error or "", str(report.end)
+                self._interrupt("error", f"{report.member_id} waited in vain", now)
+                self._fence(now)
                 return
             case LeaseEnd.RAISED:
                 if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
@@ -660,11 +678,15 @@ class Control:
             if head is None and self._stopping is None:
                 return
             if self._stopping is not None and head != self._spec.total_steps:
-                self._finish("stopped", self._stopping, step)
+                self._finish(self._stop_kind, self._stopping, step)
             else:
                 self._finish("done", f"trained {step} steps", step)
         elif self._saving.is_hopeless:
-            self._finish("failed", f"the checkpoint of step {head} could not be written in {FINAL_TRIES} tries", head)
+            unsaved = f"the checkpoint of step {head} could not be written in {FINAL_TRIES} tries"
+            if self._stopping is not None and self._stop_kind != "stopped":
+                self._finish(self._stop_kind, f"{self._stopping}; and {unsaved}", head)
+            else:
+                self._finish("failed", unsaved, head)
         else:
             self._saving.begin([m for m in whole if m.next_step == head], head, now, final=True)
 

@@ -38,7 +38,7 @@ class Patience:
         self,
         what: str,
         attempt: Callable[[int], Result],
-        cancelled: Callable[[], bool],
+        cancelled: Callable[[], bool] = lambda: False,
         *,
         passing: tuple[type[Exception], ...] = (StorageError,),
         at_once: int = 1,

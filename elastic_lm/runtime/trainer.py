@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError
 
 from elastic_lm import failpoints
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ElasticLMError, SupersededError
+from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
@@ -202,6 +202,8 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
         return coordinate(config, mailbox, arguments["token"])
     except SupersededError as error:
         return RunResult("superseded", str(error))
+    except UnavailableError as error:
+        return RunResult("unavailable", str(error))
     except ElasticLMError as error:
         return RunResult("failed", str(error))
     except Exception:
@@ -214,13 +216,17 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
 def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
     """One attempt, from the claim on the run to the verdict. Without a verdict the claim stays, for a successor.
 
-    Raises: SupersededError, StorageError and what `make_plan` raises.
+    Storage that gives no answer is waited for: a successor often comes when much is in trouble at once.
+    Raises: SupersededError, UnavailableError, and what `make_plan` raises.
     """
     from elastic_lm.runtime.coordinator import Coordinator
+    from elastic_lm.runtime.patience import Patience
     from elastic_lm.runtime.plan import make_plan
 
-    owner = claim(config, token)
-    result = Coordinator(make_plan(config), mailbox, owner).run()
+    patience, what = Patience(config.data.storage_timeout_s), f"answer from {config.run_url} or {config.data.tokens}"
+    owner = patience.outlast(what, lambda _: claim(config, token))
+    plan = patience.outlast(what, lambda _: make_plan(config))
+    result = patience.outlast(what, lambda _: Coordinator(plan, mailbox, owner).run())
     owner.release()
     return result
 

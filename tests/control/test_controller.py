@@ -8,8 +8,9 @@ import pytest
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
-from elastic_lm.control.controller import NODE_LOSS_S, SCAN_S, Control
+from elastic_lm.control.controller import NODE_LOSS_S, SCAN_S, STOP_PATIENCE_S, Control
 from elastic_lm.control.health import RETURN_S
+from elastic_lm.control.saving import FINAL_TRIES
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
@@ -902,14 +903,69 @@ def test_sleep_of_the_coordinator_is_no_lack_of_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "verdict"), [(LeaseEnd.POISONED, "poisoned"), (LeaseEnd.DATA_ERROR, "data_error"),
-                         (LeaseEnd.UNAVAILABLE, "unavailable")]
+    ("end", "verdict"), [(LeaseEnd.POISONED, "poisoned"), (LeaseEnd.DATA_ERROR, "data_error")]
 )  # fmt: skip
 def test_step_that_must_not_be_trained_stops_the_run(end: LeaseEnd, verdict: str) -> None:
     run = Run().training("w0", "w1")
     run.report("w1", 7, end, error="3 refused elements", error_step=7)
     assert run.one(act.Finish).verdict == act.Verdict(verdict, "3 refused elements", 7)
     assert [e.fields["verdict"] for e in run.events(EventKind.RUN_FINISHED)] == [verdict]
+
+
+def test_storage_that_gives_no_tokens_ends_the_run_with_a_checkpoint() -> None:
+    run = Run().training("w0", "w1")
+    run.report("w1", 7, LeaseEnd.UNAVAILABLE, error="no tokens of s3://a for an hour", error_step=7)
+    assert run.one(act.Fence).member_ids == ("w0",)
+    run.report("w0", 7, LeaseEnd.FENCED)
+    assert run.save.step == 7 and not run.all(act.Finish)
+    run.saved()
+    assert run.one(act.Finish).verdict == act.Verdict("unavailable", "no tokens of s3://a for an hour", 7)
+
+
+def test_storage_that_takes_no_checkpoint_either_is_told_of_both() -> None:
+    run = Run().training("w0")
+    run.report("w0", 7, LeaseEnd.UNAVAILABLE, error="no tokens", error_step=7)
+    for _ in range(FINAL_TRIES):
+        run.saved(error="503")
+    told = "no tokens; and the checkpoint of step 7 could not be written in 3 tries"
+    assert run.one(act.Finish).verdict == act.Verdict("unavailable", told, 7)
+
+
+def test_storage_that_gives_no_checkpoint_to_go_on_from_ends_the_run() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    run.report("w0", 0, LeaseEnd.UNAVAILABLE, whole=False, error="no checkpoint of step 30", error_step=0)
+    assert run.one(act.Finish).verdict == act.Verdict("unavailable", "no checkpoint of step 30", 30)
+
+
+def test_stop_does_not_wait_for_tokens_that_do_not_come() -> None:
+    run = Run().training("w0", "w1")
+    run.beat("w0", Phase.REDUCE, 7)
+    run.beat("w1", Phase.DATA, 7)
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert run.one(act.EndLease).member_ids == ("w0", "w1")
+    still = {"w0": Phase.REDUCE, "w1": Phase.DATA}
+    waited_s = 0.0
+    while not run.all(act.Fence) and waited_s < 60:
+        run.now += SCAN_S
+        waited_s += SCAN_S
+        for member_id, phase in still.items():
+            run.beat(member_id, phase, 7, progress=3)
+        run.tick()
+    assert STOP_PATIENCE_S < waited_s < STOP_PATIENCE_S + 1
+    run.report("w0", 7, LeaseEnd.FENCED)
+    run.report("w1", 7, LeaseEnd.FENCED)
+    run.saved()
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 7)
+
+
+def test_who_does_not_stop_waits_for_tokens() -> None:
+    run = Run().training("w0")
+    for _ in range(600):
+        run.now += 1.0
+        run.beat("w0", Phase.DATA, 7, progress=3)
+        run.tick()
+    assert not run.all(act.Fence) and not run.all(act.KillMember)
 
 
 def test_exception_is_tried_again_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import boto3
@@ -12,7 +13,7 @@ from elastic_lm.events.types import EventKind
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 from tests.faults import proxy as p
-from tests.faults.harness import Fault, Injector, Run, assert_same_bits
+from tests.faults.harness import Fault, HostedRun, Injector, Run, assert_same_bits
 from tests.faults.proxy import FaultyProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(180)]
@@ -72,6 +73,7 @@ def test_storage_that_stays_away_ends_the_run_by_name(
     assert result.verdict == "unavailable"
     assert f"no tokens of {on_s3}/tokens for" in result.message and "data.storage_timeout_s=4" in result.message
     assert len(run.steps()) == result.last_step < STEPS
+    assert result.checkpoint is not None and result.checkpoint.endswith(f"step-{result.last_step:08d}")
     proxy.calm()
     again = start(steps=STEPS, tokens=f"{on_s3}/tokens", name=run.config.name, data={"window_blocks": 2})
     assert_same_bits(again, again.result(120))
@@ -105,3 +107,16 @@ def test_checkpoint_that_storage_does_not_give_is_waited_for(
     assert_same_bits(run, run.result(120))
     assert len(away.hits) > 5
     assert run.count(EventKind.MEMBER_LOST) == 2
+
+
+def test_successor_waits_for_storage_and_then_goes_on_from_memory(
+    start: Callable[..., HostedRun], proxy: FaultyProxy, on_s3: str
+) -> None:
+    """The coordinator is killed while storage is away: the run does not end for it, and no step is trained again."""
+    run = start(steps=STEPS, storage=on_s3, kind=HostedRun, workers={"min": 2, "max": 2})
+    run.await_step(20)
+    away = proxy.inject(p.status(400), on="/storms.*(/runs/|prefix=runs)", seconds=8.0)
+    os.kill(run.coordinator_pid(), signal.SIGKILL)
+    assert_same_bits(run, run.result(120))
+    assert len(away.hits) > 5
+    assert run.count(EventKind.MEMBER_STARTED) == 2 and run.count(EventKind.MEMBER_LOST) == 0
