@@ -98,8 +98,8 @@ class DataConfig(Part):
     reader_timeout_s: Seconds = 5.0
     """A reader that is silent for this long is replaced, and its windows come from another."""
     storage_timeout_s: Seconds = 3600.0
-    """Training waits this long for tokens that storage does not give; then the run ends, and the same command goes on with
-    it. An hour outlasts most outages of object stores, and is what the event log can keep in memory."""
+    """Training waits this long for tokens, or the checkpoint it goes on from, that storage does not give; then the run ends,
+    and the same command goes on with it. An hour outlasts most outages of object stores, and is what the event log can keep."""
 
 
 class ModelConfig(Part):

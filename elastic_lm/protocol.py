@@ -74,7 +74,7 @@ class Phase(StrEnum):
     WAITING = "waiting"  # for a lease
     FORMING = "forming"
     COPYING = "copying"
-    DATA = "data"
+    DATA = "data"  # waiting for what storage has: tokens, or the checkpoint that it goes on from
     COMPUTE = "compute"
     REDUCE = "reduce"
     OPTIMIZER = "optimizer"

@@ -128,18 +128,19 @@ class _Session:
 
     def _restore(self) -> None:
         """From the checkpoint that the lease names, or from the seed."""
-        self._control.report(Phase.COPYING)
         step = self._lease.restore
         if step is None:
+            self._control.report(Phase.COPYING)
             self._member.runner.replica.initialise()
         else:
+            self._control.report(Phase.DATA)  # storage may be away: that is waited for, and is nobody's hang
             self._member.state.load(self._member.restore(step, self._restored_part), step)
 
     def _restored_part(self) -> None:
-        """A large checkpoint takes minutes: each part is progress, and a fence does not wait for the rest."""
+        """A large checkpoint takes minutes: a fence does not wait for the rest."""
         if self._control.cancelled():
             raise Cancelled("fenced while it restored a checkpoint")
-        self._control.report(Phase.COPYING)
+        self._control.report(Phase.DATA)
 
     def _meet(self) -> Reduction:
         """Form the group, and make its buffer; or go on with those of an earlier lease of the same members."""

@@ -261,8 +261,16 @@ class Worker:
     def _restore(self, step: int, on_part: Callable[[], None]) -> dict[str, Any]:
         """Tensors of the checkpoint at `step`, verified."""
         from elastic_lm.checkpoint import store
+        from elastic_lm.runtime.patience import Patience
 
-        return store.load(self._boot.run_storage, step, on_part=on_part).tensors
+        control = self._control
+        assert control is not None
+        patience = Patience(self._boot.storage_timeout_s)
+        return patience.outlast(
+            f"checkpoint of step {step}",
+            lambda _: store.load(self._boot.run_storage, step, on_part=on_part).tensors,
+            control.cancelled,
+        )
 
     def snapshot(self, attempt: Attempt, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""

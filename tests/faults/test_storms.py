@@ -9,9 +9,10 @@ import boto3
 import pytest
 
 from elastic_lm.events.types import EventKind
+from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 from tests.faults import proxy as p
-from tests.faults.harness import Run, assert_same_bits
+from tests.faults.harness import Fault, Injector, Run, assert_same_bits
 from tests.faults.proxy import FaultyProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(180)]
@@ -85,3 +86,22 @@ def test_shard_that_is_refused_ends_the_run_at_once(start: Callable[..., Run], p
     assert f"{on_s3}/tokens/shards/" in result.message and "access denied (AccessDenied)" in result.message
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in result.message
     assert len(refused.hits) <= 20
+
+
+def test_checkpoint_that_storage_does_not_give_is_waited_for(
+    start: Callable[..., Run], cluster: LocalCluster, proxy: FaultyProxy, on_s3: str
+) -> None:
+    """Every worker is lost while storage is away: the same error again and again is no bug, and the wait is no hang."""
+    run = start(
+        steps=STEPS,
+        storage=on_s3,
+        workers={"min": 2, "max": 2},
+        checkpoint={"every_steps": 10},
+        control={"backoff_base_s": 0.2, "progress_timeout_s": 3.0},
+    )
+    run.await_status(lambda _: run.count(EventKind.CHECKPOINT_SAVED), "a checkpoint")
+    away = proxy.inject(p.status(400), on="^(GET|HEAD) .*/checkpoints/", seconds=15.0)
+    Injector(cluster, run).inject([Fault("kill_all", at_step=20)])
+    assert_same_bits(run, run.result(120))
+    assert len(away.hits) > 5
+    assert run.count(EventKind.MEMBER_LOST) == 2
