@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError
 
 from elastic_lm import failpoints
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ElasticLMError, SupersededError
+from elastic_lm.errors import ElasticLMError, StorageError, SupersededError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
@@ -189,7 +189,14 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     """Ray Train's train function. Returning is final, whatever the verdict; raising asks for a successor."""
     config, mailbox = arguments["config"], arguments["mailbox"]
     place = ray.get_runtime_context().get_node_id(), os.getpid()
-    attempt: Attempt = ray.get(mailbox.begin_attempt.remote(place))
+    try:
+        attempt: Attempt = ray.get(mailbox.begin_attempt.remote(place))
+    except RayActorError as error:
+        return RunResult(
+            "failed",
+            f"the coordinator was lost, and the run's mailbox before it ({type(error).__name__}), so nobody counts how often "
+            "that happens; give the command again to go on",
+        )
     if attempt.predecessor is not None and attempt.predecessor != place:
         node_id, pid = attempt.predecessor
         reap(node_id, pid, title="ray::RayTrainWorker")  # frozen, Ray would leave it behind, and it might thaw
@@ -202,6 +209,10 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
         return coordinate(config, mailbox, arguments["token"])
     except SupersededError as error:
         return RunResult("superseded", str(error))
+    except StorageError as error:
+        if attempt.number > 1 and type(error) is StorageError:
+            raise  # no answer, and the run's workers wait: the next successor may get one
+        return RunResult("failed", str(error))
     except ElasticLMError as error:
         return RunResult("failed", str(error))
     except Exception:
