@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-fast lint format hooks bench docs clean clean-env
+.PHONY: env demo test test-fast soak lint format hooks bench docs clean clean-env
 
 env: .venv/.installed
 
@@ -35,6 +35,12 @@ test: env
 # Neither Ray nor anything that takes long.
 test-fast: env
 	$(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist worksteal
+
+# Random faults at random roles, run after run, for SOAK_SECONDS from SOAK_SEED on; a failure names its seed.
+soak: export SOAK_SECONDS ?= 3600
+soak: export SOAK_SEED ?= 0
+soak: env
+	$(BIN)/python -m pytest -m soak -s
 
 lint: env
 	$(BIN)/ruff check .

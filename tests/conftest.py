@@ -45,6 +45,7 @@ NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need what this machine lacks are not collected at all, so that none is ever skipped."""
     for marker, is_there in (
+        ("soak", lambda: "SOAK_SECONDS" in os.environ),
         ("gpu", _has_gpu),
         ("browser", lambda: find_chromium() is not None),
         ("mount", _may_mount),

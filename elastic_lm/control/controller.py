@@ -264,6 +264,8 @@ class Control:
         self._emit(EventKind.MEMBER_RETURNED, f"{member.member_id} goes on under this coordinator with {held}.",
                    step=returned.next_step if returned.whole else None, member_id=member.member_id,
                    node_id=member.node_id, pid=member.pid, whole=returned.whole, environment=report.environment)  # fmt: skip
+        if returned.whole:
+            self._saving.inherit(returned.next_step)
         self._welcome(now)
 
     def _welcome(self, now: float) -> None:

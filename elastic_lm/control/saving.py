@@ -64,7 +64,7 @@ class Saving:
         self._in_publication: dict[int, _Save] = {}  # what became of their manifests is not known, given up or not
         self._max_owners = MAX_OWNERS if spec.exact else 1
         self._num_owners = self._max_owners  # of the next one, at most
-        self._was_lost = False  # with an owner, and is owed
+        self._is_owed = False  # one was lost with an owner or an earlier coordinator
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
 
@@ -79,8 +79,13 @@ class Saving:
 
     def is_due(self, step: int) -> bool:
         every = self._spec.checkpoint_every
-        is_time = every is not None and (self._was_lost or step % every == 0)
+        is_time = every is not None and (self._is_owed or step % every == 0)
         return is_time and step > (self.newest_step or 0) and self._save is None
+
+    def inherit(self, step: int) -> None:
+        """A member comes back from an earlier coordinator, at this step: a checkpoint that was due by then is owed."""
+        every = self._spec.checkpoint_every
+        self._is_owed |= bool(every and step // every > (self.newest_step or 0) // every)
 
     def holds_up_restore(self) -> bool:
         """Whether a checkpoint that is newer than any that can be restored lacks nothing but its manifest. Told once."""
@@ -100,7 +105,7 @@ class Saving:
         self._num_begun += 1
         deadline = now + self._spec.checkpoint_timeout_s
         self._save = _Save(self._num_begun, step, now, deadline, final, owners, set(names))
-        self._was_lost = False
+        self._is_owed = False
         self._do(act.SaveCheckpoint(self._num_begun, names, step))
 
     def _owners(self, whole: Sequence[Member]) -> Sequence[Member]:
@@ -181,7 +186,7 @@ class Saving:
     def _lose(self, save: _Save, member_id: str, why: str | None) -> None:
         """With an owner: no failure of the store."""
         save.owing.discard(member_id)  # which cannot be told any more
-        self._num_owners, self._was_lost = max(1, len(save.owners) // 2), True
+        self._num_owners, self._is_owed = max(1, len(save.owners) // 2), True
         self._give_up(save, why, counts=False)
 
     def _give_up(self, save: _Save, error: str | None, *, counts: bool = True) -> None:

@@ -146,6 +146,7 @@ class Members:
         self, action: SaveCheckpoint, share: int, member_id: str, on_stored: Callable[[int, tuple[Part, ...]], None]
     ) -> None:
         handle, number = self._members[member_id].handle, action.number
+        attempt = (self._owner_epoch, number)
 
         def done(parts: tuple[Part, ...]) -> None:
             on_stored(number, parts)
@@ -158,14 +159,14 @@ class Members:
             self._deliver(Saved(number, member_id, False, _cause(error), lost))
 
         def copied(_: None) -> None:
-            _when_done(handle.saved.remote(number), done, failed)
+            _when_done(handle.saved.remote(attempt), done, failed)
 
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
-        _when_done(handle.snapshot.remote(number, action.step, share, len(action.member_ids)), copied, failed)
+        _when_done(handle.snapshot.remote(attempt, action.step, share, len(action.member_ids)), copied, failed)
 
     def cancel_save(self, number: int, member_ids: tuple[str, ...]) -> None:
         for handle in self._handles(member_ids):
-            handle.cancel_save.remote(number)
+            handle.cancel_save.remote((self._owner_epoch, number))
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -189,7 +189,14 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     """Ray Train's train function. Returning is final, whatever the verdict; raising asks for a successor."""
     config, mailbox = arguments["config"], arguments["mailbox"]
     place = ray.get_runtime_context().get_node_id(), os.getpid()
-    attempt: Attempt = ray.get(mailbox.begin_attempt.remote(place))
+    try:
+        attempt: Attempt = ray.get(mailbox.begin_attempt.remote(place))
+    except RayActorError as error:
+        return RunResult(
+            "failed",
+            f"the coordinator was lost, and the run's mailbox before it ({type(error).__name__}), so nobody counts how often "
+            "that happens; give the command again to go on",
+        )
     if attempt.predecessor is not None and attempt.predecessor != place:
         node_id, pid = attempt.predecessor
         reap(node_id, pid, title="ray::RayTrainWorker")  # frozen, Ray would leave it behind, and it might thaw

@@ -20,33 +20,37 @@ if TYPE_CHECKING:
 
 NICENESS = 10  # on top of the process's own
 
+Attempt = tuple[int, int]  # at a checkpoint: epoch of the owner that makes it, its number; later ones are greater
+
 
 class Uploads:
-    """A member's uploads, of which only the newest counts: the one before is cancelled by it."""
+    """A member's uploads, of which only that of the newest attempt counts: the one before is cancelled by it."""
 
     def __init__(self, storage: Storage, *, part_bytes: int = PART_BYTES) -> None:
         self._storage, self._part_bytes = storage, part_bytes
-        self._newest: tuple[int, Upload] | None = None
+        self._newest: tuple[Attempt, Upload] | None = None
 
-    def begin(self, number: int, step: int, state: ReplicaState, *, share: int, num_shares: int) -> None:
-        """Copy, and begin to upload; `number` is the attempt's.    Raises: as `Upload`."""
+    def begin(self, attempt: Attempt, step: int, state: ReplicaState, *, share: int, num_shares: int) -> None:
+        """Copy, and begin to upload.    Raises: as `Upload`; CheckpointError when a later attempt is under way."""
         if self._newest is not None:
+            if attempt < self._newest[0]:
+                raise CheckpointError(f"attempt {attempt} at a checkpoint is over: {self._newest[0]} has begun")
             self._newest[1].cancel()
             self._newest = None  # its copy goes before another is made
         upload = Upload(self._storage, step, state, share=share, num_shares=num_shares, part_bytes=self._part_bytes)
-        self._newest = number, upload
+        self._newest = attempt, upload
 
-    def result(self, number: int) -> tuple[Part, ...]:
+    def result(self, attempt: Attempt) -> tuple[Part, ...]:
         """Wait for the upload of this attempt.    Raises: as `Upload.result`."""
         newest = self._newest
-        if newest is None or newest[0] != number:
-            raise CheckpointError(f"attempt {number} at a checkpoint is not under way here")
+        if newest is None or newest[0] != attempt:
+            raise CheckpointError(f"attempt {attempt} at a checkpoint is not under way here")
         return newest[1].result()
 
-    def cancel(self, number: int) -> None:
-        """This attempt was given up."""
+    def cancel(self, attempt: Attempt) -> None:
+        """This attempt was given up, and whatever was before it."""
         newest = self._newest
-        if newest is not None and newest[0] == number:
+        if newest is not None and newest[0] <= attempt:
             newest[1].cancel()
 
 

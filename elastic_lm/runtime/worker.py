@@ -36,7 +36,7 @@ from elastic_lm.protocol import (
 )
 from elastic_lm.runtime.cluster import NAMESPACE
 from elastic_lm.runtime.lifeline import Lifeline
-from elastic_lm.runtime.upload import Uploads
+from elastic_lm.runtime.upload import Attempt, Uploads
 
 if TYPE_CHECKING:
     from elastic_lm.checkpoint.layout import Part
@@ -272,9 +272,9 @@ class Worker:
             control.cancelled,
         )
 
-    def snapshot(self, number: int, step: int, share: int, num_shares: int) -> None:
+    def snapshot(self, attempt: Attempt, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""
-        self._uploads.begin(number, step, self._member.state, share=share, num_shares=num_shares)
+        self._uploads.begin(attempt, step, self._member.state, share=share, num_shares=num_shares)
 
     def digests(self) -> dict[str, str]:
         """sha256 of this replica's state and of its weights alone."""
@@ -284,14 +284,14 @@ class Worker:
     # -- other groups: answered while a lease runs --------------------------------------------------------------------
 
     @ray.method(concurrency_group="save")
-    def saved(self, number: int) -> tuple[Part, ...]:
+    def saved(self, attempt: Attempt) -> tuple[Part, ...]:
         """Wait for the upload of this attempt; returns the parts that are stored."""
-        return self._uploads.result(number)
+        return self._uploads.result(attempt)
 
     @ray.method(concurrency_group="control")
-    def cancel_save(self, number: int) -> None:
+    def cancel_save(self, attempt: Attempt) -> None:
         """This attempt at a checkpoint was given up."""
-        self._uploads.cancel(number)
+        self._uploads.cancel(attempt)
 
     @ray.method(concurrency_group="control")
     def adopt(self, summons: Summons) -> None:
@@ -300,6 +300,7 @@ class Worker:
             return  # called late: it is not the newest
         self._owner_epoch = summons.owner_epoch
         self.fence(Generation(summons.owner_epoch, 0))
+        self._uploads.cancel((summons.owner_epoch, 0))
         self.set_readers(summons.owner_epoch, summons.readers)
         self._lifeline.move(summons.lifeline_address, summons.lifeline_secret)
 

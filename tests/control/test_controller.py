@@ -1859,6 +1859,15 @@ def test_member_that_is_one_step_behind_catches_up_with_those_ahead() -> None:
     assert (run.lease.members, run.lease.start_step, run.lease.stop_step) == (("w1",), 7, 8)
 
 
+@pytest.mark.parametrize(("step", "saved"), [(23, [23]), (20, [20]), (17, []), (10, [])])
+def test_checkpoint_that_the_coordinator_before_did_not_finish_is_made_at_once(step: int, saved: list[int]) -> None:
+    """Or a run whose coordinators die more often than checkpoints are due would have none."""
+    run = found("w0", checkpoint_every=10, resume_step=10)
+    returns(run, "w0", step)
+    assert [a.step for a in run.all(act.SaveCheckpoint)] == saved
+    assert run.lease.start_step == step
+
+
 def test_member_that_does_not_answer_is_lost_and_the_others_go_on() -> None:
     run = found("w0", "w1")
     returns(run, "w0", 7)

@@ -103,16 +103,16 @@ def join_uploads() -> None:
 
 def test_new_upload_cancels_the_one_before_and_waits_for_nothing(stalled: Stalling) -> None:
     uploads = Uploads(stalled, part_bytes=64)
-    uploads.begin(1, 7, a_state(7), share=0, num_shares=1)
+    uploads.begin((0, 1), 7, a_state(7), share=0, num_shares=1)
     for _ in range(store.AT_ONCE):
         stalled.asked.get(timeout=WAIT_S)  # the first parts are on their way, and stay there
     told: queue.Queue[BaseException] = queue.Queue()
-    waiting = threading.Thread(target=lambda: told.put(pytest.raises(CheckpointError, uploads.result, 1).value))
+    waiting = threading.Thread(target=lambda: told.put(pytest.raises(CheckpointError, uploads.result, (0, 1)).value))
     waiting.start()
-    uploads.begin(2, 8, a_state(8), share=0, num_shares=1)
+    uploads.begin((0, 2), 8, a_state(8), share=0, num_shares=1)
     assert "step 7 was given up" in str(told.get(timeout=WAIT_S))
     stalled.gate.set()
-    registry.publish(stalled, Manifest(8, uploads.result(2)))
+    registry.publish(stalled, Manifest(8, uploads.result((0, 2))))
     assert len(store.load(stalled, 8).tensors) == 12
     join_uploads()
     assert len([path for path in stalled.list() if "step-00000007" in path]) <= store.AT_ONCE
@@ -122,29 +122,47 @@ def test_cancelled_upload_lets_go_of_its_copy_though_the_store_hangs(stalled: St
     state = a_state(7, width=977)
     before = copies(size=8 * 977)
     uploads = Uploads(stalled, part_bytes=64)
-    uploads.begin(1, 7, state, share=0, num_shares=1)
+    uploads.begin((0, 1), 7, state, share=0, num_shares=1)
     for _ in range(store.AT_ONCE):
         stalled.asked.get(timeout=WAIT_S)
     assert copies(size=8 * 977) == before + 3  # weights and both moments
-    uploads.cancel(1)
+    uploads.cancel((0, 1))
     assert copies(size=8 * 977) <= before + 1  # of which one may be on its way
 
 
 def test_upload_that_is_not_the_newest_is_told_as_given_up(stalled: Stalling) -> None:
     stalled.gate.set()
     uploads = Uploads(stalled)
-    uploads.begin(2, 7, a_state(7), share=0, num_shares=1)
-    uploads.cancel(1)  # of an attempt before; the message is late
-    assert uploads.result(2)
+    uploads.begin((0, 2), 7, a_state(7), share=0, num_shares=1)
+    uploads.cancel((0, 1))  # of an attempt before; the message is late
+    assert uploads.result((0, 2))
     for number in (1, 3):
-        with pytest.raises(CheckpointError, match=f"attempt {number} .*is not under way"):
-            uploads.result(number)
+        with pytest.raises(CheckpointError, match=rf"attempt \(0, {number}\) .*is not under way"):
+            uploads.result((0, number))
 
 
 def test_upload_that_has_ended_cannot_be_cancelled(stalled: Stalling) -> None:
     stalled.gate.set()
     uploads = Uploads(stalled)
-    uploads.begin(1, 7, a_state(7), share=0, num_shares=1)
-    parts = uploads.result(1)
-    uploads.cancel(1)
-    assert uploads.result(1) == parts
+    uploads.begin((0, 1), 7, a_state(7), share=0, num_shares=1)
+    parts = uploads.result((0, 1))
+    uploads.cancel((0, 1))
+    assert uploads.result((0, 1)) == parts
+
+
+def test_coordinator_that_was_superseded_begins_and_cancels_nothing(stalled: Stalling) -> None:
+    stalled.gate.set()
+    uploads = Uploads(stalled)
+    uploads.begin((2, 1), 8, a_state(8), share=0, num_shares=1)
+    with pytest.raises(CheckpointError, match="is over"):
+        uploads.begin((1, 7), 8, a_state(8), share=0, num_shares=1)
+    uploads.cancel((1, 7))
+    assert uploads.result((2, 1))
+
+
+def test_successor_ends_the_uploads_of_the_coordinator_before(stalled: Stalling) -> None:
+    uploads = Uploads(stalled)
+    uploads.begin((1, 7), 8, a_state(8), share=0, num_shares=1)
+    uploads.cancel((2, 0))
+    with pytest.raises(CheckpointError, match="was given up"):
+        uploads.result((1, 7))
