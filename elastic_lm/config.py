@@ -250,6 +250,9 @@ class CheckpointConfig(Part):
     timeout_s: Seconds = ControlSpec.checkpoint_timeout_s
     """One that is not stored after this long is given up, and the next one is tried. It is for a store that hangs: one that
     fails says so itself within about a minute."""
+    fallback: LocalFolder | None = Field(default=None, examples=["/data/fallback"])
+    """A folder on the nodes, where the last state goes, below runs/<name>, when the run ends and storage takes no checkpoint
+    of it. None: it is lost then, back to the newest checkpoint."""
     keep: int = Field(default=2, ge=1, le=1_000_000)
     """Newest complete checkpoints that are kept."""
     keep_every: Count | None = None

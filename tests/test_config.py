@@ -167,6 +167,7 @@ FIELDS = (
     Row("workers.collectives", "mpi", "'mpi'", "should be auto, gloo or nccl", "gloo", False),
     number("checkpoint.every_steps", "0", NOT_BELOW_1, "10"),
     number("checkpoint.timeout_s", "0", ABOVE_0, "60"),
+    Row("checkpoint.fallback", "s3://a/b", "'s3://a/b'", "is no folder of a machine; write /folder", "/spare", False),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
     number("checkpoint.keep_best", "-1", NOT_BELOW_0, "2", under=("checkpoint.every_steps=10",)),
     number("checkpoint.keep_every", "0", NOT_BELOW_1, "20", under=("checkpoint.every_steps=10",)),

@@ -684,7 +684,8 @@ class Control:
             else:
                 self._finish("done", f"trained {step} steps", step)
         elif self._saving.is_hopeless:
-            unsaved = f"the checkpoint of step {head} could not be written in {FINAL_TRIES} tries"
+            tries = f"{FINAL_TRIES} tries: {self._saving.last_error}"
+            unsaved = f"the checkpoint of step {head} could not be written in {tries}"
             if self._stopping is not None and self._stop_kind != "stopped":
                 self._finish(self._stop_kind, f"{self._stopping}; and {unsaved}", head)
             else:

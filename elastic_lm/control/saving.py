@@ -67,6 +67,7 @@ class Saving:
         self._is_owed = False  # one was lost with an owner or an earlier coordinator
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
+        self.last_error: str | None = None
 
     @property
     def under_way(self) -> bool:
@@ -192,6 +193,7 @@ class Saving:
     def _give_up(self, save: _Save, error: str | None, *, counts: bool = True) -> None:
         """`counts`: of the tries of a final one."""
         self._failed_final_tries += save.final and counts
+        self.last_error = error
         self._save = None
         self._do(act.AbandonCheckpoint(save.number, tuple(sorted(save.owing))))
         self._emit(EventKind.CHECKPOINT_FAILED, f"Checkpoint of step {save.step} failed: {error}.",

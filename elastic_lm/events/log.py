@@ -128,6 +128,17 @@ class EventLog:
             self._changed.wait_for(lambda: self._first >= target or self._ended, timeout_s)
             return self._first >= target
 
+    def keep_unstored(self, elsewhere: Storage) -> int:
+        """Write what is buffered to another folder, under the name that it would have here.    Returns: how many events.
+
+        Raises: StorageError.
+        """
+        with self._changed:
+            first, events = self._first, list(self._buffer)
+        if events:
+            elsewhere.write(_name(first), _data([event.to_json() for event in events]))
+        return len(events)
+
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush and end the log's thread.    Returns: whether everything is stored."""
         done = self.flush(timeout_s)

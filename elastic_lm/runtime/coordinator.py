@@ -38,6 +38,7 @@ from elastic_lm.model.spec import ModelSpec
 from elastic_lm.ownership import Ownership
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
+from elastic_lm.runtime.fallback import Fallback
 from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
 from elastic_lm.runtime.members import Members
@@ -110,7 +111,7 @@ class Coordinator:
             while self._verdict is None:
                 self._turn()
             self._close_publisher()
-            result = self._result(self._verdict)
+            result = self._result(self._verdict, self._keep_unsaved(self._verdict))
             self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
 
@@ -345,6 +346,16 @@ class Coordinator:
         if self._last_event is not None:
             self._recorder.emit(self._last_event)
 
+    def _keep_unsaved(self, verdict: act.Verdict) -> str:
+        """Where the last state and events are that storage does not take; nothing when there is nothing to say."""
+        if self._plan.config.checkpoint.fallback is None:
+            return ""
+        fallback, told = Fallback(self._plan.config, self._meta), []
+        if verdict.step > max(self._publisher.newest_step, self._plan.resume_step or 0):
+            told.append(fallback.keep_state(self._members.handles(), verdict.step))
+        told.append(fallback.keep_events(self._recorder))
+        return "".join(f"; {sentence}" for sentence in told if sentence)
+
     def _grant(self, lease: Lease) -> None:
         failpoints.hit("coordinator.grant", lease.start_step)
         self._recorder.skip_to(lease.start_step)
@@ -363,14 +374,14 @@ class Coordinator:
             self._store.close()
             self._store = None
 
-    def _result(self, verdict: act.Verdict) -> RunResult:
+    def _result(self, verdict: act.Verdict, kept: str) -> RunResult:
         newest, step = self._publisher.newest, self._publisher.newest_step
         if not newest:
             newest, step = _told(self._plan.newest), self._plan.resume_step or 0
         digests = newest if step == verdict.step else {}
         return RunResult(
             verdict=verdict.kind,
-            message=verdict.message,
+            message=verdict.message + kept,
             last_step=verdict.step,
             metrics=self._recorder.figures(),
             checkpoint=newest.get("url"),

@@ -164,6 +164,10 @@ class Members:
         # The copy is ordered before the member's next lease; the upload is waited for in another group.
         _when_done(handle.snapshot.remote(attempt, action.step, share, len(action.member_ids)), copied, failed)
 
+    def handles(self) -> list[Any]:
+        """Of everybody."""
+        return [member.handle for member in self._members.values()]
+
     def cancel_save(self, number: int, member_ids: tuple[str, ...]) -> None:
         for handle in self._handles(member_ids):
             handle.cancel_save.remote((self._owner_epoch, number))

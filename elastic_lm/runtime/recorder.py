@@ -216,6 +216,10 @@ class Recorder:
         """Store what happened so far.    Returns: whether that is done; storage may be away."""
         return self._log.flush(FLUSH_S)
 
+    def keep_unstored(self, run_folder: Storage) -> int:
+        """Write the events that storage does not take to another folder for the run.    Returns: their number."""
+        return 0 if self.flush() else self._log.keep_unstored(run_folder.child("events"))
+
     def close(self) -> None:
         """Store what is not stored yet; give the trackers their last; end the endpoint."""
         self._log.close(CLOSE_S)

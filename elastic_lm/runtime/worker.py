@@ -281,6 +281,20 @@ class Worker:
         state = self._member.state
         return {"state": state.digest(), "weights": state.weights_digest()}
 
+    def holds(self) -> int | None:
+        """The step that this replica's state is at; None when it has none."""
+        state = self._member.state
+        return None if state.torn else state.next_step
+
+    def keep(self, url: str, meta: dict[str, Any]) -> str:
+        """Write the whole state as a checkpoint, to a folder of this node.    Returns: the node's address."""
+        from elastic_lm.checkpoint import store
+        from elastic_lm.storage import Storage
+
+        state = self._member.state
+        store.save(Storage.open(url), state.next_step, state.tensors(), {**meta, "digest": self.digests()})
+        return str(ray.util.get_node_ip_address())
+
     # -- other groups: answered while a lease runs --------------------------------------------------------------------
 
     @ray.method(concurrency_group="save")

@@ -927,7 +927,7 @@ def test_storage_that_takes_no_checkpoint_either_is_told_of_both() -> None:
     run.report("w0", 7, LeaseEnd.UNAVAILABLE, error="no tokens", error_step=7)
     for _ in range(FINAL_TRIES):
         run.saved(error="503")
-    told = "no tokens; and the checkpoint of step 7 could not be written in 3 tries"
+    told = "no tokens; and the checkpoint of step 7 could not be written in 3 tries: 503"
     assert run.one(act.Finish).verdict == act.Verdict("unavailable", told, 7)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -285,3 +286,21 @@ def test_appending_from_many_threads_loses_nothing(folder: Storage) -> None:
         thread.join()
     assert written.close()
     assert sorted(numbers(folder)) == list(range(600))
+
+
+def test_events_that_storage_does_not_take_are_kept_elsewhere_under_their_names(
+    folder: Storage, tmp_path: Path
+) -> None:
+    failing, spare = _Failing(folder.url), Storage.open(str(tmp_path / "spare"))
+    written = log.EventLog(failing, flush_s=60)
+    written.append(event(0))
+    assert written.flush() and written.keep_unstored(spare) == 0
+    assert spare.list() == []
+    failing.down = True
+    for number in range(1, 4):
+        written.append(event(number))
+    assert written.keep_unstored(spare) == 3
+    written.close(timeout_s=0.1)
+    for name in spare.list():
+        folder.write(name, spare.read(name))
+    assert numbers(folder) == [0, 1, 2, 3]

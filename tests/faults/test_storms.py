@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import boto3
 import pytest
@@ -120,3 +122,51 @@ def test_successor_waits_for_storage_and_then_goes_on_from_memory(
     assert_same_bits(run, run.result(120))
     assert len(away.hits) > 5
     assert run.count(EventKind.MEMBER_STARTED) == 2 and run.count(EventKind.MEMBER_LOST) == 0
+
+
+def copied(folder: Path, to: str) -> list[str]:
+    """What a person does with what was kept: `aws s3 cp --recursive`."""
+    here, there = Storage.open(str(folder)), Storage.open(to)
+    for path in here.list():
+        there.write(path, here.read(path))
+    return here.list()
+
+
+def test_run_whose_storage_takes_nothing_any_more_goes_on_from_what_was_kept(
+    start: Callable[..., Run], proxy: FaultyProxy, on_s3: str, tmp_path: Path
+) -> None:
+    fallback = tmp_path / "fallback"
+    checkpoint = {"every_steps": 10, "fallback": str(fallback)}
+    run = start(steps=STEPS, storage=on_s3, checkpoint=checkpoint)
+    run.await_step(20)
+    proxy.inject(p.status(400), on="^PUT .*/runs/")
+    run.await_step(40)
+    run.command("stop", reason="enough")
+    result = run.result(120)
+    step, kept = result.last_step, fallback / "runs" / run.config.name
+    assert result.verdict == "failed" and step is not None
+    assert f"the checkpoint of step {step} could not be written in 3 tries: StorageError" in result.message
+    assert f"in {kept}: copy what is in there to {run.config.run_url} before" in result.message
+    assert result.checkpoint is None or f"{step:08d}" not in result.checkpoint
+
+    proxy.calm()
+    names = copied(kept, run.config.run_url)
+    assert {name.split("/")[0] for name in names} == {"checkpoints", "events"}
+    again = start(steps=STEPS, storage=on_s3, name=run.config.name, checkpoint=checkpoint)
+    assert_same_bits(again, again.result(120))
+    starts = [event for event in again.events() if event.kind is EventKind.RUN_STARTED]
+    assert [event.fields["resume_step"] for event in starts] == [None, step]
+
+
+def test_last_state_that_nowhere_has_room_is_told(
+    start: Callable[..., Run], proxy: FaultyProxy, on_s3: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    run = start(steps=STEPS, storage=on_s3, checkpoint={"fallback": str(tmp_path / "file")})
+    run.await_step(20)
+    refused = proxy.inject(p.status(400), on="^PUT .*/checkpoints/")
+    result = run.result(120)
+    assert result.verdict == "failed" and len(refused.hits) >= 3
+    assert re.search(
+        rf"state of step {STEPS} could not be kept in .* either: .* is a file, not a folder", result.message
+    )
