@@ -98,7 +98,9 @@ def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     pid = run.freeze_coordinator()
     run.await_successor(pid)
     os.kill(pid, signal.SIGCONT)
-    with pytest.raises(SupersededError, match=r"was taken over by owner 2|who owns the run now"):  # whichever it sees first
+    with pytest.raises(
+        SupersededError, match=r"was taken over by owner 2|who owns the run now"
+    ):  # whichever it sees first
         ray.get(run.given_up[0], timeout=WAIT_S)
     assert_same_bits(run, run.result())
     assert run.count(EventKind.MEMBER_LOST) == 0 and run.count(EventKind.MEMBER_STARTED) == 3
