@@ -24,6 +24,8 @@ from elastic_lm.ownership import Owner, Ownership
 from elastic_lm.storage import Storage
 from elastic_lm.terminal import Exit, told_errors
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 30
 RENEW_S, EXPIRY_S = 0.05, 0.5
 

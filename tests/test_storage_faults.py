@@ -300,6 +300,8 @@ IN_A_PROCESS = """
 import os, resource, sys
 from elastic_lm.errors import StorageError
 from elastic_lm.storage import Storage
+
+pytestmark = pytest.mark.slow
 def attempt(action):
     try:
         action()

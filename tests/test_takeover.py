@@ -17,6 +17,8 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.ownership import Ownership
 from elastic_lm.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 RENEW_S, EXPIRY_S = 0.1, 2.0
 
 OWNER = textwrap.dedent(f"""

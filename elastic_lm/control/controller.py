@@ -12,15 +12,15 @@ these hold:
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
-from elastic_lm.control.assignment import shares, step_seconds
+from elastic_lm.control.balance import Balance
 from elastic_lm.control.health import Health
+from elastic_lm.control.interruption import START, TAKEOVER, WAIT, Interruption
 from elastic_lm.control.leases import catch_up_lease, common_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.retries import Retries
@@ -32,11 +32,8 @@ from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase,
 MEMBER = "w"  # members are w0, w1, ... in the order in which they were asked for
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-START, WAIT = "start", "wait"  # causes of an interruption for lack of workers: the first one, and any later
-TAKEOVER = "coordinator"  # cause of an interruption: this coordinator took over from an earlier one
-STOP_PATIENCE_S = (
-    5.0  # of a stop with who waits for tokens; a window that is not read ahead comes within a second or two
-)
+# Of a stop with who waits for tokens; a window that is not read ahead comes within a second or two.
+STOP_PATIENCE_S = 5.0
 NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
@@ -48,16 +45,6 @@ class Mode(StrEnum):
     LEASED = "leased"
     ENDING = "ending"  # members were asked to vote for the end
     FENCING = "fencing"  # members were told to drop everything
-
-
-@dataclass
-class Interruption:
-    """Why nobody trains at the moment, and since when."""
-
-    cause: str
-    since: float
-    detail: str
-    generation: Generation  # the one that broke off; work in a later one ends the interruption
 
 
 class Control:
@@ -85,7 +72,7 @@ class Control:
         self._errors: dict[tuple[int, str], set[str]] = {}
         self._interruption: Interruption | None = None
         self._join_at: float | None = None
-        self._last_rebalance = 0.0
+        self._balance = Balance(spec, self._emit)
         self._next_scan = 0.0
         self._stopping: str | None = None  # why the run ends before its last step
         self._stop_kind = "stopped"  # the verdict then
@@ -442,7 +429,8 @@ class Control:
                 self._lose(member, verdict, now)
         self._end_stall(now)
         self._end_wait(now)
-        self._rebalance(now)
+        if self._mode is Mode.LEASED and self._balance.wants_another(self._lease, self._members, now):
+            self._end_lease("straggler")
         if self._lease is None:
             self._decide(now)
 
@@ -590,7 +578,7 @@ class Control:
             return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
         if not members or (current.head is None and len(members) < self._spec.min_workers):
-            if self._interruption is None or self._interruption.cause not in (START, WAIT):
+            if self._interruption is None or not self._interruption.is_wait:
                 self._interrupt_for_wait(len(members), now)
             return
         if current.head is None and self._saving.holds_up_restore():
@@ -605,7 +593,7 @@ class Control:
                                  settled=self._settled)  # fmt: skip
         self._lease, self._mode, self._agreed, self._settled = lease, Mode.LEASED, True, None
         self._waiting = set(lease.members)
-        self._last_rebalance = now
+        self._balance.began(now)
         for member_id in lease.members:
             member = self._members[member_id]
             member.enter(MemberState.ACTIVE, now)
@@ -626,14 +614,11 @@ class Control:
             self._end_lease("drain")  # the last state travels with this lease; its holder leaves after one step
 
     def _interrupt(self, cause: str, detail: str, now: float) -> None:
-        """Training stands still from now on; the first cause is the one that counts, but a failure outranks a plan."""
-        planned = ("lease", "join", "drain", "checkpoint", "straggler", "resize")
+        """Training stands still from now on, if it does not already."""
         if self._interruption is None:
             self._interruption = Interruption(cause, now, detail, self._generation)
-            return
-        self._interruption.generation = self._generation
-        if self._interruption.cause in planned and cause not in planned:
-            self._interruption.cause, self._interruption.detail = cause, detail
+        else:
+            self._interruption.add(cause, detail, self._generation)
 
     def _interrupt_for_wait(self, have: int, now: float) -> None:
         since = now if self._interruption is None else self._interruption.since
@@ -641,32 +626,6 @@ class Control:
         cause = START if self._generation.number == 0 else WAIT
         self._interruption = Interruption(cause, since, f"waited for {_workers(wanted)}", self._generation)
         self._emit(EventKind.NOTE, f"Waiting for {_workers(wanted)}; {have} ready.", have=have, wanted=wanted)
-
-    # -- speed -------------------------------------------------------------------------------------------------------
-
-    def _rebalance(self, now: float) -> None:
-        """End a lease whose split of work is clearly worse than today's speeds allow."""
-        spec, lease = self._spec, self._lease
-        if self._mode is not Mode.LEASED or now - self._last_rebalance < spec.rebalance_every_s:
-            return
-        assert lease is not None
-        self._last_rebalance = now
-        seconds = [self._members[m].micro_batch_s if m in self._members else None for m in lease.members]
-        if any(s is None for s in seconds) or len(seconds) < 2:
-            return
-        self._name_stragglers(lease, [s for s in seconds if s is not None])
-        present = step_seconds([len(part) for part in lease.assignments], seconds)
-        best = step_seconds(shares(spec.num_micro_batches, seconds), seconds)
-        if best < present * (1 - spec.rebalance_gain):
-            self._end_lease("straggler")
-
-    def _name_stragglers(self, lease: Lease, seconds: list[float]) -> None:
-        usual = statistics.median_low(seconds)  # of two members, the faster one's
-        for member_id, pace in zip(lease.members, seconds, strict=True):
-            if pace > self._spec.straggler_factor * usual:
-                self._emit(EventKind.STRAGGLER,
-                           f"{member_id} needs {pace:.2f} s per micro-batch, the median is {usual:.2f} s.",
-                           member_id=member_id, micro_batch_s=pace, median_s=usual)  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from elastic_lm.control import actions as act
+from elastic_lm.control.emit import Emit
 from elastic_lm.control.events import Published, Saved
 from elastic_lm.control.membership import Member
 from elastic_lm.control.spec import ControlSpec
@@ -29,12 +29,6 @@ from elastic_lm.events.types import EventKind
 FINAL_TRIES = 3
 # A machine's usual number of GPUs: each then copies an eighth of the state, and with more it would be little less.
 MAX_OWNERS = 8
-
-
-class Emit(Protocol):
-    """Tells an event: its kind, a sentence, and fields."""
-
-    def __call__(self, kind: EventKind, message: str, *, step: int | None = None, **fields: object) -> None: ...
 
 
 @dataclass

@@ -11,7 +11,7 @@ from elastic_lm.storage import Storage
 from tests.faults import proxy as p
 from tests.faults.proxy import FaultyProxy
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 PART_BYTES = 40_000
 

@@ -19,7 +19,7 @@ from tests.data.corpora import small_corpus
 from tests.faults import proxy as p
 from tests.faults.proxy import Exchange, FaultyProxy
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 WINDOW_BLOCKS = 4
 SHARDS = "^GET .*/shards/"

@@ -30,6 +30,8 @@ from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase
 from tests.engine.members import M, SyntheticTokens, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 FOR_EVER = 600.0

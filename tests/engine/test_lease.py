@@ -10,6 +10,8 @@ from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase
 from tests.engine.members import Cluster, EventControl, SyntheticTokens, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 
 

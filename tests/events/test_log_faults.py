@@ -12,7 +12,7 @@ from elastic_lm.storage import Storage
 from tests.faults import proxy as p
 from tests.faults.proxy import FaultyProxy
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 NUM_EVENTS = 60
 PERSISTENT_S = 60.0

@@ -34,7 +34,7 @@ from tests.data.corpora import texts, write_lines
 from tests.faults.oracle import bits_of, undisturbed
 
 MICRO_BATCHES = 6
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults.harness import WAIT_S, Fault, HostedRun, Injector, assert_same_bits
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 Start = Callable[..., HostedRun]
-STEPS = 300  # of about 10 ms: nobody is done before a successor has begun
+STEPS = 150  # of about 10 ms: nobody is done before a successor has begun
 
 
 def returned(run: HostedRun) -> list[Event]:
@@ -34,7 +34,7 @@ def test_killed_coordinator_costs_no_step_and_no_worker(start: Start) -> None:
     pid = run.coordinator_pid()
     os.kill(pid, signal.SIGKILL)
     run.await_successor(pid)
-    run.await_step(80)
+    run.await_step(60)
     os.kill(run.coordinator_pid(), signal.SIGKILL)
     assert_same_bits(run, run.result())
     assert num_attempts(run) == run.num_coordinators == 3
@@ -50,8 +50,8 @@ EDGES = (
 
 def test_coordinators_killed_one_after_the_other_at_every_edge(start: Start) -> None:
     failpoints = [f"c{number}:{edge}=kill" for number, edge in enumerate(EDGES, start=1)]
-    failpoints.append(f"c{len(EDGES) + 1}:coordinator.finish@{STEPS}=kill")
-    run = start(steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 20}, failpoints=failpoints)
+    failpoints.append(f"c{len(EDGES) + 1}:coordinator.finish@{2 * STEPS}=kill")
+    run = start(steps=2 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20}, failpoints=failpoints)
     last = f"{len(EDGES)}."
     run.await_status(
         lambda status: status["generation"].startswith(last) and status["mode"] == "leased", "the last edge"
@@ -98,7 +98,9 @@ def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     pid = run.freeze_coordinator()
     run.await_successor(pid)
     os.kill(pid, signal.SIGCONT)
-    with pytest.raises(SupersededError, match="was taken over by owner 2"):
+    with pytest.raises(
+        SupersededError, match=r"was taken over by owner 2|who owns the run now"
+    ):  # whichever it sees first
         ray.get(run.given_up[0], timeout=WAIT_S)
     assert_same_bits(run, run.result())
     assert run.count(EventKind.MEMBER_LOST) == 0 and run.count(EventKind.MEMBER_STARTED) == 3

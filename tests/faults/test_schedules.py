@@ -11,7 +11,7 @@ import pytest
 from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults.harness import Fault, HostedRun, Injector, Run, assert_same_bits
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 STEPS = 150
 WHATS = (
