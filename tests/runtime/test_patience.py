@@ -13,6 +13,8 @@ from elastic_lm.engine.group import Cancelled
 from elastic_lm.errors import AccessDeniedError, NotFoundError, StorageError, UnavailableError
 from elastic_lm.runtime.patience import FIRST_PAUSE_S, Patience
 
+pytestmark = pytest.mark.slow  # waits for deadlines
+
 WAIT_S = 20.0
 
 
