@@ -31,6 +31,7 @@ RECONNECT_S = 0.02  # well under the coordinator's grace for a lost connection
 CONNECT_TIMEOUT_S = 5.0
 PULSE_S = 5.0  # between two bytes from the coordinator to everybody
 PULSE = b"."
+LONGEST_LOOK = 0.25  # of the time after which a member is an orphan
 
 
 def encode(beat: Heartbeat) -> bytes:
@@ -178,7 +179,8 @@ class Lifeline:
     """The member's end: a thread that does nothing but say every `interval_s` that the member lives.
 
     `snapshot()` gives the heartbeat to send. `on_orphaned()` is called once when no coordinator gave a sign of life for
-    `orphaned_after_s`.
+    `orphaned_after_s`. A time in which this process did not run, because it or its machine was frozen, counts for little:
+    whoever is there could not be heard.
     """
 
     def __init__(
@@ -197,7 +199,8 @@ class Lifeline:
         self._orphaned_after_s, self._on_orphaned = orphaned_after_s, on_orphaned
         self._wake = threading.Event()
         self._closing = False
-        self._last_contact = time.monotonic()
+        self._heard = True  # since the last look
+        self._silent_s, self._looked_at = 0.0, time.monotonic()
         self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
         self._thread.start()
 
@@ -208,7 +211,7 @@ class Lifeline:
     def move(self, address: tuple[str, int], secret: str) -> None:
         """Talk to this coordinator from now on, and no more to the one before."""
         self._coordinator = (address, secret)
-        self._last_contact = time.monotonic()
+        self._heard = True
         self._wake.set()
 
     def close(self) -> None:
@@ -230,7 +233,14 @@ class Lifeline:
             time.sleep(RECONNECT_S)
 
     def _is_orphaned(self) -> bool:
-        return not self._closing and time.monotonic() - self._last_contact > self._orphaned_after_s
+        """Looks come seconds apart at most, so more than `LONGEST_LOOK` between two of them was our own sleep."""
+        now = time.monotonic()
+        if self._heard:
+            self._heard, self._silent_s = False, 0.0
+        else:
+            self._silent_s += min(now - self._looked_at, LONGEST_LOOK * self._orphaned_after_s)
+        self._looked_at = now
+        return not self._closing and self._silent_s > self._orphaned_after_s
 
     def _talk(self, connection: socket.socket, coordinator: tuple[tuple[str, int], str]) -> None:
         """Send heartbeats until closed, moved or orphaned.    Raises: OSError when the connection breaks."""
@@ -248,4 +258,4 @@ class Lifeline:
         if select.select([connection], [], [], 0)[0]:
             if not connection.recv(1 << 10):
                 raise ConnectionResetError
-            self._last_contact = time.monotonic()
+            self._heard = True

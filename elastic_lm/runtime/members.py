@@ -76,6 +76,7 @@ class Members:
     def adopt(self, everybody: Sequence[Found], logged_step: int) -> None:
         """Call everybody who served an earlier coordinator of this run and may live; the others are ended.
 
+        All are told to be found before anybody is called: an answer may come at once, and control waits for those it knows of.
         Args: `logged_step`: the event log holds every step before this one.
         """
         for found in everybody:
@@ -84,8 +85,9 @@ class Members:
                 continue
             self._members[found.member_id] = _Member(found.handle, *found.place)
             self._deliver(MemberFound(found.member_id, *found.place))
-            self._call(found.member_id, found.handle.adopt.remote(self._boot.summons), lambda _: None)
-            self._call(found.member_id, found.handle.come_back.remote(logged_step), self._returned)
+        for member_id, member in self._members.items():
+            self._call(member_id, member.handle.adopt.remote(self._boot.summons), lambda _: None)
+            self._call(member_id, member.handle.come_back.remote(logged_step), self._returned)
 
     def _returned(self, report: ReturnReport) -> None:
         self._deliver(MemberReturned(report))

@@ -194,6 +194,32 @@ def test_living_coordinator_leaves_no_orphan(server, monkeypatch):
     lifeline.close()
 
 
+def test_frozen_member_whose_coordinator_lives_is_no_orphan_when_it_thaws(server, monkeypatch):
+    monkeypatch.setattr(lifeline_module, "PULSE_S", 0.1)
+    script = f"""
+        import os, threading
+        from elastic_lm.protocol import Heartbeat, Phase
+        from elastic_lm.runtime.lifeline import Lifeline
+        Lifeline({server.address!r}, {SECRET!r}, "w5", lambda: Heartbeat("w5", None, Phase.WAITING, 0, 0), interval_s=0.02,
+                 orphaned_after_s=2.0, on_orphaned=lambda: os._exit(1))
+        threading.Event().wait()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    next_of(server, "beat")
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=3.0)
+        os.kill(process.pid, signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.0)
+        while not server.told.empty():
+            assert server.told.get()[0] != "lost"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_member_moves_to_another_coordinator(server):
     told: queue.Queue = queue.Queue()
     later = LifelineServer(

@@ -1,0 +1,67 @@
+"""A coordinator's hold on its members: what control hears of those that it finds, and in which order."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from elastic_lm.control import events as ev
+from elastic_lm.control.actions import Grant
+from elastic_lm.control.controller import Control
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.protocol import ReadyReport, ReturnReport
+from elastic_lm.runtime.members import Members
+from elastic_lm.runtime.roster import Found, Roster
+from elastic_lm.runtime.worker import Summons, WorkerBoot
+
+
+class Answer:
+    """A call that was answered before anybody asked."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def remote(self, *arguments: Any) -> Answer:
+        return self
+
+    def future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(self._value)
+        return future
+
+
+class QuickWorker:
+    """A worker that comes back at once, with the state before `next_step`, or without one."""
+
+    def __init__(self, member_id: str, next_step: int | None) -> None:
+        ready = ReadyReport(member_id, "a node", 4_000, probe="same")
+        self.adopt = Answer(None)
+        self.come_back = Answer(ReturnReport(ready, next_step or 0, whole=next_step is not None))
+
+
+def found(member_id: str, next_step: int | None) -> Found:
+    return Found(member_id, QuickWorker(member_id, next_step), ("a node", 4_000), fits=True)
+
+
+def adopt(*everybody: Found) -> list[ev.Input]:
+    """What control is told."""
+    told: list[ev.Input] = []
+    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", ()), 60.0, *[None] * 8)  # type: ignore[arg-type]
+    Members(boot, Roster("run", "abc"), {}, told.append, retire_timeout_s=5.0).adopt(everybody, 0)
+    return told
+
+
+def test_everybody_is_told_to_be_found_before_anybody_comes_back() -> None:
+    told = adopt(found("w0", None), found("w1", 101), found("w2", 100))
+    assert [type(event) for event in told] == [ev.MemberFound] * 3 + [ev.MemberReturned] * 3
+
+
+def test_answer_of_one_without_a_state_restores_no_checkpoint_while_another_has_one() -> None:
+    control = Control(ControlSpec(1, 3, num_micro_batches=4, total_steps=200), resume_step=50, owner_epoch=2)
+    granted = [
+        action.lease
+        for event in adopt(found("w0", None), found("w1", 101))
+        for action in control.handle(event, 1_000.0)
+        if isinstance(action, Grant)
+    ]
+    assert [(lease.start_step, lease.restore, lease.members) for lease in granted] == [(101, None, ("w0", "w1"))]
