@@ -75,6 +75,8 @@ class Health:
             return f"silent for {silence:.1f} s, limit {limit:.1f} s"
         if returning and now - member.since > spec.start_timeout_s:
             return f"not back {spec.start_timeout_s:.0f} s after it was called"
+        if returning and member.phase is not Phase.STARTING:
+            owes_report, fenced_at = True, member.since  # as if it was fenced then
         if not owes_report or (fenced_at is None and member.phase not in OWING_PROGRESS):
             return None
         patience = max(self.patience_s(member), worth_s)

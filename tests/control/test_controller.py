@@ -1876,6 +1876,17 @@ def test_member_that_does_not_answer_is_lost_and_the_others_go_on() -> None:
     assert run.lease.members == ("w0",)
 
 
+def test_member_that_lives_and_does_not_leave_its_lease_is_lost_as_after_a_fence() -> None:
+    run = found("w0", "w1", progress_timeout_s=20.0, start_timeout_s=600.0)
+    returns(run, "w0", 7)
+    while not run.all(act.KillMember):
+        run.beat("w1", Phase.REDUCE, progress=5)
+        run.wait(0.2, beating="w0", phase=Phase.WAITING)
+        assert run.now < 1_021.0
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
+    assert run.now > 1_020.0 and run.lease.members == ("w0",)
+
+
 def test_nobody_that_may_hold_the_last_state_is_given_up_before_patience_ends() -> None:
     run = found("w0", progress_timeout_s=30.0)
     run.wait(29.0)
