@@ -18,7 +18,7 @@ from tests.faults import proxy as p
 from tests.faults.harness import Fault, HostedRun, Injector, Run, assert_same_bits
 from tests.faults.proxy import FaultyProxy
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(300)]
 
 STEPS = 90
 STORM_S = 6.0
