@@ -27,6 +27,8 @@ from tests.conftest import NAMESPACE
 from tests.faults import proxy as p
 from tests.faults.proxy import Exchange, Fault, FaultyProxy
 
+pytestmark = pytest.mark.slow  # waits for deadlines
+
 _numbers = itertools.count()
 
 CONTENT = bytes(range(256)) * 40
@@ -300,8 +302,6 @@ IN_A_PROCESS = """
 import os, resource, sys
 from elastic_lm.errors import StorageError
 from elastic_lm.storage import Storage
-
-pytestmark = pytest.mark.slow
 def attempt(action):
     try:
         action()
