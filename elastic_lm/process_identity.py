@@ -29,10 +29,23 @@ def has_ended(name: str) -> bool:
         if not space or space != _space():
             return False
         return _ticks(int(rest)) != int(ticks)
-    except (FileNotFoundError, ProcessLookupError):
+    except FileNotFoundError:
+        return not _answers(int(rest))
+    except ProcessLookupError:
         return True
     except (OSError, ValueError, IndexError):
         return False
+
+
+def _answers(pid: int) -> bool:
+    """Whether there is one of this id. Where /proc is mounted with hidepid, it does not show those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _space() -> str:

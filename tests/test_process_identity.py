@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from elastic_lm import process_identity
 from elastic_lm.process_identity import has_ended, this_process
 
 SAY = "from elastic_lm.process_identity import this_process; print(this_process(), flush=True); input()"
@@ -34,6 +36,18 @@ def test_this_process_has_not_ended() -> None:
 def test_later_process_with_the_same_id_is_another() -> None:
     space, ticks = this_process().rsplit("/", 1)
     assert has_ended(f"{space}/{int(ticks) - 1}")
+
+
+def test_process_that_proc_does_not_show_is_not_known_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with hidepid=2, of another user's."""
+    name, gone = this_process(), "/".join([*this_process().split("/")[:2], "4194305", "1"])
+    for shown in ("sys", "self"):
+        (tmp_path / shown).symlink_to(f"/proc/{shown}")
+    monkeypatch.setattr(process_identity, "PROC", tmp_path)
+    assert not has_ended(name)
+    assert has_ended(gone)  # beyond any id
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["another boot", "another namespace"])

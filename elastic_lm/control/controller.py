@@ -237,6 +237,8 @@ class Control:
             return
         if member.has_joined:
             return
+        if returned.whole:
+            self._prefer(report, now)
         if not self._admits(report):
             self._refuse(member, report, now)
             return
@@ -267,6 +269,15 @@ class Control:
         if self._reference is None:
             self._reference = report
         return report.probe == self._reference.probe or not self._spec.exact
+
+    def _prefer(self, holder: ReadyReport, now: float) -> None:
+        """The bits of the state in memory are the run's, not those of a newcomer that was ready before its holder was back."""
+        first = self._reference
+        if first is None or self._admits(holder) or any(m.whole for m in self._members.values()):
+            return
+        self._reference = holder
+        for member in [m for m in self._members.values() if m.has_joined]:
+            self._refuse(member, first, now)  # it was admitted because its bits are those of the first
 
     def _refuse(self, member: Member, report: ReadyReport, now: float) -> None:
         assert self._reference is not None

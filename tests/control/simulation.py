@@ -611,6 +611,7 @@ class Cluster:
     def _succeed(self) -> None:
         if self.now < self._silent_until:
             return  # the one that follows died too
+        self._deaf_until, self._unheard = 0.0, []  # of one before that was put to sleep, should there be two successors
         epoch = self.owner_epoch = self.owner_epoch + 1
         self.saved, self.publishing = {*self.checkpoints}, {}
         newest = max(self.checkpoints, default=None)

@@ -1912,6 +1912,22 @@ def test_returning_member_with_other_bits_is_refused() -> None:
     assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
 
 
+def test_newcomer_that_is_ready_before_the_state_is_back_does_not_outrank_its_holder() -> None:
+    run = found("w0")
+    run.ready("w1", probe="q")
+    returns(run, "w0", 7, probe="p")
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
+    assert (run.lease.members, run.lease.start_step) == (("w0",), 7)
+
+
+def test_holder_of_a_state_with_other_bits_than_another_holder_is_refused() -> None:
+    run = found("w0", "w1")
+    run.ready("w2", probe="q")
+    returns(run, "w0", 7, probe="p")
+    returns(run, "w1", 7, probe="q")
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w2", "w1"]
+
+
 def test_takeover_is_told_with_what_it_cost() -> None:
     run = found("w0")
     run.wait(0.5)

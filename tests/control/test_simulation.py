@@ -192,6 +192,13 @@ REGRESSIONS = {
     "the simulation forgot that one that froze a second time had been frozen before": (
         0, True, [*[Fault("kill", 0)] * 5, Fault("freeze", 1, 0, 0.0, 6.0), Fault("freeze", 1, 0, 0.7, 1.3)],
     ),
+    "the simulation told a second successor of what a first one had saved while it slept": (
+        573, False,
+        [
+            Fault("coordinator dies", 3, 2, 0.0, 0.9), Fault("coordinator sleeps", 12, 0, 0.1, 1.3),
+            Fault("coordinator dies", 3, 3, 0.1, 0.2),
+        ],
+    ),
 }  # fmt: skip
 
 
