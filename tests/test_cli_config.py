@@ -193,6 +193,7 @@ NOT_IN_THE_SCHEMA = {
     "model.factory",
     "objective.name",
     "tracking.folder",
+    "checkpoint.fallback",
     "batch.micro_batch_size",
 }
 
