@@ -278,7 +278,7 @@ class ControlConfig(Part):
     """Last resort for forming a group; the coordinator's fence comes long before it."""
     retire_timeout_s: Seconds = 5.0
     """A worker that was asked to leave is ended after this long."""
-    orphaned_after_s: Seconds = 60.0
+    orphaned_after_s: Seconds = Field(default=60.0, ge=15.0)
     """A worker without a sign of life from any coordinator ends itself after this long; until then one may take it over."""
     join_batch_s: Seconds = ControlSpec.join_batch_s
     """Workers that become ready this close together enter together."""

@@ -45,10 +45,6 @@ _CLAIM, _RENEWED, _RELEASED = "json", "renewed", "released"
 _NAME = re.compile(rf"(\d{{8,}})\.({_CLAIM}|{_RENEWED}|{_RELEASED})")
 
 
-def _log(error: SupersededError) -> None:
-    logger.error("%s", error)
-
-
 @dataclass(frozen=True)
 class Owner:
     """Who made a claim. Coordinators of one job show the same `job_token`. `what` is in people's words: a Ray address or job.
@@ -80,11 +76,10 @@ class Ownership:
         owner: Owner,
         *,
         renew_s: float = RENEW_S,
-        on_superseded: Callable[[SupersededError], None] = _log,
     ) -> None:
         """For `acquire`, which made the claim."""
         self.owner = owner
-        self._folder, self._run, self._renew_s, self._on_superseded = folder, run, renew_s, on_superseded
+        self._folder, self._run, self._renew_s = folder, run, renew_s
         self._superseded: str | None = None
         self._problem: str | None = None
         self._ending = threading.Event()
@@ -104,7 +99,6 @@ class Ownership:
         renew_s: float = RENEW_S,
         is_gone: Callable[[Owner], bool] = lambda owner: False,
         on_waiting: Callable[[str], None] = lambda sentence: None,
-        on_superseded: Callable[[SupersededError], None] = _log,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Ownership:
@@ -112,8 +106,8 @@ class Ownership:
 
         Args: `after`: the highest epoch that the run's log or checkpoints hold, should `owner/` have been emptied since.
         `is_gone` knows of some owners for certain that they have ended: they are not waited for, nor is a process of this
-        machine. `on_waiting` gets a sentence before somebody is waited for. `on_superseded` is called at most once, on the
-        thread that renews. `renew_s` is the same for all who may meet; `expiry_s` is at least four times as long.
+        machine. `on_waiting` gets a sentence before somebody is waited for. `renew_s` is the same for all who may meet;
+        `expiry_s` is at least four times as long.
         Raises: OwnershipError naming the owner when it lives; StorageError.
         """
         if not job_token:
@@ -136,7 +130,7 @@ class Ownership:
                 folder.create(_name(owner.epoch, _CLAIM), json.dumps(asdict(owner)).encode())
                 # Whoever slept before this line may have made a claim that was outranked and deleted long ago.
                 if _Newest.of(folder).epoch == owner.epoch:
-                    return cls(folder, run, owner, renew_s=renew_s, on_superseded=on_superseded)
+                    return cls(folder, run, owner, renew_s=renew_s)
 
     @property
     def epoch(self) -> int:
@@ -158,7 +152,7 @@ class Ownership:
 
         Raises: SupersededError naming the new owner; StorageError when there is no answer, which is no permission.
         """
-        self._check(self._folder)
+        self._check(_impatient(self._folder))
 
     def release(self, timeout_s: float = 10.0) -> None:
         """Say that this owner is gone for good, so that nobody waits for it. Takes `timeout_s` at most; never raises."""
@@ -197,9 +191,8 @@ class Ownership:
                 if count == 1:
                     self._forget_old(folder)
                 self._problem = None
-            except SupersededError as error:
-                self._on_superseded(error)
-                return
+            except SupersededError:
+                return  # whoever holds the claim looks at `superseded`
             except StorageError as error:
                 self._say(f"The claim on run {self._run} cannot be renewed: {error}")
             if self._ending.wait(self._renew_s):

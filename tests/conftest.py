@@ -151,6 +151,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def on_s3(s3_server: str, corpus: str) -> str:
+    """The address of a bucket with the corpus below tokens/."""
+    import boto3
+
+    from elastic_lm.storage import Storage
+
+    boto3.client("s3").create_bucket(Bucket="with-a-corpus")
+    here, there = Storage.open(corpus), Storage.open("s3://with-a-corpus/tokens")
+    for path in here.list():
+        there.write(path, here.read(path))
+    return "s3://with-a-corpus"
+
+
+@pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a corpus for runs without Ray (tests/solo.py)."""
     from tests.solo import solo_corpus

@@ -178,7 +178,7 @@ FIELDS = (
     number("control.start_timeout_s", "0", ABOVE_0, "121"),
     number("control.form_timeout_s", "0", ABOVE_0, "11"),
     number("control.retire_timeout_s", "0", ABOVE_0, "6"),
-    number("control.orphaned_after_s", "0", ABOVE_0, "61"),
+    number("control.orphaned_after_s", "14.9", "should be greater than or equal to 15", "61"),
     number("control.join_batch_s", "0", ABOVE_0, "0.3"),
     number("control.lease_steps", "0", NOT_BELOW_1, "7"),
     number("control.backoff_base_s", "0", ABOVE_0, "1.5"),

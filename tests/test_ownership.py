@@ -127,8 +127,7 @@ def test_released_run_is_nobodys_at_once(files: Storage) -> None:
 
 def test_successor_of_the_same_job_takes_over_at_once(run: Storage) -> None:
     told: list[str] = []
-    superseded: list[SupersededError] = []
-    first = acquire(run, "a", on_superseded=superseded.append)
+    first = acquire(run, "a")
     second = acquire(run, "a", on_waiting=told.append)
     assert (second.epoch, told) == (2, [])
     with pytest.raises(
@@ -136,7 +135,7 @@ def test_successor_of_the_same_job_takes_over_at_once(run: Storage) -> None:
     ):
         first.check()
     second.check()
-    until(lambda: len(superseded) == 1)  # it finds out by itself, too
+    until(lambda: first.superseded is not None)  # it finds out by itself, too
     first.release()  # which says nothing about the second
     with pytest.raises(OwnershipError):
         acquire(run, "b")
@@ -300,8 +299,7 @@ class Faulty(Storage):
 
 def test_owner_goes_on_while_storage_is_away_and_when_it_is_back(folder_url: str) -> None:
     storage = Faulty(folder_url)
-    superseded: list[SupersededError] = []
-    owner = acquire(storage, "a", on_superseded=superseded.append)
+    owner = acquire(storage, "a")
     storage.cut.set()
     until(lambda: owner.problem is not None)
     assert owner.problem == "The claim on run r cannot be renewed: 503 for ever"
@@ -311,21 +309,20 @@ def test_owner_goes_on_while_storage_is_away_and_when_it_is_back(folder_url: str
     until(lambda: owner.problem is None)
     owner.check()
     await_renewal(Storage.open(folder_url), 1)
-    assert superseded == []
+    assert owner.superseded is None
     owner.release()
 
 
 def test_owner_that_was_cut_off_looks_before_it_renews(folder_url: str) -> None:
     cut_off, storage = Faulty(folder_url), Storage.open(folder_url)
-    superseded: list[SupersededError] = []
-    first = acquire(cut_off, "a", on_superseded=superseded.append)
+    first = acquire(cut_off, "a")
     await_renewal(storage, 1)
     cut_off.cut.set()
     second = acquire(storage, "b")
     renewals = storage.read("owner/00000001.renewed")
     cut_off.cut.clear()
-    until(lambda: len(superseded) == 1)
-    assert "taken over by owner 2" in str(superseded[0])
+    until(lambda: first.superseded is not None)
+    assert "taken over by owner 2" in str(first.superseded)
     assert storage.read("owner/00000001.renewed") == renewals
     cut_off.cut.set()
     with pytest.raises(SupersededError):  # it knows, without asking again

@@ -73,21 +73,30 @@ def look(storage: Storage, step: int, paths: list[str]) -> Found:
         state: Literal["damaged", "unfinished"] = "damaged" if _has(paths, step, SET_ASIDE) else "unfinished"
         return Found(step, folder.url, state, reason=_why_unfinished(paths, step))
     try:
-        manifest = _manifest(folder, step)
+        manifest = _fitting(folder, step, paths)
     except CheckpointVersionError as error:
         return Found(step, folder.url, "other version", reason=str(error))
     except (CheckpointError, NotFoundError) as error:
         return Found(step, folder.url, "damaged", reason=str(error))
-    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
-        return Found(step, folder.url, "damaged", reason=f"part {missing[0]} is not there")
     return Found(step, folder.url, "complete", sum(part.size_bytes for part in manifest.parts), meta=manifest.meta)
 
 
-def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | None = None) -> CheckpointInfo | None:
+def _fitting(folder: Storage, step: int, paths: list[str]) -> Manifest:
+    """The manifest, when all of its parts are there. They are not read.    Raises: CheckpointError; StorageError."""
+    manifest = _manifest(folder, step)
+    if missing := [part.name for part in manifest.parts if not _has(paths, step, part.name)]:
+        raise CheckpointError(f"part {missing[0]} is not there")
+    return manifest
+
+
+def newest_complete(
+    storage: Storage, *, on_skipped: Callable[[str], None] | None = None, thorough: bool = True
+) -> CheckpointInfo | None:
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
     What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
-    (it is kept under another name), so that nobody chooses it and its step can be saved again.
+    (it is kept under another name), so that nobody chooses it and its step can be saved again. Not `thorough`: for a look
+    before the run is one's own; parts are not read, and nothing is changed.
     Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone.
     """
     tell = on_skipped or (lambda sentence: None)
@@ -97,7 +106,8 @@ def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | Non
             tell(f"Passing over checkpoint {folder.url}: {_why_unfinished(paths, step)}.")
             continue
         try:
-            return CheckpointInfo.of(storage, verified(storage, step))
+            manifest = verified(storage, step) if thorough else _fitting(folder, step, paths)
+            return CheckpointInfo.of(storage, manifest)
         except CheckpointVersionError as error:
             raise CheckpointVersionError(
                 f"checkpoint {folder.url} cannot be used: {error}; train on with the version of elastic-lm that wrote it, or "
@@ -105,7 +115,8 @@ def newest_complete(storage: Storage, *, on_skipped: Callable[[str], None] | Non
             ) from error
         except (CheckpointError, NotFoundError) as error:
             tell(f"Passing over checkpoint {folder.url}: {error}.")
-            _set_aside(folder)
+            if thorough:
+                _set_aside(folder)
     return None
 
 

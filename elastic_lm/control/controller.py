@@ -206,14 +206,8 @@ class Control:
             self._drain([member], "preemption", now)
 
     def _on_ready(self, report: ReadyReport, now: float) -> None:
-        member = self._members.get(report.member_id)
+        member = self._admitted(report, now)
         if member is None:
-            self._do(act.KillMember(report.member_id))
-            return
-        if member.has_joined:
-            return
-        if not self._admits(report):
-            self._refuse(member, report, now)
             return
         member.node_id, member.pid, member.last_beat = report.node_id, report.pid, now
         member.enter(MemberState.READY, now)
@@ -231,23 +225,13 @@ class Control:
 
     def _on_returned(self, returned: ReturnReport, now: float) -> None:
         report = returned.ready
-        member = self._members.get(report.member_id)
-        if member is None:
-            self._do(act.KillMember(report.member_id))
-            return
-        if member.has_joined:
-            return
-        if returned.whole:
+        if returned.whole and report.member_id in self._members:
             self._prefer(report, now)
-        if not self._admits(report):
-            self._refuse(member, report, now)
+        member = self._admitted(report, now)
+        if member is None:
             return
-        member.last_beat = now
-        member.whole, member.next_step, member.micro_batch_s = (
-            returned.whole,
-            returned.next_step,
-            returned.micro_batch_s,
-        )
+        member.last_beat, member.micro_batch_s = now, returned.micro_batch_s
+        member.whole, member.next_step = returned.whole, returned.next_step
         member.enter(MemberState.READY, now)
         held = f"the state before step {returned.next_step}" if returned.whole else "no state"
         self._emit(EventKind.MEMBER_RETURNED, f"{member.member_id} goes on under this coordinator with {held}.",
@@ -256,6 +240,17 @@ class Control:
         if returned.whole:
             self._saving.inherit(returned.next_step)
         self._welcome(now)
+
+    def _admitted(self, report: ReadyReport, now: float) -> Member | None:
+        """Who is ready for the first time, and computes the run's bits; None when nothing more is to be done."""
+        member = self._members.get(report.member_id)
+        if member is None:
+            self._do(act.KillMember(report.member_id))
+        elif not member.has_joined and not self._admits(report):
+            self._refuse(member, report, now)
+        elif not member.has_joined:
+            return member
+        return None
 
     def _welcome(self, now: float) -> None:
         """Somebody is ready: in at once if nobody trains, else with whoever becomes ready within a moment."""

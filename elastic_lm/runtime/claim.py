@@ -35,9 +35,6 @@ def claim(config: RunConfig, token: str, *, on_waiting: Callable[[str], None] = 
         after=max((event.owner_epoch for event in last(folder.child("events"), 1)), default=0),
         is_gone=_has_ended,
         on_waiting=on_waiting,
-        on_superseded=lambda error: (
-            None
-        ),  # whoever holds the claim looks at it: a driver is outranked by its coordinator
     )
 
 

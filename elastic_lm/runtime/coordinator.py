@@ -173,14 +173,14 @@ class Coordinator:
         )
         stack.callback(self._close_store)
         stack.callback(self._end_members)
+        failpoints.hit("coordinator.open")
+        self._members.adopt(found, self._recorder.logged_step)  # control hears of them before it hears of anything else
+        failpoints.hit("coordinator.adopted")
         self._nodes = NodeWatcher(
             on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
             on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
         )
         stack.callback(self._nodes.close)
-        failpoints.hit("coordinator.open")
-        self._members.adopt(found, self._recorder.logged_step)
-        failpoints.hit("coordinator.adopted")
         self._await_command()
 
     def _supersede(self, sentence: str) -> None:

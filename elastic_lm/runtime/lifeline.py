@@ -178,9 +178,9 @@ class _Peer:
 class Lifeline:
     """The member's end: a thread that does nothing but say every `interval_s` that the member lives.
 
-    `snapshot()` gives the heartbeat to send. `on_orphaned()` is called once when no coordinator gave a sign of life for
-    `orphaned_after_s`. A time in which this process did not run, because it or its machine was frozen, counts for little:
-    whoever is there could not be heard.
+    `snapshot()` gives the heartbeat to send, `on_connected()` is called before the first one of each connection.
+    `on_orphaned()` is called once when no coordinator gave a sign of life for `orphaned_after_s`. A time in which this
+    process did not run, because it or its machine was frozen, counts for little: whoever is there could not be heard.
     """
 
     def __init__(
@@ -193,7 +193,9 @@ class Lifeline:
         interval_s: float,
         orphaned_after_s: float = 60.0,
         on_orphaned: Callable[[], None] = lambda: None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_connected = on_connected
         self._coordinator, self._member_id = (address, secret), member_id
         self._snapshot, self._interval_s = snapshot, interval_s
         self._orphaned_after_s, self._on_orphaned = orphaned_after_s, on_orphaned
@@ -213,6 +215,10 @@ class Lifeline:
         self._coordinator = (address, secret)
         self._heard = True
         self._wake.set()
+
+    def reassure(self) -> None:
+        """Somebody who knows says that there will be a coordinator."""
+        self._heard = True
 
     def close(self) -> None:
         self._closing = True
@@ -247,6 +253,7 @@ class Lifeline:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         hello = {"secret": coordinator[1], "member_id": self._member_id}
         connection.sendall(json.dumps(hello).encode() + b"\n")
+        self._on_connected()
         while not self._closing and self._coordinator is coordinator and not self._is_orphaned():
             connection.sendall(encode(self._snapshot()))
             self._listen(connection)

@@ -15,9 +15,10 @@ from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig, *, thorough: bool = True) -> Plan:
     """Read the corpus's manifest and the run's newest checkpoint; settle what was left open.
 
+    Not `thorough`: for whoever does not own the run yet; the checkpoint's bytes are not read, and nothing is changed.
     Raises: ConfigError, DataError, CheckpointError, StorageError, each with a remedy.
     """
     tokens = Storage.open(config.data.tokens)
@@ -26,7 +27,7 @@ def make_plan(config: RunConfig) -> Plan:
     order = manifest.order(**config.order_fields())
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
-    newest = registry.newest_complete(run_storage, on_skipped=skipped.append)
+    newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=thorough)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(

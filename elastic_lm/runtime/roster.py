@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from elastic_lm.runtime.cluster import NAMESPACE
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 12
+REASSURE_S = 5.0
 _NAME = re.compile(r"worker/(?P<run>.+)/(?P<fingerprint>[0-9a-f]+)/(?P<owner_epoch>\d+)/(?P<member_id>w\d+)")
 
 
@@ -57,6 +59,8 @@ class Roster:
 
     def found(self) -> list[Found]:
         """Everybody who is registered, the newest coordinator's first."""
+        if not ray.is_initialized():
+            return []  # Ray would start a cluster to look
         named = [_NAME.fullmatch(actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)]
         ours = [match for match in named if match and match["run"] == self._run]
         looked = [self._look(match) for match in sorted(ours, key=lambda match: -int(match["owner_epoch"]))]
@@ -64,8 +68,6 @@ class Roster:
 
     def end_all(self) -> None:
         """End everybody, for certain: nobody is to serve the run any more."""
-        if not ray.is_initialized():
-            return  # Ray would start a cluster to look
         for found in self.found():
             ray.kill(found.handle, no_restart=True)
             if found.place is not None:
@@ -79,6 +81,35 @@ class Roster:
         known = ray._private.state.actors(handle._actor_id.hex())
         place = (known["Address"]["NodeID"], known["Pid"]) if known.get("Pid") else None
         return Found(match["member_id"], handle, place, fits=match["fingerprint"] == self._fingerprint)
+
+
+class Reassurance:
+    """As long as it is entered, the run's workers are told now and then that there will be a coordinator.
+
+    By the driver: a successor may take longer than workers wait, because it is slow to start, because storage is away, or
+    because there is much to read. Trade-off: while a coordinator is there this says nothing new, for a call per worker.
+    """
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reassurance", daemon=True)
+
+    def __enter__(self) -> Reassurance:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                for found in self._roster.found():
+                    found.handle.reassure.remote()
+            except RayError as error:
+                logger.warning("The workers cannot be told that there will be a coordinator: %s.", error)
+            self._over.wait(REASSURE_S)
 
 
 def reap(node_id: str, pid: int, title: str = "ray::Worker") -> None:

@@ -30,7 +30,7 @@ from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.claim import claim, new_token
 from elastic_lm.runtime.mailbox import Attempt, Command, create_mailbox
-from elastic_lm.runtime.roster import Roster, reap
+from elastic_lm.runtime.roster import Reassurance, Roster, reap
 
 if TYPE_CHECKING:
     from elastic_lm.ownership import Ownership
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLLOW_S = 3.0  # without news; the longest that the end of a coordinator that crashed goes unseen
+SUPERSEDED = "superseded"  # the verdict of one whose workers may be another's by now
 MAX_ATTEMPTS = 5  # coordinators in a row without a step between: a bug that kills each of them must end, not loop
 
 # Ray Train looks after the coordinator every 2 s and leaves a frozen one alone for 600 s, unless it is told otherwise. To succeed
@@ -73,7 +74,7 @@ def fit(
     from elastic_lm.tracking.trackers import check_installed, wanted_by
 
     check_installed(wanted_by(config))
-    plan = make_plan(config)
+    plan = make_plan(config, thorough=False)
     with _shown(plan.config, on_line, view, quiet) as chosen:
         return _fit(plan, chosen)
 
@@ -99,23 +100,24 @@ def _fit(plan: Plan, view: View) -> RunResult:
     config = plan.config
     with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
-        for skipped in plan.skipped:
-            view.news(News(skipped, "bad"))
         mailbox = create_mailbox(config.name)
         job: Ownership | None = None
+        result: RunResult | None = None
         try:
             token = new_token()
             job = claim(config, token, on_waiting=lambda sentence: view.news(News(sentence)))
             plan.run_storage.write(CONFIG_FILE, config.to_yaml().encode())
             with _temporary_folder() as folder:
                 hosted = _Hosted(config, mailbox, token, folder)
-                with _stop_on_signal(mailbox):
+                with _stop_on_signal(mailbox), Reassurance(Roster(config.name)):
                     hosted.start()
                     _follow(mailbox, hosted, view)
-                return with_files(hosted.result(), plan, view)
+                    result = hosted.result()
+            return with_files(result, plan, view)
         finally:
-            if job is not None:
+            if job is not None and (result is None or result.verdict != SUPERSEDED):
                 Roster(config.name).end_all()  # of a coordinator that could not
+            if job is not None:
                 job.release_job()
             ray.kill(mailbox)
 
@@ -208,7 +210,7 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
     try:
         return coordinate(config, mailbox, arguments["token"])
     except SupersededError as error:
-        return RunResult("superseded", str(error))
+        return RunResult(SUPERSEDED, str(error))
     except UnavailableError as error:
         return RunResult("unavailable", str(error))
     except ElasticLMError as error:

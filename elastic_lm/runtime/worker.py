@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,7 +25,6 @@ import ray
 from elastic_lm import failpoints
 from elastic_lm.protocol import (
     Generation,
-    Heartbeat,
     Lease,
     LeaseEnd,
     LeaseReport,
@@ -36,6 +35,7 @@ from elastic_lm.protocol import (
 )
 from elastic_lm.runtime.cluster import NAMESPACE
 from elastic_lm.runtime.lifeline import Lifeline
+from elastic_lm.runtime.pulse import Pulse
 from elastic_lm.runtime.upload import Attempt, Uploads
 
 if TYPE_CHECKING:
@@ -79,22 +79,10 @@ class WorkerBoot:
     failpoints: tuple[str, ...] = ()
 
 
-@dataclass
-class _Pulse:
-    """What the next heartbeat says. Written by the training thread, read by the lifeline's; each field is one store."""
-
-    generation: Generation | None = None
-    phase: Phase = Phase.STARTING
-    next_step: int = 0
-    progress: int = 0
-    micro_batch_s: float | None = None
-    records: list[StepRecord] = field(default_factory=list)
-
-
 class LeaseControl:
     """How the coordinator reaches into a running lease: the fence, the vote to end early, and the member's progress."""
 
-    def __init__(self, lease: Lease, member_id: str, pulse: _Pulse, lifeline: Lifeline) -> None:
+    def __init__(self, lease: Lease, member_id: str, pulse: Pulse, lifeline: Lifeline) -> None:
         self.generation = lease.generation
         self._pulse, self._lifeline = pulse, lifeline
         self._tells_records = lease.rank_of(member_id) == 0
@@ -128,7 +116,7 @@ class LeaseControl:
         self._pulse.next_step = record.step + 1
         self._pulse.micro_batch_s = micro_batch_s
         if self._tells_records:
-            self._pulse.records.append(record)
+            self._pulse.tell(record)
 
 
 class Worker:
@@ -136,7 +124,8 @@ class Worker:
 
     def __init__(self, boot: WorkerBoot) -> None:
         self._boot = boot
-        self._pulse = _Pulse()
+        self._pulse = Pulse(boot.member_id)
+        self._obeying = threading.RLock()  # whom it obeys changes in one piece: two threads answer `control` calls
         self._owner_epoch = boot.summons.owner_epoch
         self._readers = boot.summons.readers
         self._ready: ReadyReport | None = None
@@ -151,9 +140,10 @@ class Worker:
             boot.summons.lifeline_address,
             boot.summons.lifeline_secret,
             boot.member_id,
-            self._heartbeat,
+            self._pulse.beat,
             interval_s=boot.heartbeat_interval_s,
             orphaned_after_s=boot.orphaned_after_s,
+            on_connected=self._pulse.tell_again,
             on_orphaned=lambda: os._exit(1),
         )
 
@@ -310,21 +300,28 @@ class Worker:
     @ray.method(concurrency_group="control")
     def adopt(self, summons: Summons) -> None:
         """Leave whatever an earlier coordinator wanted, and obey this one from now on."""
-        if summons.owner_epoch <= self._owner_epoch:
-            return  # called late: it is not the newest
-        self._owner_epoch = summons.owner_epoch
-        self.fence(Generation(summons.owner_epoch, 0))
-        self._uploads.cancel((summons.owner_epoch, 0))
-        self.set_readers(summons.owner_epoch, summons.readers)
-        self._lifeline.move(summons.lifeline_address, summons.lifeline_secret)
+        with self._obeying:
+            if summons.owner_epoch <= self._owner_epoch:
+                return  # called late: it is not the newest
+            self._owner_epoch = summons.owner_epoch
+            self.fence(Generation(summons.owner_epoch, 0))
+            self._uploads.cancel((summons.owner_epoch, 0))
+            self.set_readers(summons.owner_epoch, summons.readers)
+            self._lifeline.move(summons.lifeline_address, summons.lifeline_secret)
+
+    @ray.method(concurrency_group="control")
+    def reassure(self) -> None:
+        """There is no coordinator at the moment, and there will be one."""
+        self._lifeline.reassure()
 
     @ray.method(concurrency_group="control")
     def fence(self, generation: Generation) -> None:
         """Leave every generation up to and including this one, now."""
         lowest = Generation(generation.owner_epoch, generation.number + 1)
-        if self._is_over(lowest):
-            return  # by an earlier coordinator, which cannot know of later generations
-        self._lowest_generation = lowest
+        with self._obeying:
+            if self._is_over(lowest):
+                return  # by an earlier coordinator, which cannot know of later generations
+            self._lowest_generation = lowest
         control = self._control
         if control is not None and control.generation <= generation:
             control.fence()
@@ -340,11 +337,12 @@ class Worker:
     @ray.method(concurrency_group="control")
     def set_readers(self, owner_epoch: int, readers: tuple[Any, ...]) -> None:
         """The readers to ask from now on. They may be replaced while this worker warms up."""
-        if owner_epoch < self._owner_epoch:
-            return
-        self._readers = readers
-        if self._tokens is not None:
-            self._tokens.set_readers(list(readers))
+        with self._obeying:
+            if owner_epoch < self._owner_epoch:
+                return
+            self._readers = readers
+            if self._tokens is not None:
+                self._tokens.set_readers(list(readers))
 
     @ray.method(concurrency_group="control")
     def leave(self, owner_epoch: int) -> None:
@@ -353,20 +351,6 @@ class Worker:
             return
         self._lifeline.close()
         os._exit(0)
-
-    def _heartbeat(self) -> Heartbeat:
-        pulse = self._pulse
-        records = tuple(pulse.records)
-        del pulse.records[: len(records)]
-        return Heartbeat(
-            self._boot.member_id,
-            pulse.generation,
-            pulse.phase,
-            pulse.next_step,
-            pulse.progress,
-            pulse.micro_batch_s,
-            records,
-        )
 
 
 def start_worker(boot: WorkerBoot, name: str, options: dict[str, Any]) -> Any:

@@ -220,3 +220,18 @@ def test_flipped_version_is_damage(run: Storage) -> None:
     path = f"{layout.folder_of(10)}/{layout.MANIFEST}"
     run.write(path, run.read(path).replace(b'"version": 2', b'"version": 3'))
     assert registry.newest_complete(run) is None
+
+
+def test_look_that_is_not_thorough_changes_nothing(run: Storage) -> None:
+    save(run, 10)
+    save(run, 20)
+    flip(run, parts_of(run, 20)[0])
+    before = run.list()
+    found = registry.newest_complete(run, thorough=False)
+    assert found is not None and found.step == 20  # its parts were not read
+    run.delete(parts_of(run, 20)[0])
+    told: list[str] = []
+    found = registry.newest_complete(run, thorough=False, on_skipped=told.append)
+    assert found is not None and found.step == 10
+    assert "is not there" in told[0]
+    assert len(run.list()) == len(before) - 1

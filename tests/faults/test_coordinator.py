@@ -12,6 +12,7 @@ import ray
 from elastic_lm.errors import SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.runtime.cluster import LocalCluster
+from elastic_lm.runtime.roster import Reassurance, Roster
 from tests.faults.harness import WAIT_S, Fault, HostedRun, Injector, assert_same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -105,3 +106,15 @@ def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     assert_same_bits(run, run.result())
     assert run.count(EventKind.MEMBER_LOST) == 0 and run.count(EventKind.MEMBER_STARTED) == 3
     assert len(returned(run)) == 3
+
+
+def test_successor_that_takes_longer_than_workers_wait_finds_them_as_long_as_the_driver_lives(start: Start) -> None:
+    run = start(
+        steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 1000}, failpoints=["c2:coordinator.open@*=delay:20"],
+        control={"orphaned_after_s": 15.0},
+    )  # fmt: skip
+    run.await_step(20)
+    with Reassurance(Roster(run.config.name)):
+        os.kill(run.coordinator_pid(), signal.SIGKILL)
+        assert_same_bits(run, run.result())
+    assert len(returned(run)) == 3 and run.count(EventKind.MEMBER_STARTED) == 3

@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import boto3
 import pytest
 
 from elastic_lm.runtime.cluster import LocalCluster
-from elastic_lm.storage import Storage
 from tests.faults import proxy as p
 from tests.faults.harness import Fault, HostedRun, Injector, assert_nothing_left, assert_same_bits
 from tests.faults.proxy import FaultyProxy
@@ -74,16 +72,6 @@ class Soaker(Injector):
         what, line = STORE_FAULTS[name]
         self._proxy.inject(what, on=line, seconds=1.0 + fault.victim % 3)
         return f"the store {name}"
-
-
-@pytest.fixture(scope="module")
-def on_s3(s3_server: str, corpus: str) -> str:
-    """The address of a bucket with the corpus below tokens/."""
-    boto3.client("s3").create_bucket(Bucket="soak")
-    here, there = Storage.open(corpus), Storage.open("s3://soak/tokens")
-    for path in here.list():
-        there.write(path, here.read(path))
-    return "s3://soak"
 
 
 def test_soak(start: Callable[..., HostedRun], cluster: LocalCluster, proxy: FaultyProxy, on_s3: str) -> None:

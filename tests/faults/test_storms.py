@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import pytest
 
 from elastic_lm.events.types import EventKind
@@ -22,16 +21,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(300)]
 
 STEPS = 90
 STORM_S = 6.0
-
-
-@pytest.fixture(scope="module")
-def on_s3(s3_server: str, corpus: str) -> str:
-    """The address of a bucket with the corpus below tokens/."""
-    boto3.client("s3").create_bucket(Bucket="storms")
-    here, there = Storage.open(corpus), Storage.open("s3://storms/tokens")
-    for path in here.list():
-        there.write(path, here.read(path))
-    return "s3://storms"
 
 
 def test_storm_in_which_everything_fails_does_not_show(
