@@ -101,13 +101,14 @@ class Reassurance:
 
     def __exit__(self, *exc_info: object) -> None:
         self._over.set()
+        self._thread.join(timeout=REASSURE_S)
 
     def _run(self) -> None:
         while not self._over.is_set():
             try:
                 for found in self._roster.found():
                     found.handle.reassure.remote()
-            except RayError as error:
+            except (RuntimeError, RayError) as error:
                 logger.warning("The workers cannot be told that there will be a coordinator: %s.", error)
             self._over.wait(REASSURE_S)
 
