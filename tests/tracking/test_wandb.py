@@ -135,8 +135,6 @@ from elastic_lm.tracking import wandb
 from elastic_lm.tracking.feed import fill
 from tests.tracking.test_wandb import EVENTS, config_in
 
-pytestmark = pytest.mark.slow
-
 def attempt(events, init_s=30.0):
     wandb.INIT_S = init_s
     sink = wandb.WeightsAndBiases(config_in(Path("/where"), wandb_mode="online"), None, finish_s=20.0)
