@@ -17,18 +17,22 @@ the log can grow, and storage lets one writer have it.
 
 That is why the epoch is in the events and not in the names. If it were in the names, both segments at one number would be
 stored, and readers would have to leave out one whose writer was told that it is there, and has let members forget it.
+
+Small segments that are old are joined now and then (compaction.py), by whoever has opened the log.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from elastic_lm.errors import AlreadyExistsError, ElasticLMError, StorageError, SupersededError
+from elastic_lm.errors import AlreadyExistsError, ElasticLMError, NotFoundError, StorageError, SupersededError
+from elastic_lm.events import segments
+from elastic_lm.events.compaction import Compactor
+from elastic_lm.events.segments import Segment
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.storage import Storage
 
@@ -38,7 +42,6 @@ FLUSH_S = 2.0  # what a dead coordinator's successor may have to ask the workers
 SEGMENT_EVENTS = 5_000
 MAX_BUFFERED = 200_000  # about 100 MB; an hour without storage at 50 events a second
 RETRY_S = 1.0
-_SEGMENT = re.compile(r"(\d{12})\.jsonl")
 
 
 class EventLog:
@@ -68,6 +71,7 @@ class EventLog:
         self._on_stored = on_stored
         self._on_superseded = on_superseded
         self._max_buffered = max_buffered
+        self._compactor = Compactor(storage) if opening is not None else None
         self._first = self._open(opening)  # the number of the first buffered event
         self._buffer: list[Event] = []
         self._num_dropped = 0
@@ -93,7 +97,7 @@ class EventLog:
             if end == taken:
                 raise StorageError(f"{self._storage.url}/{_name(end)} is neither in the folder's list nor free")
             try:
-                self._storage.create(_name(end), _data([self._stamped(opening(newest)).to_json()]))
+                self._storage.create(_name(end), segments.data([self._stamped(opening(newest)).to_json()]))
             except AlreadyExistsError:
                 taken = end
             else:
@@ -136,7 +140,7 @@ class EventLog:
         with self._changed:
             first, events = self._first, list(self._buffer)
         if events:
-            elsewhere.write(_name(first), _data([event.to_json() for event in events]))
+            elsewhere.write(_name(first), segments.data(event.to_json() for event in events))
         return len(events)
 
     def close(self, timeout_s: float = 10.0) -> bool:
@@ -191,15 +195,17 @@ class EventLog:
             self._on_stored(events[:num_stored])
         except Exception:  # a watcher's bug must not end the log
             logger.exception("on_stored raised")
+        if self._compactor is not None:
+            self._compactor.stored()
         return num_stored
 
     def _create(self, name: str, lines: list[str]) -> int:
         """Returns: how many of the lines the segment holds; 0 when it is somebody else's."""
         try:
-            self._storage.create(name, _data(lines))
+            self._storage.create(name, segments.data(lines))
             return len(lines)
         except AlreadyExistsError:
-            there = _lines(self._storage, name)
+            there = segments.lines(self._storage, Segment(name, 0))
             # Stored by us, when fewer events were waiting, by a write whose answer was lost.
             return len(there) if there == lines[: len(there)] else 0
 
@@ -239,38 +245,58 @@ def read(
     With `poll_s`, goes on looking for new ones every so many seconds, until the last of all says that the run has
     finished.    Raises: StorageError.
     """
-    tell = on_problem or (lambda sentence: logger.warning("%s", sentence))
-    expected, finished = 0, False
-    known: set[str] = set()  # segments never change, and none comes before one that is there
+    reading = _Reading(storage, on_problem or (lambda sentence: logger.warning("%s", sentence)))
     while True:
-        new = [(name, first) for name, first in _segments(storage) if name not in known]
-        for event, end in _read_segments(storage, new, expected, tell):
-            expected = end
-            if event is not None:
-                finished = event.kind is EventKind.RUN_FINISHED
-                yield event
-        known.update(name for name, _ in new)
-        if finished or poll_s is None:
+        yield from reading.rest()
+        if reading.finished or poll_s is None:
             return
         time.sleep(poll_s)
 
 
-def _read_segments(
-    storage: Storage, segments: list[tuple[str, int]], expected: int, tell: Callable[[str], None]
-) -> Iterator[tuple[Event | None, int]]:
-    """(event, number of the next one) of these segments; None for a line that cannot be read."""
-    for name, first in segments:
-        lines = _lines(storage, name)
-        if first > expected:
-            tell(f"events {expected} to {first - 1} are missing before {name}")
-        elif first < expected:
-            tell(
-                f"{name} begins before event {expected}, where the segment before it ends; the later copies are left out"
+class _Reading:
+    """How far somebody has read a log that may grow and be compacted meanwhile."""
+
+    def __init__(self, storage: Storage, tell: Callable[[str], None]) -> None:
+        self._storage, self._tell = storage, tell
+        self._expected = 0  # the number of the next event
+        self._known: set[str] = set()  # segments never change, and none comes before one that is there
+        self.finished = False  # the last event says so
+
+    def rest(self) -> Iterator[Event]:
+        """Whatever is there and has not been read."""
+        missed: Segment | None = None
+        while True:
+            new = [segment for segment in segments.listed(self._storage) if self._is_new(segment)]
+            try:
+                for segment, lines in segments.read(self._storage, new):
+                    self._known.add(segment.name)
+                    yield from self._events(segment, lines)
+                return
+            except NotFoundError:  # compacted since it was listed: what it became is listed now
+                gone = next(segment for segment in new if segment.name not in self._known)
+                if gone == missed:
+                    raise
+                missed = gone
+
+    def _is_new(self, segment: Segment) -> bool:
+        return segment.name not in self._known and (segment.end is None or segment.end > self._expected)
+
+    def _events(self, segment: Segment, lines: list[str]) -> Iterator[Event]:
+        if segment.first > self._expected:
+            self._tell(f"events {self._expected} to {segment.first - 1} are missing before {segment.name}")
+        elif segment.first < self._expected and segment.end is None:
+            self._tell(
+                f"{segment.name} begins before event {self._expected}, where the segment before it ends; the later copies "
+                "are left out"
             )
-        for number, line in enumerate(lines, start=first):
-            if number >= expected:
-                yield _parse(line, number, tell), number + 1
-        expected = max(expected, first + len(lines))
+        for number, line in enumerate(lines, start=segment.first):
+            if number < self._expected:
+                continue
+            self._expected = number + 1
+            event = segments.parse(line, number, self._tell)
+            if event is not None:
+                self.finished = event.kind is EventKind.RUN_FINISHED
+                yield event
 
 
 def last(storage: Storage, most: int) -> list[Event]:
@@ -278,49 +304,36 @@ def last(storage: Storage, most: int) -> list[Event]:
 
     Raises: StorageError.
     """
+    try:
+        return _last(storage, most)
+    except NotFoundError:  # compacted since it was listed
+        return _last(storage, most)
+
+
+def _last(storage: Storage, most: int) -> list[Event]:
     found: list[Event] = []
-    for name, first in reversed(_segments(storage)):
-        lines = _lines(storage, name)
-        parsed = (_parse(line, number, logger.warning) for number, line in enumerate(lines, start=first))
-        found = [event for event in parsed if event is not None] + found
+    for segment in reversed(segments.listed(storage)):
+        found = _events_of(segment, segments.lines(storage, segment)) + found
         if len(found) >= most:
             break
     return found[-most:]
 
 
-def _parse(line: str, number: int, tell: Callable[[str], None]) -> Event | None:
-    try:
-        return Event.from_json(line)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        tell(f"event {number} cannot be read: {type(error).__name__}: {error}")
-        return None
-
-
-def _segments(storage: Storage) -> list[tuple[str, int]]:
-    names = [(name, match) for name in storage.list() if (match := _SEGMENT.fullmatch(name))]
-    return sorted((name, int(match[1])) for name, match in names)
+def _events_of(segment: Segment, lines: list[str]) -> list[Event]:
+    parsed = (segments.parse(line, number, logger.warning) for number, line in enumerate(lines, start=segment.first))
+    return [event for event in parsed if event is not None]
 
 
 def _tail(storage: Storage) -> tuple[int, Event | None]:
     """The number of the next event, and the newest one that can be read."""
-    end, newest = 0, None
-    for name, first in reversed(_segments(storage)):
-        lines = _lines(storage, name)
-        end = end or first + max(1, len(lines))  # an empty one is damaged, and its name is taken
-        events = [_parse(line, number, logger.warning) for number, line in enumerate(lines, start=first)]
-        newest = next((event for event in reversed(events) if event is not None), None)
-        if newest is not None:
-            break
-    return end, newest
+    end = 0
+    for segment in reversed(segments.listed(storage)):
+        lines = segments.lines(storage, segment)
+        end = end or segment.first + max(1, len(lines))  # an empty one is damaged, and its name is taken
+        if events := _events_of(segment, lines):
+            return end, events[-1]
+    return end, None
 
 
 def _name(first: int) -> str:
-    return f"{first:012d}.jsonl"
-
-
-def _data(lines: list[str]) -> bytes:
-    return "".join(line + "\n" for line in lines).encode()
-
-
-def _lines(storage: Storage, name: str) -> list[str]:
-    return storage.read(name).decode(errors="replace").splitlines()
+    return segments.named(first).name
