@@ -72,7 +72,7 @@ def dry_run(config: RunConfig) -> None:
     from elastic_lm.runtime.plan import make_plan
     from elastic_lm.storage import Storage
 
-    plan = make_plan(config, thorough=False)
+    plan = make_plan(config)
     tokens = Storage.open(config.data.tokens)
     read_block(tokens, Manifest.load(tokens), 0)
     rate, source = logged_rate(plan.config)

@@ -97,6 +97,7 @@ class LeaseEnd(StrEnum):
     POISONED = "poisoned"  # refused (non-finite or out of range) contributions and the policy is to stop
     DATA_ERROR = "data_error"  # data that must not be trained on, or is missing for good
     UNAVAILABLE = "unavailable"  # storage gave nothing for as long as the run waits for it
+    UNRESTORABLE = "unrestorable"  # the checkpoint to go on from is damaged, or gone
 
 
 @dataclass(frozen=True)

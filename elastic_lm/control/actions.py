@@ -90,6 +90,11 @@ class AbandonCheckpoint:
 
 
 @dataclass(frozen=True)
+class FindCheckpoint:
+    """The newest checkpoint cannot be restored: read them, and tell which one can."""
+
+
+@dataclass(frozen=True)
 class AskAfterNode:
     """A worker was lost there: tell if the node turns out to be dead."""
 
@@ -116,6 +121,7 @@ Action = (
     | SaveCheckpoint
     | PublishCheckpoint
     | AbandonCheckpoint
+    | FindCheckpoint
     | AskAfterNode
     | Emit
     | Finish

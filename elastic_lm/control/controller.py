@@ -151,6 +151,8 @@ class Control:
             case ev.Published():
                 if self._saving.published(event, now):
                     self._decide(now)
+            case ev.CheckpointFound():
+                self._on_found_checkpoint(event, now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
             case ev.NodeLost(node_id):
@@ -510,6 +512,15 @@ class Control:
                 self._interrupt("error", f"{report.member_id} waited in vain", now)
                 self._fence(now)
                 return
+            case LeaseEnd.UNRESTORABLE:
+                if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
+                    self._finish("failed", f"{report.error} (twice)", self._saving.newest_step or 0)
+                    return
+                self._emit(EventKind.NOTE, f"{report.member_id}: {report.error}.", member_id=report.member_id)
+                self._saving.search()
+                self._interrupt("error", f"{report.member_id} could not restore the checkpoint", now)
+                self._fence(now)
+                return
             case LeaseEnd.RAISED:
                 if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
                     self._finish("failed_bug", f"step {report.error_step}: {report.error} (twice)", report.next_step)
@@ -527,6 +538,16 @@ class Control:
             self._interrupt("lease", "", now)
         if not self._waiting:
             self._close_lease(now)
+
+    def _on_found_checkpoint(self, found: ev.CheckpointFound, now: float) -> None:
+        if found.verdict is not None:
+            self._finish(found.verdict, found.error, self._saving.newest_step or 0)
+            return
+        for sentence in found.skipped:
+            self._emit(EventKind.NOTE, sentence)
+        self._saving.found(found.step)
+        if self._lease is None:
+            self._decide(now)
 
     def _raised_again(self, step: int, error: str, occasion: str) -> bool:
         """The same exception at the same step on two occasions (generations, or members' starts) is a bug, not a fault."""

@@ -88,6 +88,19 @@ class Published:
 
 
 @dataclass(frozen=True)
+class CheckpointFound:
+    """The answer to `FindCheckpoint`: the newest one whose every byte was read. `step`: None when there is none.
+
+    `skipped`: a sentence about each newer one. `verdict` and `error`: when it could not be found out, how the run ends, and why.
+    """
+
+    step: int | None
+    skipped: tuple[str, ...] = ()
+    verdict: str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class NodeDraining:
     """The node goes at `deadline` (unix seconds, 0 when unknown)."""
 
@@ -142,6 +155,6 @@ class Tick:
 
 Input = (
     MemberStarted | MemberReady | MemberFound | MemberReturned | MemberFailed | ConnectionLost | ConnectionRestored | Beat
-    | Reported | Saved | Published | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested | ReaderReplaced
-    | CoordinatorSlept | Tick
+    | Reported | Saved | Published | CheckpointFound | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested
+    | ReaderReplaced | CoordinatorSlept | Tick
 )  # fmt: skip

@@ -62,6 +62,7 @@ class Saving:
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
         self.last_error: str | None = None
+        self._unrestorable: int | None = None  # the newest one, while another is looked for
 
     @property
     def under_way(self) -> bool:
@@ -82,8 +83,25 @@ class Saving:
         every = self._spec.checkpoint_every
         self._is_owed |= bool(every and step // every > (self.newest_step or 0) // every)
 
+    def search(self) -> None:
+        """The newest one cannot be restored: find out which one can. Whatever is asked for meanwhile is the same question."""
+        if self._unrestorable is None:
+            self._unrestorable = self.newest_step
+            self._do(act.FindCheckpoint())
+
+    def found(self, step: int | None) -> None:
+        """Which one can. Steps after it are trained again, unless a newer one was completed meanwhile."""
+        unrestorable, self._unrestorable = self._unrestorable, None
+        if step in (unrestorable, self.newest_step) or self.newest_step != unrestorable:
+            return
+        self.newest_step = step
+        told = "the initial state" if step is None else f"the checkpoint of step {step}"
+        self._emit(EventKind.NOTE, f"The newest state that can be restored is {told}.", step=step or 0)
+
     def holds_up_restore(self) -> bool:
-        """Whether a checkpoint that is newer than any that can be restored lacks nothing but its manifest. Told once."""
+        """Whether one is looked for, or one that is newer than any that can be restored lacks only its manifest. Told once."""
+        if self._unrestorable is not None:
+            return True
         save = self._save
         if save is None or save.owing or save.step <= (self.newest_step or 0):
             return False

@@ -23,7 +23,7 @@ from elastic_lm.engine.reduce import Reduction
 from elastic_lm.engine.shared import SLOT_BYTES
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
-from elastic_lm.errors import DataError, UnavailableError
+from elastic_lm.errors import CheckpointError, DataError, UnavailableError
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,8 @@ def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseRepor
         end, error = LeaseEnd.DATA_ERROR, bad_data
     except UnavailableError as no_answer:
         end, error = LeaseEnd.UNAVAILABLE, no_answer
+    except CheckpointError as damaged:
+        end, error = LeaseEnd.UNRESTORABLE, damaged
     except Exception as raised:  # a bug of the model, the objective or our own: told in full, judged by control
         logger.exception("An exception at step %d.", member.state.next_step)
         error = raised

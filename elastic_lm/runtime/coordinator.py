@@ -46,6 +46,7 @@ from elastic_lm.runtime.nodes import NodeWatcher
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
+from elastic_lm.runtime.restorable import RestorableSearch
 from elastic_lm.runtime.roster import Roster
 from elastic_lm.runtime.worker import Summons, WorkerBoot
 from elastic_lm.storage import Storage
@@ -68,13 +69,13 @@ class Plan:
     start_reader: Callable[[], Any]  # -> actor handle
     newest: CheckpointInfo | None  # the newest complete checkpoint
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
-    environment: dict[str, str] | None = None  # in which that checkpoint was written, if it says
 
     def environment_changes(self, now: dict[str, str]) -> list[str]:
         """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
-        before = self.environment
-        if before is None or self.config.reduction.kind != "exact":
-            return []
+        before = None if self.newest is None else self.newest.meta.get("environment")
+        if not isinstance(before, dict) or self.config.reduction.kind != "exact":
+            return []  # an earlier version did not write it down
+        before = {name: str(value) for name, value in before.items()}
         names = sorted({*before, *now})
         return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
@@ -98,7 +99,10 @@ class Coordinator:
         self._store: RendezvousStore | None = None
         self._verdict: act.Verdict | None = None
         config = plan.config
-        self._meta = {"fingerprint": config.identity_fingerprint(), "config": config.model_dump(mode="json")}
+        self._meta: dict[str, Any] = {
+            "fingerprint": config.identity_fingerprint(),
+            "config": config.model_dump(mode="json"),
+        }
         self._last_event: Event | None = None  # tells the verdict
 
     def run(self) -> RunResult:
@@ -164,6 +168,13 @@ class Coordinator:
             check=self._check_before_publishing,
         )
         stack.callback(self._publisher.close)
+        self._search = RestorableSearch(
+            plan.run_storage,
+            config.data.storage_timeout_s,
+            self._owner.check,
+            self._on_restorable,
+            lambda verdict, error: self._inbox.put(ev.CheckpointFound(None, (), verdict, error)),
+        )
         self._members = Members(
             self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
             roster,
@@ -220,6 +231,11 @@ class Coordinator:
 
     def _on_reader_news(self, news: ReaderNews) -> None:
         self._inbox.put(ev.ReaderReplaced(news.lost, news.replacement, news.cause))
+
+    def _on_restorable(self, newest: CheckpointInfo | None, skipped: list[str]) -> None:
+        """On the search's thread, while nobody trains."""
+        self._plan = replace(self._plan, newest=newest)
+        self._inbox.put(ev.CheckpointFound(self._plan.resume_step, tuple(skipped)))
 
     def _await_command(self) -> None:
         """Long-poll the mailbox: the next command arrives as an event."""
@@ -283,6 +299,9 @@ class Coordinator:
             self._note_environment(event.report.ready.environment)
         elif isinstance(event, ev.MemberReady):
             self._note_environment(event.report.environment)
+        elif isinstance(event, ev.CheckpointFound) and event.verdict is None:
+            self._publisher.go_back(event.step)
+            self._tell_environment()
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
         for action in self._control.handle(event, time.monotonic()):
@@ -291,10 +310,13 @@ class Coordinator:
 
     def _note_environment(self, environment: dict[str, str]) -> None:
         """The first worker's goes into the checkpoints. Of those that come later control refuses any with other bits."""
-        if "environment" in self._meta:
-            return
-        self._meta["environment"] = environment
-        if changes := self._plan.environment_changes(environment):
+        if "environment" not in self._meta:
+            self._meta["environment"] = environment
+            self._tell_environment()
+
+    def _tell_environment(self) -> None:
+        """Whether it is that of the checkpoint from which the run goes on."""
+        if changes := self._plan.environment_changes(self._meta["environment"]):
             told = (
                 f"Bits are no longer promised: the checkpoint of step {self._plan.resume_step} was written in another "
                 f"environment: {'; '.join(changes)}."
@@ -326,6 +348,8 @@ class Coordinator:
             case act.PublishCheckpoint(number):
                 failpoints.hit("coordinator.publish")
                 self._publisher.publish(number)
+            case act.FindCheckpoint():
+                self._search.begin()
             case act.AbandonCheckpoint(number, member_ids):
                 self._publisher.abandon(number)
                 self._members.cancel_save(number, member_ids)

@@ -15,10 +15,10 @@ from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
 
 
-def make_plan(config: RunConfig, *, thorough: bool = True) -> Plan:
-    """Read the corpus's manifest and the run's newest checkpoint; settle what was left open.
+def make_plan(config: RunConfig) -> Plan:
+    """Read the corpus's manifest and that of the run's newest checkpoint; settle what was left open. Changes nothing.
 
-    Not `thorough`: for whoever does not own the run yet; the checkpoint's bytes are not read, and nothing is changed.
+    A checkpoint's bytes are read when it is restored: whoever takes a run over with its workers needs none.
     Raises: ConfigError, DataError, CheckpointError, StorageError, each with a remedy.
     """
     tokens = Storage.open(config.data.tokens)
@@ -27,7 +27,7 @@ def make_plan(config: RunConfig, *, thorough: bool = True) -> Plan:
     order = manifest.order(**config.order_fields())
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
-    newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=thorough)
+    newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(
@@ -44,7 +44,6 @@ def make_plan(config: RunConfig, *, thorough: bool = True) -> Plan:
             num_cpus=config.data.reader_num_cpus,
         ),
         newest=newest,
-        environment=None if newest is None else _environment_of(newest),
         skipped=tuple(skipped),
     )
 
@@ -59,12 +58,6 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
         f"settings: {told}. Set them back to resume it. Other settings make another run, which begins at step 0: give it a "
         f"name of its own, e.g. --set name={config.name}-2"
     )
-
-
-def _environment_of(newest: CheckpointInfo) -> dict[str, str] | None:
-    """None of one that was written by an earlier version."""
-    told = newest.meta.get("environment")
-    return {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else None
 
 
 def _changes(config: RunConfig, began: Any) -> list[str]:

@@ -96,6 +96,13 @@ class Publisher:
         attempt = self._attempt
         return None if attempt is None or attempt.told else attempt.step
 
+    def go_back(self, step: int | None) -> None:
+        """Whatever was published after this step cannot be restored."""
+        oldest = -1 if step is None else step
+        self._seen = {seen: found for seen, found in self._seen.items() if seen <= oldest}
+        if self.newest_step > oldest:
+            self.newest_step, self.newest = -1, {}
+
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Wait for the manifest that is being written, and for old checkpoints to go; but not for ever."""
         attempt = self._attempt

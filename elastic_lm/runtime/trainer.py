@@ -74,7 +74,7 @@ def fit(
     from elastic_lm.tracking.trackers import check_installed, wanted_by
 
     check_installed(wanted_by(config))
-    plan = make_plan(config, thorough=False)
+    plan = make_plan(config)
     with _shown(plan.config, on_line, view, quiet) as chosen:
         return _fit(plan, chosen)
 

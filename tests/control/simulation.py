@@ -285,6 +285,9 @@ class Process:
         if self.session is not session:
             return
         step = session.lease.restore
+        if self.cluster.is_damaged(step):
+            self._leave(LeaseEnd.UNRESTORABLE, f"the checkpoint of step {step} is damaged")
+            return
         self.content = 0 if step is None else self.cluster.checkpoints[step]
         self.whole, self.next_step = True, step or 0
         self.cluster.got_whole(self)
@@ -469,6 +472,7 @@ class Cluster:
         self.num_failing_saves = 0
         self.num_stalled_writes = 0  # shares and manifests that are stored only after `stall_s`
         self.stall_s = 100.0
+        self.damaged: dict[int, bool] = {}  # checkpoints that are or were, by step; False: replaced, or found to be
         self.resume_step = resume_step
 
         self.verdict: act.Verdict | None = None
@@ -706,6 +710,8 @@ class Cluster:
                 attempt = self.owner_epoch, number
                 self.publishing[attempt] = self.saves[attempt].step
                 self.at(self.store_s(self.pace.save_s / 4), lambda: self._publish(attempt))
+            case act.FindCheckpoint():
+                self.at(self.store_s(self.pace.save_s), lambda asking=self.control: self._find(asking))  # type: ignore[misc]
             case act.AbandonCheckpoint(number, member_ids):
                 attempt = self.owner_epoch, number
                 self.publishing.pop(attempt, None)
@@ -730,8 +736,33 @@ class Cluster:
         save, shares = self.saves[attempt], self.shares[attempt]
         assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
         (self.checkpoints[save.step],) = set(shares.values())
+        self._mend(save.step)
         self.publishing.pop(attempt, None)
         self.tell(ev.Published(save.number, ok=True))
+
+    def damage(self) -> None:
+        """The newest checkpoint; each step's at most once, for one that is damaged again and again ends a run."""
+        if self.checkpoints and (step := max(self.checkpoints)) not in self.damaged:
+            self.damaged[step] = True
+
+    def _mend(self, step: int) -> None:
+        if step in self.damaged:
+            self.damaged[step] = False
+
+    def _find(self, asking: Control) -> None:
+        """The coordinator's own work, too: what is damaged is set aside."""
+        if asking is not self.control or self.now < self._silent_until:
+            return
+        gone = [step for step in self.checkpoints if self.is_damaged(step)]
+        for step in gone:
+            del self.checkpoints[step]
+            self.saved.discard(step)
+            self._mend(step)
+        told = tuple(f"passing over the checkpoint of step {step}" for step in gone)
+        self.tell(ev.CheckpointFound(max(self.checkpoints, default=None), told))
+
+    def is_damaged(self, step: int | None) -> bool:
+        return step is not None and self.damaged.get(step, False)
 
     def _member(self, member_id: str) -> Process:
         """No action but another kill names a member that is gone."""

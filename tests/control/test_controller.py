@@ -1943,3 +1943,98 @@ def test_answer_of_a_member_that_was_given_up_is_answered_with_another_kill() ->
     run = found("w0", "w1")
     run.dies("w1")
     assert [type(action) for action in returns(run.listen(), "w1", 7)] == [act.KillMember]
+
+
+# -- a checkpoint that cannot be restored ------------------------------------------------------------------------------
+
+
+def unrestorable(run: Run, member_id: str, step: int) -> None:
+    error = f"CheckpointError: that of step {step} is damaged"
+    run.report(member_id, 0, LeaseEnd.UNRESTORABLE, whole=False, error=error, error_step=0)
+
+
+def test_damaged_checkpoint_is_passed_over_for_one_before_it() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    run.ready("w1")
+    unrestorable(run, "w0", 30)
+    run.one(act.FindCheckpoint)
+    run.listen().wait(5.0, beating="w0 w1", phase=Phase.WAITING)
+    assert not run.granted and not run.all(act.FindCheckpoint)
+    run.tell(ev.CheckpointFound(20, ("passing over that of step 30",)))
+    assert (run.lease.start_step, run.lease.restore) == (20, 20)
+    told = [event.message for event in run.events(EventKind.NOTE)]
+    assert told == [
+        "passing over that of step 30",
+        "The newest state that can be restored is the checkpoint of step 20.",
+    ]
+
+
+def test_without_any_that_can_be_restored_the_run_begins_again() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    unrestorable(run, "w0", 30)
+    run.tell(ev.CheckpointFound(None))
+    assert (run.lease.start_step, run.lease.restore) == (0, None)
+
+
+def test_checkpoint_is_looked_for_once_though_all_report_it() -> None:
+    run = Run(resume_step=30, min_workers=2)
+    run.ready("w0")
+    run.ready("w1")
+    unrestorable(run, "w1", 30)
+    unrestorable(run, "w0", 30)
+    run.one(act.FindCheckpoint)
+    assert not run.all(act.Finish)
+
+
+def test_whole_checkpoint_that_one_worker_could_not_read_is_restored_again_and_once_only() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    unrestorable(run, "w0", 30)
+    run.tell(ev.CheckpointFound(30))
+    assert run.lease.restore == 30
+    unrestorable(run, "w0", 30)
+    verdict = act.Verdict("failed", "CheckpointError: that of step 30 is damaged (twice)", 30)
+    assert run.one(act.Finish).verdict == verdict
+
+
+def test_who_restored_it_after_all_goes_on_with_it() -> None:
+    run = Run(resume_step=30, min_workers=2)
+    run.ready("w0")
+    run.ready("w1")
+    unrestorable(run, "w1", 30)
+    run.listen().report("w0", 30, LeaseEnd.FENCED)
+    assert (run.lease.start_step, run.lease.restore, run.lease.source, run.lease.receivers) == (30, None, 0, (1,))
+    assert run.tell(ev.CheckpointFound(20))
+    assert not run.all(act.Finish)
+
+
+def test_checkpoint_that_is_complete_while_another_is_looked_for_is_the_newest() -> None:
+    run = Run(resume_step=None, min_workers=1, max_workers=1, checkpoint_every=10).training("w0")
+    run.report("w0", 10)
+    first = run.save
+    run.saved()
+    run.report("w0", 20)
+    run.tell(ev.Saved(run.save.number, "w0", ok=True))  # its manifest is on its way
+    run.tell(ev.Tick())
+    second = run.save
+    assert second.number != first.number
+    run.dies("w0")
+    run.listen().ready("w1")
+    assert not run.granted  # it is waited for
+    run.wait(run.spec.checkpoint_timeout_s + 1, beating="w1", phase=Phase.WAITING)  # and then it is not
+    assert run.lease.restore == 10
+    unrestorable(run, "w1", 10)
+    run.tell(ev.Published(second.number, ok=True))
+    run.listen().tell(ev.CheckpointFound(None))
+    assert run.lease.restore == 20
+
+
+@pytest.mark.parametrize("verdict", ["unavailable", "failed"])
+def test_search_that_finds_nothing_out_ends_the_run(verdict: str) -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    unrestorable(run, "w0", 30)
+    run.tell(ev.CheckpointFound(None, (), verdict, "no answer"))
+    assert run.one(act.Finish).verdict == act.Verdict(verdict, "no answer", 30)

@@ -6,6 +6,7 @@ Schedules are drawn by hypothesis; one that ever broke something is kept in `REG
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ def strike(cluster: Cluster, fault: Fault, number: int) -> None:
             cluster.num_failing_saves = 2  # one more would be a verdict of its own
         case "stalled store":
             cluster.num_stalled_writes, cluster.stall_s = 1 + fault.who % 2, 3.0 * fault.for_s
+        case "damage a checkpoint":
+            cluster.damage()
         case "add a node":
             cluster.add_node(1)
         case "resize":
@@ -111,6 +114,7 @@ def strike_one(cluster: Cluster, process: Process, fault: Fault, number: int) ->
 KINDS = (
     "kill", "kill node", "kill everybody", "freeze", "hang", "blip", "slow down", "raise", "drain", "drain node",
     "add a node", "resize", "failing saves", "stalled store", "coordinator sleeps", "coordinator dies",
+    "damage a checkpoint",
 )  # fmt: skip
 
 FAULTS = st.lists(
@@ -445,6 +449,30 @@ def test_successor_whose_members_all_died_restores() -> None:
     finish(cluster)
     assert EventKind.MEMBER_RETURNED not in cluster.kinds()
     assert cluster.restores == [0, newest]
+
+
+@pytest.mark.parametrize("kind", ["kill everybody", "coordinator dies"])
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before_it(kind: str) -> None:
+    cluster = Cluster(make_spec(total_steps=400), nodes=NODES)
+    train(cluster, lambda: len(cluster.saved) == 2)
+    older, newer = sorted(cluster.saved)
+    cluster.damage()
+    if kind == "coordinator dies":
+        cluster.replace_coordinator(0.5)
+    for process in cluster.living():
+        process.die()
+    finish(cluster)
+    assert cluster.restores == [0, older]
+    notes = [event.message for event in cluster.events if event.kind is EventKind.NOTE]
+    assert f"passing over the checkpoint of step {newer}" in notes
+
+
+def test_any_damage_is_passed_over() -> None:
+    for seed in range(200):
+        steps = random.Random(seed).sample(range(TOTAL_STEPS), 3)
+        faults = [Fault(kind, step) for step in steps for kind in ("damage a checkpoint", "kill everybody")]
+        faults.append(Fault("coordinator dies", steps[0], for_s=0.9))
+        assert_came_to_a_good_end(run(faults, seed=seed, unruly=bool(seed % 2)), faults)
 
 
 def test_cut_lifelines_lose_nobody() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from elastic_lm.engine.lease import Member, run_lease
 from elastic_lm.engine.step import Replica, StepRunner
+from elastic_lm.errors import CheckpointError
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase
 from tests.engine.members import Cluster, EventControl, SyntheticTokens, tiny_spec
 
@@ -300,3 +301,13 @@ def test_fence_ends_a_restore_between_two_parts():
     report = run_lease(restoring(1_000), FROM_3, watch)
     assert (report.end, report.whole) == (LeaseEnd.FENCED, False)
     assert watch.phases == [Phase.DATA] * 3
+
+
+def test_checkpoint_that_cannot_be_read_is_told_by_name():
+    def restore(step, on_part):
+        raise CheckpointError("its part 3 is damaged")
+
+    member = Member("w0", StepRunner(Replica(tiny_spec()), SyntheticTokens()), restore)
+    report = run_lease(member, FROM_3, Watch())
+    assert (report.end, report.whole) == (LeaseEnd.UNRESTORABLE, False)
+    assert report.error == "CheckpointError: its part 3 is damaged"

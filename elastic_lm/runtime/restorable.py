@@ -1,0 +1,51 @@
+"""Which checkpoint can be restored, when the newest one cannot: they are read whole, on a thread that nobody waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.registry import CheckpointInfo
+from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
+from elastic_lm.runtime.patience import Patience
+from elastic_lm.storage import Storage
+
+
+class RestorableSearch:
+    """`check` raises unless this is still the run's owner: what is damaged loses its manifest.
+
+    `on_found` gets the newest one whose every byte was read, and a sentence about each that was passed over; `on_failed` a
+    verdict and its reason, when that could not be found out.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        timeout_s: float,
+        check: Callable[[], None],
+        on_found: Callable[[CheckpointInfo | None, list[str]], None],
+        on_failed: Callable[[str, str], None],
+    ) -> None:
+        self._storage, self._timeout_s, self._check = storage, timeout_s, check
+        self._on_found, self._on_failed = on_found, on_failed
+
+    def begin(self) -> None:
+        threading.Thread(target=self._run, name="restorable", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            found = Patience(self._timeout_s).outlast(f"checkpoint in {self._storage.url}", lambda _: self._look())
+        except SupersededError:
+            return  # the coordinator hears of it, too
+        except UnavailableError as error:
+            self._on_failed("unavailable", str(error))
+        except ElasticLMError as error:
+            self._on_failed("failed", str(error))
+        else:
+            self._on_found(*found)
+
+    def _look(self) -> tuple[CheckpointInfo | None, list[str]]:
+        self._check()
+        skipped: list[str] = []
+        return registry.newest_complete(self._storage, on_skipped=skipped.append), skipped
