@@ -1,8 +1,9 @@
 """What a fault costs: seconds from the fault until the survivors train again, and what joins and drains cost the others.
 
-One run of two workers on a local cluster of three nodes, through Ray Train as in production. Faults come at random
-moments, each when both workers have been at work for some steps. Times are between the injector's clock and the run's
-event log; they include detection, fencing, forming and the first work in the new generation.
+One run of two workers (or of one, which leaves a core to whatever begins) on a local cluster of a node more, through Ray
+Train as in production. Faults come at random moments, each when all workers have been at work for some steps. Times are
+between the injector's clock and the run's event log; they include detection, fencing, forming and the first work in the
+new generation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from elastic_lm.runtime.mailbox import Command, find_mailbox
 from elastic_lm.storage import Storage
 
 NAME = "bench-reform"
-WORKERS = 2
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Injection:
 class Injector:
     """Breaks the run that is under way, one thing at a time."""
 
-    def __init__(self, cluster: LocalCluster, training: Future[Any], seed: int) -> None:
-        self._cluster, self._training = cluster, training
+    def __init__(self, cluster: LocalCluster, training: Future[Any], seed: int, num_workers: int) -> None:
+        self._cluster, self._training, self._num_workers = cluster, training, num_workers
         self._draw = random.Random(seed)
         self.done: list[Injection] = []
 
@@ -62,7 +62,7 @@ class Injector:
             node.kill()
             self._cluster.nodes.remove(node)
             # A node that starts takes both cores for a second; the one that replaces a dead node has its own.
-            self._await(lambda s: s["world_size"] == WORKERS - 1)
+            self._await(lambda s: s["world_size"] == self._num_workers - 1)
             time.sleep(1.0)
             self._cluster.add_node()
             self._tell("node added")
@@ -79,7 +79,7 @@ class Injector:
         else:
             self._tell(what)
             os.kill(member["pid"], signal.SIGKILL if what == "kill" else signal.SIGSTOP)
-        self._await(lambda s: s["world_size"] < WORKERS or s["members"].keys() != status["members"].keys())
+        self._await(lambda s: s["world_size"] < self._num_workers or s["members"].keys() != status["members"].keys())
 
     def stop(self) -> None:
         self.steady(3)
@@ -94,8 +94,8 @@ class Injector:
 
     def steady(self, steps: int) -> dict[str, Any]:
         """Everybody has been at work for `steps` steps."""
-        begin = self._await(lambda s: s["world_size"] == WORKERS)["step"]
-        return self._await(lambda s: s["world_size"] == WORKERS and s["step"] >= begin + steps)
+        begin = self._await(lambda s: s["world_size"] == self._num_workers)["step"]
+        return self._await(lambda s: s["world_size"] == self._num_workers and s["step"] >= begin + steps)
 
     def _await(self, condition: Any) -> dict[str, Any]:
         import ray
@@ -122,7 +122,7 @@ def prepare_corpus(folder: Path) -> str:
     return url
 
 
-def make_config(folder: Path, tokens: str) -> RunConfig:
+def make_config(folder: Path, tokens: str, num_workers: int) -> RunConfig:
     return RunConfig(
         name=NAME,
         storage=f"file://{folder}",
@@ -134,7 +134,7 @@ def make_config(folder: Path, tokens: str) -> RunConfig:
             "sequence_length": common.SEQUENCE_LENGTH,
         },
         training={"steps": 1_000_000},
-        workers={"min": 1, "max": WORKERS},
+        workers={"min": 1, "max": num_workers},
         checkpoint={"every_steps": 1_000_000},
         control={"backoff_limit_s": 0.5, "backoff_base_s": 0.1, "quarantine_failures": 1000},
         metrics={"port": 0},
@@ -149,7 +149,9 @@ def main() -> None:
     parser.add_argument("--drains", type=int, default=6)
     parser.add_argument("--coordinators", type=int, default=6, help="how many are killed, and as many frozen")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    num_workers = arguments.workers
     counts = {
         "kill": arguments.kills,
         "freeze": arguments.freezes,
@@ -160,20 +162,20 @@ def main() -> None:
     }
     schedule = [what for what, count in counts.items() for _ in range(count)]
     random.Random(arguments.seed).shuffle(schedule)
-    with tempfile.TemporaryDirectory() as name, LocalCluster(WORKERS + 1) as cluster, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryDirectory() as name, LocalCluster(num_workers + 1) as cluster, ThreadPoolExecutor(1) as pool:
         folder = Path(name)
-        config = make_config(folder, prepare_corpus(folder))
+        config = make_config(folder, prepare_corpus(folder), num_workers)
         training = pool.submit(fit, config, on_line=lambda line: print(f"  {line}", file=sys.stderr))
-        injector = Injector(cluster, training, arguments.seed)
+        injector = Injector(cluster, training, arguments.seed, num_workers)
         for what in schedule:
             injector.inject(what)
         injector.stop()
         training.result()
         events = list(read(Storage.open(config.run_url).child("events")))
-    report(injector.done, events)
+    report(injector.done, events, num_workers)
 
 
-def report(injections: list[Injection], events: list[Event]) -> None:
+def report(injections: list[Injection], events: list[Event], num_workers: int) -> None:
     steps = [event for event in events if event.kind is EventKind.STEP_COMMITTED]
     numbers = [event.step for event in steps]
     assert numbers == list(range(len(numbers))), "steps were lost or repeated"
@@ -190,7 +192,7 @@ def report(injections: list[Injection], events: list[Event]) -> None:
     rows.append(
         ["coordinator", "standstill", *_figures([e.fields["lost_s"] for e in _reformed("coordinator", events)])]
     )
-    added = [_until_reformed(i, events, WORKERS) for i in injections if i.what == "node added"]
+    added = [_until_reformed(i, events, num_workers) for i in injections if i.what == "node added"]
     rows.append(["node added", "until its worker contributes", *_figures(added)])
     for cause in ("join", "drain"):
         rows.append([cause, "others' stall beyond a normal step", *_figures(list(_stalls(cause, events)))])
