@@ -19,7 +19,7 @@ from pathlib import Path
 
 import common
 import torch
-from reform import WORKERS, make_config, prepare_corpus
+from reform import make_config, prepare_corpus
 
 from elastic_lm import fit
 from elastic_lm.checkpoint import store
@@ -32,6 +32,7 @@ from elastic_lm.model.transformer import GPT
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 
+WORKERS = 2
 WARM_UP_STEPS = 3  # of each run, left out
 
 
@@ -61,7 +62,7 @@ def train(config: RunConfig, measured: Measured) -> None:
 def runs(folder: Path, every: int, steps: int, rounds: int) -> tuple[Measured, Measured]:
     """(with, without) checkpoints."""
     tokens = prepare_corpus(folder)
-    base = make_config(folder, tokens).replace(f"training.steps={steps}", f"workers.min={WORKERS}")
+    base = make_config(folder, tokens, WORKERS).replace(f"training.steps={steps}", f"workers.min={WORKERS}")
     saving, plain = Measured(), Measured()
     with LocalCluster(WORKERS):
         for number in range(rounds):

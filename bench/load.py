@@ -18,7 +18,7 @@ from pathlib import Path
 
 import common
 import psutil
-from reform import NAME, WORKERS, Injector, make_config, prepare_corpus
+from reform import NAME, Injector, make_config, prepare_corpus
 
 from elastic_lm import fit
 from elastic_lm.events.log import read
@@ -26,6 +26,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 
+WORKERS = 2
 BUSY_PER_CORE = 3
 # Titles of Ray's processes, by what they are to us.
 KINDS = {
@@ -77,9 +78,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, LocalCluster(WORKERS + 1) as cluster, ThreadPoolExecutor(1) as pool:
         folder = Path(name)
-        config = make_config(folder, prepare_corpus(folder))
+        config = make_config(folder, prepare_corpus(folder), WORKERS)
         training = pool.submit(fit, config, on_line=lambda line: print(f"  {line}", file=sys.stderr))
-        injector = Injector(cluster, training, 0)
+        injector = Injector(cluster, training, 0, WORKERS)
         injector.steady(3)
         before = cpu_seconds(cluster)
         time.sleep(arguments.quiet)
