@@ -14,8 +14,8 @@ from typing import Any
 
 import common
 
-from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.lease import Member, run_lease
+from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.model.spec import ModelSpec
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--collectives", choices=("auto", "gloo", "nccl"), default="auto")
     arguments = parser.parse_args()
     world_size = arguments.world_size
-    store = RendezvousStore("127.0.0.1") if world_size > 1 else None
+    store = RendezvousServer("127.0.0.1") if world_size > 1 else None
     lease = Lease(
         generation=Generation(1, 1),
         members=tuple(f"w{rank}" for rank in range(world_size)),

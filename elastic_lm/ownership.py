@@ -154,6 +154,14 @@ class Ownership:
         """
         self._check(_impatient(self._folder))
 
+    def is_of_job(self) -> bool:
+        """Whether the run's owner is this one, or another of its job. Storage that gives no answer names nobody else."""
+        folder = _impatient(self._folder)
+        try:
+            return _owner(folder, _Newest.of(folder).epoch).job_token == self.owner.job_token
+        except StorageError:
+            return True
+
     def release(self, timeout_s: float = 10.0) -> None:
         """Say that this owner is gone for good, so that nobody waits for it. Takes `timeout_s` at most; never raises."""
         self._ending.set()

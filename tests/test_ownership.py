@@ -313,6 +313,22 @@ def test_owner_goes_on_while_storage_is_away_and_when_it_is_back(folder_url: str
     owner.release()
 
 
+def test_driver_knows_whether_the_run_is_its_jobs(folder_url: str) -> None:
+    storage = Faulty(folder_url)
+    driver = acquire(storage, "a")
+    assert driver.is_of_job()
+    coordinator = acquire(storage, "a")
+    assert driver.is_of_job()
+    let_go(coordinator, storage)
+    driver.release_job()
+    other = acquire(storage, "b")
+    assert not driver.is_of_job()
+    storage.cut.set()
+    assert driver.is_of_job()  # nobody knows better
+    storage.cut.clear()
+    other.release()
+
+
 def test_owner_that_was_cut_off_looks_before_it_renews(folder_url: str) -> None:
     cut_off, storage = Faulty(folder_url), Storage.open(folder_url)
     first = acquire(cut_off, "a")

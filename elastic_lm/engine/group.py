@@ -1,9 +1,9 @@
 """A generation's process group: formed and used without ever blocking on a peer.
 
 Facts this rests on: a group's constructor and its destructor block until a timeout when a peer is missing or frozen;
-closing the store ends a forming group at once; an all-reduce that was given up can still write when the peer thaws. So
-forming runs on a helper thread, waiting is polling, and a dropped group is buried on a thread of its own together with
-the buffers it may still write to.
+closing the store (which the first member hosts; rendezvous.py) ends a forming group at once; an all-reduce that was given
+up can still write when the peer thaws. So forming runs on a helper thread, waiting is polling, and a dropped group is buried
+on a thread of its own together with the buffers it may still write to.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from elastic_lm.engine import nccl, shared
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.operations import GroupBroken, Operation, first_line
 from elastic_lm.engine.process_group import Gloo
+from elastic_lm.engine.rendezvous import Place
 from elastic_lm.engine.spec import Collectives
 from elastic_lm.protocol import Generation, Rendezvous
 
@@ -35,26 +37,6 @@ OPERATION_TIMEOUT_S = 1800.0
 BURIAL_POLL_S = 0.05
 POLL_MIN_S, POLL_MAX_S = 20e-6, 1e-3
 RESOLVER = "timeout:1 attempts:2"  # two lookups of 1 s in place of two of 5 s
-
-
-class Cancelled(Exception):
-    """The coordinator fenced this generation."""
-
-
-class RendezvousStore:
-    """The coordinator's end: the key-value store through which one generation's members find each other."""
-
-    def __init__(self, host: str) -> None:
-        _limit_name_lookups()
-        timeout = datetime.timedelta(seconds=STORE_TIMEOUT_S)
-        self._store: dist.TCPStore | None = dist.TCPStore(
-            host, 0, is_master=True, timeout=timeout, wait_for_workers=False
-        )
-        self.rendezvous = Rendezvous(host, self._store.port)
-
-    def close(self) -> None:
-        """Members that are still forming fail at once; a formed group lives on."""
-        self._store = None
 
 
 class Sums(Protocol):
@@ -217,7 +199,9 @@ def _connect(
 ) -> tuple[Messages, Sums]:
     """(messages, sums). The time-out is that of forming; operations have their own."""
     timeout, last_resort = datetime.timedelta(seconds=timeout_s), datetime.timedelta(seconds=OPERATION_TIMEOUT_S)
-    store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=timeout, wait_for_workers=False)
+    place, address = Place(rendezvous, generation, timeout_s), _own_address(rendezvous)
+    host, port = _host_store(place, address) if rank == 0 else place.ask()
+    store = dist.TCPStore(host, port, timeout=timeout, wait_for_workers=False)
 
     def part(name: str) -> dist.Store:
         return dist.PrefixStore(f"{generation}/{name}", store)
@@ -226,11 +210,25 @@ def _connect(
         memory = shared.meet(part("shared"), rank, world_size, sum_bytes)
         if memory is not None:
             return memory, memory
-    address = _own_address(rendezvous)
     gloo = Gloo.form(part("gloo"), rank, world_size, address, timeout=timeout, operation_timeout=last_resort)
     if collectives == "nccl":
         return gloo, nccl.form(part("nccl"), rank, world_size, last_resort)
     return gloo, gloo
+
+
+def _host_store(place: Place, address: str) -> tuple[str, int]:
+    """Host the key-value store until the meeting place is closed.    Returns: where it is."""
+    timeout = datetime.timedelta(seconds=STORE_TIMEOUT_S)
+    hosted = [dist.TCPStore(address, 0, is_master=True, timeout=timeout, wait_for_workers=False)]
+    port = hosted[0].port
+
+    def end() -> None:
+        place.await_end()
+        hosted.clear()
+
+    place.host((address, port))
+    threading.Thread(target=end, name="store-host", daemon=True).start()
+    return address, port
 
 
 def _limit_name_lookups() -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.engine.group import Cancelled, Group, form_group
+from elastic_lm.engine.cancelled import Cancelled
+from elastic_lm.engine.group import Group, form_group
 from elastic_lm.engine.operations import GroupBroken, Operation
 from elastic_lm.engine.reduce import Reduction
 from elastic_lm.engine.shared import SLOT_BYTES

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from elastic_lm.engine import fixed_point
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.fixed_point import Unit
-from elastic_lm.engine.group import Cancelled, Group, IsCancelled
+from elastic_lm.engine.group import Group, IsCancelled
 from elastic_lm.engine.operations import Operation
 from elastic_lm.engine.state import Slot
 

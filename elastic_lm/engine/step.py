@@ -20,8 +20,9 @@ from torch import Tensor
 from elastic_lm import failpoints
 from elastic_lm.engine import fixed_point, kernel, nccl
 from elastic_lm.engine.build import build
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import make_deterministic
-from elastic_lm.engine.group import Cancelled, Group, IsCancelled, synchronize
+from elastic_lm.engine.group import Group, IsCancelled, synchronize
 from elastic_lm.engine.objectives import find_objective
 from elastic_lm.engine.optimizer import AdamW
 from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_bytes

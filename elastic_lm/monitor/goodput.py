@@ -39,7 +39,7 @@ class Goodput:
         self._tokens = 0
         self._next_step = 0
         self._rates: deque[float] = deque(maxlen=RATE_STEPS)
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[tuple[float, int, float]] = deque()  # (time, tokens, seconds of the step)
 
     @property
     def members_held(self) -> int:
@@ -97,9 +97,16 @@ class Goodput:
         return len(counts) / seconds if seconds > 0 else None
 
     def _recent_steps(self) -> tuple[float, list[int]]:
-        """(seconds, tokens of each step in them): from the commit of the first recent step to that of the last."""
+        """(seconds, tokens of each step in them): from the commit of the first recent step to that of the last.
+
+        Of steps that were told long after they were trained, under an earlier coordinator, what they took.
+        """
         recent = list(self._recent)  # in one piece: a scraper's thread may ask while another one observes
-        return (recent[-1][0] - recent[0][0], [count for _, count in recent[1:]]) if recent else (0.0, [])
+        if not recent:
+            return 0.0, []
+        later = recent[1:]
+        passed_s = recent[-1][0] - recent[0][0]
+        return max(passed_s, sum(step_s for _, _, step_s in later)), [count for _, count, _ in later]
 
     def _advance(self, event: Event) -> None:
         if event.attempt != self._attempt:  # its clock begins anew, and nobody of the last attempt is held
@@ -137,7 +144,7 @@ class Goodput:
         fields = event.fields
         self._next_step = event.step + 1
         self._tokens += fields["num_targets"]
-        self._recent.append((event.elapsed_s, fields["num_targets"]))
+        self._recent.append((event.elapsed_s, fields["num_targets"], fields["step_s"]))
         while self._recent[0][0] < event.elapsed_s - RECENT_S and len(self._recent) > 2:
             self._recent.popleft()
         worker_s = fields["world_size"] * fields["step_s"]

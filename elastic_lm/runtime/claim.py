@@ -7,15 +7,19 @@ Ray has no public call for its own id and for the jobs that have ended; the two 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 
 import ray
 
 from elastic_lm.config import RunConfig
+from elastic_lm.errors import AlreadyExistsError, NotFoundError
 from elastic_lm.events.log import last
-from elastic_lm.ownership import Owner, Ownership
+from elastic_lm.ownership import FOLDER, Owner, Ownership
 from elastic_lm.storage import Storage
+
+BIRTH = "birth"
 
 
 def new_token() -> str:
@@ -36,6 +40,16 @@ def claim(config: RunConfig, token: str, *, on_waiting: Callable[[str], None] = 
         is_gone=_has_ended,
         on_waiting=on_waiting,
     )
+
+
+def birth_of(run_storage: Storage) -> str:
+    """What tells this run from one that had its folder before: drawn when the folder is new.    Raises: StorageError."""
+    folder = run_storage.child(FOLDER)
+    with contextlib.suppress(NotFoundError):
+        return folder.read(BIRTH).decode()
+    with contextlib.suppress(AlreadyExistsError):
+        folder.create(BIRTH, secrets.token_hex(8).encode())
+    return folder.read(BIRTH).decode()
 
 
 def _place() -> str:

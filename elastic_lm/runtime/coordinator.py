@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 
-from elastic_lm import failpoints
+from elastic_lm import __version__, failpoints
 from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
@@ -29,7 +29,7 @@ from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import Control
 from elastic_lm.data.order import Order
-from elastic_lm.engine.group import RendezvousStore
+from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
@@ -38,6 +38,7 @@ from elastic_lm.model.spec import ModelSpec
 from elastic_lm.ownership import Ownership
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
+from elastic_lm.runtime.claim import birth_of
 from elastic_lm.runtime.fallback import Fallback
 from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
@@ -96,7 +97,7 @@ class Coordinator:
         self._awake_at = time.monotonic()
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
         self._host = ray.util.get_node_ip_address()
-        self._store: RendezvousStore | None = None
+        self._store: RendezvousServer | None = None
         self._verdict: act.Verdict | None = None
         config = plan.config
         self._meta: dict[str, Any] = {
@@ -123,7 +124,7 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        roster = Roster(config.name, roster_fingerprint(config))
+        roster = Roster(config.name, roster_fingerprint(config, birth_of(plan.run_storage)))
         found = roster.found()
         self._recorder = Recorder(
             config,
@@ -265,7 +266,7 @@ class Coordinator:
             self._tell(event)
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
         self._tell(ev.Tick())
-        self._members.reap()
+        self._members.tend()
         self._recorder.note_paces(self._control.paces)
         self._recorder.publish(self._status)
 
@@ -386,7 +387,7 @@ class Coordinator:
         self._close_store()
         rendezvous = None
         if lease.world_size > 1 and lease.continues is None:
-            self._store = RendezvousStore(self._host)
+            self._store = RendezvousServer(self._host)
             rendezvous = self._store.rendezvous
         logged_step = self._recorder.logged_step
         history = self._recorder.unlogged() if lease.receivers else ()
@@ -418,9 +419,10 @@ def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
     return {} if checkpoint is None else {"url": checkpoint.url, **checkpoint.meta.get("digest", {})}
 
 
-def roster_fingerprint(config: RunConfig) -> str:
-    """Of what a worker's state belongs to: the run's identity, and the place where its log and checkpoints are."""
-    return hashlib.sha256(f"{config.identity_fingerprint()} {config.run_url}".encode()).hexdigest()
+def roster_fingerprint(config: RunConfig, birth: str) -> str:
+    """Of what a worker's state belongs to: the run's identity, its folder and birth there, and the code that trains it."""
+    told = f"{config.identity_fingerprint()} {config.run_url} {birth} {__version__}"
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _run_started(plan: Plan, num_found: int) -> Event:

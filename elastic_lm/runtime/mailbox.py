@@ -1,7 +1,7 @@
 """The mailbox: where anybody leaves a word for whoever is the run's coordinator now, and hears how the run is doing.
 
 A named actor without CPUs. It outlives a coordinator, so commands and progress survive a successor taking over: what was
-not taken is the successor's, and what holds until further notice (the size, a stop) is told to it again.
+not taken is the successor's; what holds until further notice (the size, a stop) is told to it again, and so is who was leaving.
 """
 
 from __future__ import annotations
@@ -111,7 +111,12 @@ class Mailbox:
         """To a queue of its own: an earlier coordinator still waits at the old one, and would take from it."""
         left = [self._commands.get_nowait() for _ in range(self._commands.qsize())]
         self._commands = asyncio.Queue()
-        for command in [*self._standing.values(), *(c for c in left if c.kind not in STANDING)]:
+        waiting = [command for command in left if command.kind not in STANDING]
+        members = self._status.get("members", {})
+        leaving = [
+            Command("drain", {"member_id": name}) for name, told in members.items() if told["leaving"] == "drain"
+        ]
+        for command in [*self._standing.values(), *waiting, *leaving]:
             self._commands.put_nowait(command)
 
     async def end_attempt(self, cause: str) -> bool:

@@ -34,6 +34,7 @@ from elastic_lm.runtime.worker import WorkerBoot, start_worker
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.01
+ASK_AGAIN_S = 1.0
 REAP_AFTER_S = 1.0  # a reaper is a process of its own: it comes when the survivors are at work again
 
 Deliver = Callable[[Input], None]
@@ -67,6 +68,7 @@ class Members:
         self._retire_timeout_s = retire_timeout_s
         self._members: dict[str, _Member] = {}
         self._to_reap: list[tuple[float, _Member]] = []  # (when, whom)
+        self._to_ask: list[tuple[float, str]] = []  # (when, who was called and could not be reached)
 
     def __contains__(self, member_id: str) -> bool:
         return member_id in self._members
@@ -85,9 +87,24 @@ class Members:
                 continue
             self._members[found.member_id] = _Member(found.handle, *found.place)
             self._deliver(MemberFound(found.member_id, *found.place))
-        for member_id, member in self._members.items():
-            self._call(member_id, member.handle.adopt.remote(self._boot.summons), lambda _: None)
-            self._call(member_id, member.handle.come_back.remote(logged_step), self._returned)
+        self._logged_step = logged_step
+        for member_id in self._members:
+            self._ask_back(member_id)
+
+    def _ask_back(self, member_id: str) -> None:
+        """Again when the connection broke: it may never have heard, and to hear it twice changes nothing."""
+        handle = self._members[member_id].handle
+
+        def failed(error: BaseException) -> None:
+            if isinstance(error, ActorUnavailableError):
+                self._to_ask.append((time.monotonic() + ASK_AGAIN_S, member_id))
+            else:
+                self._failed(member_id, error)
+
+        _when_done(
+            handle.adopt.remote(self._boot.summons), lambda _: None, lambda _: None
+        )  # the answer to the other tells
+        _when_done(handle.come_back.remote(self._logged_step), self._returned, failed)
 
     def _returned(self, report: ReturnReport) -> None:
         self._deliver(MemberReturned(report))
@@ -212,8 +229,18 @@ class Members:
             self.kill(member_id)
         self.reap(at_once=True)
 
+    def tend(self) -> None:
+        """What is due: called now and then."""
+        self.reap()
+        now = time.monotonic()
+        due = [asked for asked in self._to_ask if asked[0] <= now]
+        for asked in due:
+            self._to_ask.remove(asked)
+            if asked[1] in self._members:
+                self._ask_back(asked[1])
+
     def reap(self, *, at_once: bool = False) -> None:
-        """SIGKILL those that were told to end a while ago and have not been seen to. Called now and then."""
+        """SIGKILL those that were told to end a while ago and have not been seen to."""
         now = time.monotonic()
         due = [member for when, member in self._to_reap if at_once or when <= now]
         self._to_reap = [(when, member) for when, member in self._to_reap if member not in due]
@@ -227,14 +254,14 @@ class Members:
         return [self._members[m].handle for m in member_ids if m in self._members]
 
     def _call(self, member_id: str, ref: ray.ObjectRef, on_result: Callable[[Any], None]) -> None:
-        def failed(error: BaseException) -> None:
-            raised, died = isinstance(error, RayTaskError), isinstance(error, ActorDiedError)
-            member = self._members.get(member_id)
-            if died and member is not None:
-                member.is_dead = True
-            self._deliver(MemberFailed(member_id, _cause(error), raised or died, raised))
+        _when_done(ref, on_result, lambda error: self._failed(member_id, error))
 
-        _when_done(ref, on_result, failed)
+    def _failed(self, member_id: str, error: BaseException) -> None:
+        raised, died = isinstance(error, RayTaskError), isinstance(error, ActorDiedError)
+        member = self._members.get(member_id)
+        if died and member is not None:
+            member.is_dead = True
+        self._deliver(MemberFailed(member_id, _cause(error), raised or died, raised))
 
 
 def _when_done(ref: ray.ObjectRef, on_result: Callable[[Any], None], on_error: Callable[[BaseException], None]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from elastic_lm.engine.group import Cancelled
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.errors import AccessDeniedError, NotFoundError, StorageError, UnavailableError
 
 logger = logging.getLogger(__name__)

@@ -115,9 +115,9 @@ def _fit(plan: Plan, view: View) -> RunResult:
                     result = hosted.result()
             return with_files(result, plan, view)
         finally:
-            if job is not None and (result is None or result.verdict != SUPERSEDED):
-                Roster(config.name).end_all()  # of a coordinator that could not
             if job is not None:
+                if result.verdict != SUPERSEDED if result is not None else job.is_of_job():
+                    Roster(config.name).end_all()  # of a coordinator that could not
                 job.release_job()
             ray.kill(mailbox)
 

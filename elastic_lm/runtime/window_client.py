@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from elastic_lm.data.order import Order
 from elastic_lm.data.windows import Tokens, rows
-from elastic_lm.engine.group import Cancelled
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.errors import DataError, StorageError
 from elastic_lm.runtime.patience import POLL_S, Patience
 

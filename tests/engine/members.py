@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from elastic_lm import failpoints
-from elastic_lm.engine.group import RendezvousStore
 from elastic_lm.engine.lease import Member, run_lease
+from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec, OptimizerSpec, ScheduleSpec
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.model.spec import ModelSpec
@@ -102,7 +102,7 @@ class Cluster:
     spec: EngineSpec
     members: dict[str, Process] = field(default_factory=dict)
     number: int = 0
-    store: RendezvousStore | None = None
+    store: RendezvousServer | None = None
 
     def start(self, *member_ids: str, armed: tuple[str, ...] = ()) -> None:
         context = multiprocessing.get_context("spawn")
@@ -125,7 +125,7 @@ class Cluster:
         history: tuple[StepRecord, ...] = (),
     ) -> Lease:
         self.number += 1
-        self.store = RendezvousStore("127.0.0.1") if len(names) > 1 and continues is None else None
+        self.store = RendezvousServer("127.0.0.1") if len(names) > 1 and continues is None else None
         count = len(names)
         lease = Lease(
             generation=Generation(0, self.number),

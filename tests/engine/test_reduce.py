@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from elastic_lm.engine import reduce
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.fixed_point import gradient_unit, loss_unit
-from elastic_lm.engine.group import Cancelled
 from elastic_lm.engine.reduce import HASH_MASK, Commit, InconsistentSum, Reduction
 from elastic_lm.engine.state import ReplicaState
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.engine.group import Cancelled, GroupBroken
+from elastic_lm.engine.cancelled import Cancelled
+from elastic_lm.engine.group import GroupBroken
 from elastic_lm.engine.objectives import causal
 from elastic_lm.engine.reduce import InconsistentSum, Reduction
 from elastic_lm.engine.schedule import learning_rate

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from elastic_lm.engine.group import RendezvousStore
+from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.events.types import EventKind
 from elastic_lm.runtime import coordinator
 from elastic_lm.runtime.cluster import LocalCluster
@@ -88,16 +88,16 @@ def test_store_that_dies_while_members_form_costs_no_member(
     lives_s: float, start: Callable[..., Run], cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed before they have come, or while they meet: they report it, and form again around another store."""
-    dying: list[RendezvousStore] = []
+    dying: list[RendezvousServer] = []
 
-    class DyingStore(RendezvousStore):
+    class DyingServer(RendezvousServer):
         def __init__(self, host: str) -> None:
             super().__init__(host)
             if len(dying) < 2:
                 dying.append(self)
                 threading.Timer(lives_s, self.close).start()
 
-    monkeypatch.setattr(coordinator, "RendezvousStore", DyingStore)
+    monkeypatch.setattr(coordinator, "RendezvousServer", DyingServer)
     # Who comes too late knocks at a closed port until forming is over.
     run = start(steps=STEPS, workers={"min": 3, "max": 3}, control={"form_timeout_s": 2.0})
     assert_same_bits(run, run.result(120))

@@ -275,7 +275,7 @@ def test_scrapes_while_events_come_in_never_fail() -> None:
 
 def test_remaining_time_is_the_steps_left_at_the_present_rate() -> None:
     begun = at(0, EventKind.RUN_STARTED, config={"training": {"steps": 12}})
-    figures = after([begun, *START, *(committed(4 + 0.5 * step, step) for step in range(5))])
+    figures = after([begun, *START, *(committed(4 + 0.5 * step, step, step_s=0.5) for step in range(5))])
     assert figures.value("remaining_seconds") == 7 * 0.5
     assert after(START).value("remaining_seconds") is None
 

@@ -199,8 +199,11 @@ def test_tokens_per_second_of_steps_longer_than_the_window_takes_the_last_two() 
     assert fed(steps).tokens_per_s() == 5
 
 
-def test_tokens_per_second_of_two_steps_at_one_moment_is_unknown() -> None:
-    assert fed([committed(3, 0), committed(3, 1)]).tokens_per_s() is None
+def test_tokens_per_second_of_steps_that_are_told_together_is_what_they_took() -> None:
+    """A coordinator that takes a run over hears in a moment of what was trained since its predecessor."""
+    told = [committed(0.1, step, attempt=1) for step in range(5, 9)]
+    assert fed([*START, *told]).tokens_per_s() == 400
+    assert fed([*START, *told, committed(1.1, 9, attempt=1)]).tokens_per_s() == 400
 
 
 def test_tokens_per_second_does_not_look_back_past_a_restart() -> None:

@@ -138,6 +138,22 @@ def test_successor_gets_what_was_not_taken_and_what_still_holds() -> None:
     play(story())
 
 
+def test_successor_is_told_who_was_leaving() -> None:
+    leaving = {"w0": None, "w1": "drain", "w2": "preemption", "w3": "resize"}  # of the latter two it hears otherwise
+
+    async def story() -> None:
+        mailbox = Mailbox()
+        await mailbox.begin_attempt(HERE)
+        await mailbox.post(Command("drain", {"node_id": "n"}))
+        await mailbox.take()
+        await mailbox.publish([], {"members": {name: {"leaving": cause} for name, cause in leaving.items()}})
+        await mailbox.begin_attempt(THERE)
+        await mailbox.post(STOP)
+        assert [await mailbox.take(), await mailbox.take()] == [Command("drain", {"member_id": "w1"}), STOP]
+
+    play(story())
+
+
 @pytest.mark.ray
 def test_run_has_one_mailbox_that_anybody_finds_by_its_name(cluster: LocalCluster) -> None:
     mailbox = create_mailbox("mailbox-test")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
 from elastic_lm.control import events as ev
 from elastic_lm.control.actions import Grant
 from elastic_lm.control.controller import Control
@@ -30,6 +33,18 @@ class Answer:
         return future
 
 
+class Lost(Answer):
+    """A call that failed before anybody asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(self._error)
+        return future
+
+
 class QuickWorker:
     """A worker that comes back at once, with the state before `next_step`, or without one."""
 
@@ -46,14 +61,45 @@ def found(member_id: str, next_step: int | None) -> Found:
 def adopt(*everybody: Found) -> list[ev.Input]:
     """What control is told."""
     told: list[ev.Input] = []
-    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", ()), 60.0, *[None] * 8)  # type: ignore[arg-type]
-    Members(boot, Roster("run", "abc"), {}, told.append, retire_timeout_s=5.0).adopt(everybody, 0)
+    adopting(told).adopt(everybody, 0)
     return told
+
+
+def adopting(told: list[ev.Input]) -> Members:
+    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", ()), 60.0, *[None] * 8)  # type: ignore[arg-type]
+    return Members(boot, Roster("run", "abc"), {}, told.append, retire_timeout_s=5.0)
 
 
 def test_everybody_is_told_to_be_found_before_anybody_comes_back() -> None:
     told = adopt(found("w0", None), found("w1", 101), found("w2", 100))
     assert [type(event) for event in told] == [ev.MemberFound] * 3 + [ev.MemberReturned] * 3
+
+
+def test_who_cannot_be_reached_is_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke: nobody knows whether the call arrived. It is no death, and no reason to wait for ever."""
+    monkeypatch.setattr("elastic_lm.runtime.members.ASK_AGAIN_S", 0.0)
+    worker = found("w0", 7)
+    answer, worker.handle.come_back = worker.handle.come_back, Lost(ActorUnavailableError("cut", None))
+    told: list[ev.Input] = []
+    members = adopting(told)
+    members.adopt([worker], 0)
+    members.tend()
+    assert [type(event) for event in told] == [ev.MemberFound]
+    worker.handle.come_back = answer
+    members.tend()
+    assert [type(event) for event in told] == [ev.MemberFound, ev.MemberReturned]
+    members.tend()
+    assert len(told) == 2
+
+
+def test_who_has_died_is_not() -> None:
+    worker = found("w0", 7)
+    worker.handle.come_back = Lost(ActorDiedError())
+    told: list[ev.Input] = []
+    members = adopting(told)
+    members.adopt([worker], 0)
+    members.tend()
+    assert told[1:] == [ev.MemberFailed("w0", "process died", proof=True)]
 
 
 def test_answer_of_one_without_a_state_restores_no_checkpoint_while_another_has_one() -> None:

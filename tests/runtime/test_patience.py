@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from elastic_lm.engine.group import Cancelled
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.errors import AccessDeniedError, NotFoundError, StorageError, UnavailableError
 from elastic_lm.runtime.patience import FIRST_PAUSE_S, Patience
 

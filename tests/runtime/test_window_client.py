@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from elastic_lm.data.windows import LocalTokens
-from elastic_lm.engine.group import Cancelled
+from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.errors import DataError, StorageError, UnavailableError
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.runtime.window_client import WindowClient, reader_for

@@ -1,0 +1,88 @@
+"""The meeting place: everybody learns who hosts the store, whoever comes first, and closing it ends every wait."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from elastic_lm.engine.rendezvous import Place, RendezvousServer
+from elastic_lm.protocol import Generation
+
+LIMIT_S = 20.0
+FIRST = Generation(0, 1)
+
+
+@pytest.fixture
+def server() -> Iterator[RendezvousServer]:
+    server = RendezvousServer("127.0.0.1")
+    yield server
+    server.close()
+
+
+def place(server: RendezvousServer, generation: Generation = FIRST, timeout_s: float = LIMIT_S) -> Place:
+    return Place(server.rendezvous, generation, timeout_s)
+
+
+def test_who_asks_before_and_who_asks_after_learn_the_same(server: RendezvousServer) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        before = [pool.submit(place(server).ask) for _ in range(3)]
+        host = place(server)
+        host.host(("10.0.0.7", 1234))
+        assert [asking.result(LIMIT_S) for asking in before] == [("10.0.0.7", 1234)] * 3
+        assert place(server).ask() == ("10.0.0.7", 1234)
+
+
+def test_host_of_another_generation_is_nobodys(server: RendezvousServer) -> None:
+    """One that was frozen may tell when its generation is long over, and a port may be another server's by then."""
+    zombie = place(server, Generation(0, 0))
+    zombie.host(("10.0.0.6", 1))
+    with pytest.raises(RuntimeError, match=r"nobody hosts the store within 0\.2 s"):
+        place(server, timeout_s=0.2).ask()
+
+
+def test_closing_ends_every_wait(server: RendezvousServer) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        host = place(server)
+        host.host(("10.0.0.7", 1234))
+        ends = pool.submit(host.await_end)
+        asking = pool.submit(place(server, Generation(0, 2)).ask)
+        assert not ends.done()
+        server.close()
+        ends.result(LIMIT_S)
+        with pytest.raises(RuntimeError, match="the rendezvous is closed"):
+            asking.result(LIMIT_S)
+    with pytest.raises(RuntimeError, match="the rendezvous cannot be reached"):
+        place(server)
+
+
+def test_who_says_what_makes_no_sense_disturbs_nobody(server: RendezvousServer) -> None:
+    there = (server.rendezvous.host, server.rendezvous.port)
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"null\n", b"[[], 1]\n", b"x" * 10_000, b"\xff\n"):
+        with socket.create_connection(there, LIMIT_S) as stranger:
+            stranger.sendall(said)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+    host = place(server)
+    host.host(("10.0.0.7", 1234))
+    assert place(server).ask() == ("10.0.0.7", 1234)
+
+
+def test_who_left_is_not_waited_for(server: RendezvousServer) -> None:
+    with pytest.raises(RuntimeError):
+        place(server, timeout_s=0.1).ask()
+    host = place(server)
+    host.host(("10.0.0.7", 1234))
+    assert place(server).ask() == ("10.0.0.7", 1234)
+
+
+def test_closed_place_leaves_no_thread() -> None:
+    server = RendezvousServer("127.0.0.1")
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == f"rendezvous-{server.rendezvous.port}"]
+    server.close()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
