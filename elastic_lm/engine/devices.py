@@ -18,7 +18,7 @@ def devices() -> dict[str, Any]:
     """PyTorch's build, its devices, and whether the C kernel works."""
     has_cuda = torch.cuda.is_available()
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_cuda and dist.is_nccl_available() else None,

@@ -13,7 +13,7 @@ from elastic_lm.engine.step import Replica
 def environment(threads: int, device: str) -> dict[str, str]:
     """What a gradient's bits may depend on besides the run's identity, for people to compare."""
     found = {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # else whoever unpickles it imports PyTorch
         "machine": platform.machine(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),

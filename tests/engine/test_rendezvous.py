@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,3 +88,22 @@ def test_closed_place_leaves_no_thread() -> None:
     server.close()
     thread.join(LIMIT_S)
     assert not thread.is_alive()
+
+
+def test_coordinator_hears_a_member_without_pytorch() -> None:
+    """A coordinator that takes over would import it while everybody waits: a second of CPU time."""
+    script = """
+import pickle, sys
+from elastic_lm.engine.probe import environment
+from elastic_lm.protocol import ReadyReport, ReturnReport
+ready = ReadyReport("w0", "n", 1, "p", environment(1, "cpu"))
+sys.stdout.buffer.write(pickle.dumps(ReturnReport(ready, 3, True)))
+"""
+    report = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    hear = """
+import pickle, sys
+import elastic_lm.runtime.coordinator, elastic_lm.runtime.plan, elastic_lm.runtime.trainer
+print(pickle.load(sys.stdin.buffer).next_step, "torch" in sys.modules)
+"""
+    heard = subprocess.run([sys.executable, "-c", hear], input=report, capture_output=True, check=True).stdout
+    assert heard == b"3 False\n"
