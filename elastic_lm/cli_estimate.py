@@ -90,7 +90,7 @@ def sizes_of(spec: ModelSpec | FactorySpec, config: RunConfig) -> Model:
     from elastic_lm.model.spec import ModelSpec
 
     if isinstance(spec, ModelSpec):
-        return Model.of(spec, config.batch.sequence_length)
+        return Model.of(spec, config.batch.sequence_length, config.predicted)
     from elastic_lm.engine.build import count_parameters
 
     with _modules_of_this_folder(), contextlib.redirect_stdout(sys.stderr):  # what it prints is not part of the answer

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -22,12 +22,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from elastic_lm import config_rules, config_text
 from elastic_lm.control.spec import ControlSpec
-from elastic_lm.engine.spec import EngineSpec, FactorySpec, OptimizerSpec, ScheduleSpec
+from elastic_lm.engine.spec import EngineSpec, FactorySpec, MaskingSpec, OptimizerSpec, ScheduleSpec
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import ModelSpec
 
 CONFIG_FILE = "config.yaml"  # in the run's folder: what it was last trained with
+
+
+CAUSAL, MASKED = "causal", "masked"  # the objectives that are ours
+IMPORT_PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 
 def _storage_address(url: str) -> str:
@@ -59,13 +63,20 @@ def _local_folder(path: str) -> str:
 
 
 def _import_path(path: str) -> str:
-    if path != "causal" and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", path):
+    if not re.fullmatch(IMPORT_PATH, path):
         raise ValueError("is not an import path; write package.module:function")
     return path
 
 
+def _objective(name: str) -> str:
+    if name in (CAUSAL, MASKED) or re.fullmatch(IMPORT_PATH, name):
+        return name
+    raise ValueError(f"is neither {CAUSAL} nor {MASKED} nor an import path; write package.module:function")
+
+
 StorageAddress = Annotated[str, AfterValidator(_storage_address)]
 LocalFolder = Annotated[str, AfterValidator(_local_folder)]
+ObjectiveName = Annotated[str, AfterValidator(_objective)]
 ImportPath = Annotated[str, AfterValidator(_import_path)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
@@ -127,6 +138,8 @@ class ModelConfig(Part):
     """Whether linear layers have a bias. None: the preset's, or false."""
     dropout: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
     """Dropout probability. None: 0, the choice of today's pre-training."""
+    attention: Literal["causal", "bidirectional"] | None = None
+    """What each token sees: those before it, or all. None: the preset's, or what the objective needs."""
     max_tokens: Count | None = None
     """Longest sequence the model can read (its context). None: batch.sequence_length."""
     vocab_size: Count | None = None
@@ -145,8 +158,15 @@ class ModelConfig(Part):
 class ObjectiveConfig(Part):
     """What the model learns to do."""
 
-    name: ImportPath = "causal"
-    """`causal` (predict the next token), or package.module:function with (model, tokens) -> (loss sum, targets)."""
+    name: ObjectiveName = CAUSAL
+    """`causal` (predict the next token), `masked` (predict hidden ones from both sides, as BERT), or
+    package.module:function with (model, tokens) -> (loss sum, targets)."""
+    mask_ratio: float = Field(default=0.15, gt=0, lt=1, allow_inf_nan=False)
+    """Share of the tokens that `masked` predicts: 80 % of them hidden, 10 % replaced, 10 % as they are."""
+
+    def identity(self) -> dict[str, Any]:
+        """The choices that change bits."""
+        return self.model_dump(exclude=set() if self.name == MASKED else {"mask_ratio"})
 
 
 class BatchConfig(Part):
@@ -443,10 +463,14 @@ class RunConfig(Part):
         max_tokens = self.model.max_tokens or self.batch.sequence_length
         if self.model.factory is not None:
             return FactorySpec(self.model.factory, vocab_size, max_tokens, dict(self.model.args))
-        return ModelSpec(**{**self.model.shape(), "vocab_size": vocab_size, "max_tokens": max_tokens})
+        needed = {"attention": "bidirectional"} if self.objective.name == MASKED else {}
+        return ModelSpec(**{**needed, **self.model.shape(), "vocab_size": vocab_size, "max_tokens": max_tokens})
 
-    def engine_spec(self, vocab_size: int) -> EngineSpec:
-        """For the engine. `vocab_size` is the corpus's.    Raises: ConfigError when the model's is smaller."""
+    def engine_spec(self, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> EngineSpec:
+        """For the engine. `vocab_size` and `special_ids` are the corpus's; the latter are for the masked objective.
+
+        Raises: ConfigError when the model's vocabulary is smaller.
+        """
         if self.model.vocab_size is not None and self.model.vocab_size < vocab_size:
             raise ConfigError(
                 f"model.vocab_size={self.model.vocab_size} is smaller than the corpus's vocabulary of {vocab_size} tokens; "
@@ -460,6 +484,7 @@ class RunConfig(Part):
             optimizer=OptimizerSpec(**dict(self.optimizer)),
             schedule=ScheduleSpec(**{**dict(self.schedule), "total_steps": self.schedule_steps}),
             objective=self.objective.name,
+            masking=self._masking(vocab_size, special_ids),
             seed=self.training.seed,
             precision=self.training.precision,
             reduction=self.reduction.kind,
@@ -467,6 +492,18 @@ class RunConfig(Part):
             device=self.device,
             threads=self.workers.threads,
             collectives=self.collectives,
+        )
+
+    @property
+    def predicted(self) -> float:
+        """The share of tokens that the objective predicts; one of the user's own is taken to predict all."""
+        return self.objective.mask_ratio if self.objective.name == MASKED else 1.0
+
+    def _masking(self, vocab_size: int, special_ids: Mapping[str, int] | None) -> MaskingSpec | None:
+        if self.objective.name != MASKED or special_ids is None:
+            return None
+        return MaskingSpec(
+            self.objective.mask_ratio, special_ids["mask"], tuple(sorted(special_ids.values())), vocab_size
         )
 
     def control_spec(self) -> ControlSpec:
@@ -490,12 +527,14 @@ class RunConfig(Part):
             del schedule["total_steps"]
         corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
         model = asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size}
+        if model.get("attention") == "causal":
+            del model["attention"]  # which is what every model did before there was a choice
         if self.model.factory is not None:  # in the words of the file
             model["factory"], model["args"] = model.pop("path"), model.pop("arguments")
         return {
             "data": {**corpus, "window_blocks": self.data.window_blocks},
             "model": model,
-            "objective": self.objective.model_dump(),
+            "objective": self.objective.identity(),
             "batch": self.batch.model_dump(),
             "optimizer": self.optimizer.model_dump(),
             "schedule": schedule,

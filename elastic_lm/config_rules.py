@@ -26,8 +26,8 @@ WANDB_KEY = re.compile(r"[0-9a-f]{40}|wandb_v\d", re.IGNORECASE)
 def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
     rules = (
-        _check_model, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control, _check_tracking,
-        _check_failpoints,
+        _check_model, _check_objective, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control,
+        _check_tracking, _check_failpoints,
     )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
         raise ConfigError("\n".join(broken))
@@ -76,6 +76,23 @@ def _check_shape(config: RunConfig) -> Iterator[str]:
         config.model_spec(vocab_size=1)  # heads divide width, and the like
     except ConfigError as error:
         yield str(error)
+
+
+def _check_objective(config: RunConfig) -> Iterator[str]:
+    if config.model.factory is not None or config.model.preset not in (None, *PRESETS):
+        return  # what the model sees is not known
+    attention = config.model.shape().get("attention")
+    whence = f"model.preset={config.model.preset}" if config.model.attention is None else "model.attention"
+    if config.objective.name == "causal" and attention == "bidirectional":
+        yield (
+            f"objective.name=causal predicts the next token, and with {whence} ({attention}) the model sees it; set "
+            "objective.name: masked, or model.attention: causal"
+        )
+    if config.objective.name == "masked" and attention == "causal":
+        yield (
+            f"objective.name=masked predicts tokens from both sides, and with {whence} ({attention}) the model sees one; set "
+            "model.attention: bidirectional, or objective.name: causal"
+        )
 
 
 def _check_schedule(config: RunConfig) -> Iterator[str]:

@@ -48,16 +48,31 @@ GPU: dict[str, Any] = {
     "workers.num_gpus": 1.0,
     "checkpoint.every_steps": 500,
 }
+BERT: dict[str, Any] = {
+    **GPU,
+    "batch.micro_batches": 32,
+    "batch.sequence_length": 256,
+    "training.steps": 1_000_000,
+    "optimizer.learning_rate": 1e-4,
+    "schedule.warmup_steps": 10_000,
+}
+MASKED: dict[str, Any] = {"objective.name": "masked"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "tiny": LAPTOP,
     "mini": LAPTOP,
     "10m": {**LAPTOP, "optimizer.learning_rate": 1e-3},
     "gpt2": GPU,
     "gpt2-medium": {**GPU, "optimizer.learning_rate": 3e-4},
+    "bert-tiny": {**LAPTOP, **MASKED},
+    "bert-mini": {**LAPTOP, **MASKED},
+    "bert-small": {**LAPTOP, **MASKED, "optimizer.learning_rate": 1e-3},
+    # Batch, peak and warm-up by Devlin et al. 2019, appendix A.2, with sequences half as long.
+    "bert-base": {**BERT, **MASKED},
+    "bert-large": {**BERT, **MASKED},
     "1.3b": {**GPU, "batch.micro_batches": 128, "training.steps": 26_000, "optimizer.learning_rate": 2e-4},
 }
 # An embedding of the usual 16,384 rows would be most of a small model.
-VOCAB_SIZES = {"tiny": 2048, "mini": 2048, "10m": 4096}
+VOCAB_SIZES = {"tiny": 2048, "mini": 2048, "10m": 4096, "bert-tiny": 2048, "bert-mini": 2048, "bert-small": 4096}
 
 
 def template(*, name: str, file: str, preset: str, storage: str, tokens: str) -> str:

@@ -39,9 +39,10 @@ class Model:
     flops_per_token: int | None = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, sequence_length: int) -> Model:
-        """Of a shape."""
-        return cls(spec.num_parameters, spec.matmul_parameters, training_flops_per_token(spec, sequence_length))
+    def of(cls, spec: ModelSpec, sequence_length: int, predicted: float = 1.0) -> Model:
+        """Of a shape, with an objective that predicts this share of the tokens."""
+        flops = training_flops_per_token(spec, sequence_length, predicted)
+        return cls(spec.num_parameters, spec.matmul_parameters, flops)
 
 
 @dataclass(frozen=True)

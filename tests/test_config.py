@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from elastic_lm import config_text
 from elastic_lm.config import BatchConfig, ControlConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from elastic_lm.control.spec import ControlSpec
-from elastic_lm.engine.spec import EngineSpec, FactorySpec, OptimizerSpec, ScheduleSpec
+from elastic_lm.engine.spec import EngineSpec, FactorySpec, MaskingSpec, OptimizerSpec, ScheduleSpec
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import ModelSpec
@@ -108,6 +108,7 @@ NOT_BELOW_1 = "should be greater than or equal to 1"
 ABOVE_0 = "should be greater than 0"
 NOT_ABOVE_1 = "should be less than or equal to 1"
 NO_LIST = "is not a list"
+MASKED, OWN = "objective.name=masked", "objective.name=a.b:c"
 NO_PATH = "is not an import path; write package.module:function"
 
 FIELDS = (
@@ -144,7 +145,9 @@ FIELDS = (
     Row("training.precision", "fp16", "'fp16'", "should be fp32 or bf16", "bf16", True),
     Row("training.on_nonfinite", "skip", "'skip'", "should be stop", None, False),
     Row("training.skip", "5", "5", NO_LIST, "[[3, 5]]", True),
-    Row("objective.name", "masked", "'masked'", NO_PATH, "pack.age:loss", True),
+    Row("model.attention", "both", "'both'", "should be causal or bidirectional", "bidirectional", True, (OWN,)),
+    Row("objective.name", "mask", "'mask'", f"is neither causal nor masked nor {NO_PATH[7:]}", "pack.age:loss", True),
+    number("objective.mask_ratio", "0", ABOVE_0, "0.2", identity=True, under=(MASKED,)),
     number("optimizer.learning_rate", "0", ABOVE_0, "1e-3", identity=True),
     Row("optimizer.betas", "0.9", "0.9", NO_LIST, "[0.9, 0.99]", True),
     number("optimizer.eps", "0", ABOVE_0, "1e-6", identity=True),
@@ -381,9 +384,19 @@ TOGETHER = [
         "model.args are for model.factory, which is not set; set it or remove model.args",
     ),
     (
+        ["model.preset=bert-tiny"],
+        "objective.name=causal predicts the next token, and with model.preset=bert-tiny (bidirectional) the model sees it; set "
+        "objective.name: masked, or model.attention: causal",
+    ),
+    (
+        ["model.attention=causal", MASKED],
+        "objective.name=masked predicts tokens from both sides, and with model.attention (causal) the model sees one; set "
+        "model.attention: bidirectional, or objective.name: causal",
+    ),
+    (
         ["model={num_layers: 2, width: 64}"],
-        "model.num_heads is missing; set it, or choose model.preset (tiny, mini, 10m, gpt2, gpt2-medium, 1.3b), or give "
-        "model.factory",
+        "model.num_heads is missing; set it, or choose model.preset (tiny, mini, 10m, gpt2, gpt2-medium, 1.3b, bert-tiny, "
+        "bert-mini, bert-small, bert-base, bert-large), or give model.factory",
     ),
     (
         ["model.factory=pack.age:build"],
@@ -877,8 +890,23 @@ def test_engine_without_choices_has_the_defaults_of_the_engine() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_gives_its_shape_and_fields_beside_it_change_it(preset: str) -> None:
-    spec = config(f"model.preset={preset}", "model.num_layers=3").model_spec(300)
+    objective = "masked" if preset.startswith("bert") else "causal"
+    spec = config(f"model.preset={preset}", "model.num_layers=3", f"objective.name={objective}").model_spec(300)
     assert spec == ModelSpec(**{**PRESETS[preset].shape, "num_layers": 3}, vocab_size=300, max_tokens=16)
+
+
+def test_masked_objective_gets_the_corpus_mask_and_a_model_that_sees_both_sides() -> None:
+    special = {"pad": 0, "cls": 1, "sep": 2, "mask": 3, "end_of_text": 299}
+    spec = config(MASKED, "objective.mask_ratio=0.4", "model.vocab_size=320").engine_spec(300, special)
+    assert spec.masking == MaskingSpec(0.4, 3, (0, 1, 2, 3, 299), 300)
+    assert isinstance(spec.model, ModelSpec) and spec.model.attention == "bidirectional"
+    assert config().engine_spec(300, special).masking is None
+
+
+def test_fingerprint_of_a_causal_run_is_what_it_was_before_there_were_masked_ones() -> None:
+    """Runs go on from their checkpoints under a newer version."""
+    assert "mask_ratio" not in config().identity()["objective"]
+    assert "attention" not in config().identity()["model"]
 
 
 def test_factory_gets_its_arguments_vocabulary_and_context() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_lm.engine.masking import Masked
+from elastic_lm.engine.spec import MaskingSpec
 from elastic_lm.errors import ConfigError
 
 Objective = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
@@ -29,9 +31,15 @@ def causal(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
     return loss, targets_BT.numel()
 
 
-def find_objective(name: str) -> Objective:
-    """`causal`, or the user's function by import path.    Raises: ConfigError."""
-    return causal if name == "causal" else load_function(name, "objective.name")
+def find_objective(name: str, masking: MaskingSpec | None = None) -> Objective:
+    """`causal`, `masked`, or the user's function by import path.    Raises: ConfigError."""
+    if name == "causal":
+        return causal
+    if name == "masked":
+        if masking is None:
+            raise ConfigError("objective.name=masked needs to know the corpus's mask; give EngineSpec.masking")
+        return Masked(masking)
+    return load_function(name, "objective.name")
 
 
 def load_function(path: str, field: str) -> Callable[..., Any]:

@@ -47,11 +47,22 @@ class FactorySpec:
 
 
 @dataclass(frozen=True)
+class MaskingSpec:
+    """What the masked objective hides. `vocab_size`: of the corpus. Special ids are neither hidden nor put in another's place."""
+
+    ratio: float
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """One run, as far as its bits are concerned, and the device it runs on.
 
-    `objective` is `causal` or an import path `package.module:function` with (model, tokens [m, T+1]) -> (loss sum,
-    number of targets). A batch is `micro_batches` x `micro_batch_size` samples of `sequence_length` targets.
+    `objective` is `causal`, `masked` (which takes `masking`), or an import path `package.module:function` with
+    (model, tokens [m, T+1]) -> (loss sum, number of targets). A batch is `micro_batches` x `micro_batch_size` samples of
+    `sequence_length` tokens.
     """
 
     model: ModelSpec | FactorySpec
@@ -61,6 +72,7 @@ class EngineSpec:
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     objective: str = "causal"
+    masking: MaskingSpec | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     reduction: Literal["exact", "fast"] = "exact"
@@ -71,4 +83,6 @@ class EngineSpec:
 
     @property
     def targets_per_batch(self) -> int:
-        return self.micro_batches * self.micro_batch_size * self.sequence_length
+        """At the most; of a masked objective about as many."""
+        tokens = self.micro_batches * self.micro_batch_size * self.sequence_length
+        return tokens if self.masking is None else max(1, round(self.masking.ratio * tokens))

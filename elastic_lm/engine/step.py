@@ -78,7 +78,7 @@ class Replica:
         self.model = build(spec.model)
         self.model.train()
         self.state = ReplicaState(self.model, self.device)
-        self.objective = find_objective(spec.objective)
+        self.objective = find_objective(spec.objective, spec.masking)
         self.optimizer = AdamW(self.state, spec.optimizer, spec.schedule)
 
     def initialise(self) -> None:

@@ -41,13 +41,15 @@ PEAKS: dict[tuple[str, ...], tuple[float | None, float]] = {
 OTHER_CHIPS = {"MIG", "LAPTOP", "D", "TI"}  # a slice, or a chip that shares a name with a row and is another one
 
 
-def training_flops_per_token(spec: ModelSpec, sequence_length: int) -> int:
+def training_flops_per_token(spec: ModelSpec, sequence_length: int, predicted: float = 1.0) -> int:
     """Forward and backward of one token in a sequence of this length.
 
     6 for each element of a matrix that the token is multiplied by (2 forward, 4 backward), the head included whether tied
     or not; looking up an embedding is no product. Attention adds 12 x layers x width x sequence_length.
+    `predicted`: the share of tokens that the objective predicts; the others need no head.
     """
-    return 6 * spec.matmul_parameters + 12 * spec.num_layers * spec.width * sequence_length
+    spared = round((1 - predicted) * spec.vocab_size * spec.width)
+    return 6 * (spec.matmul_parameters - spared) + 12 * spec.num_layers * spec.width * sequence_length
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

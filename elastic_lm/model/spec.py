@@ -1,4 +1,4 @@
-"""The shape of a GPT, as a stdlib dataclass."""
+"""The shape of a transformer, as a stdlib dataclass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from elastic_lm.errors import ConfigError
 Position = Literal["learned", "sinusoidal", "rotary"]
 Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu"]
+Reads = Literal["causal", "bidirectional"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only transformer. `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block."""
+    """A transformer that sees the tokens before each one (causal), or all of them.
+
+    `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block.
+    """
 
     vocab_size: int
     num_layers: int
@@ -28,6 +32,7 @@ class ModelSpec:
     tied: bool = True
     bias: bool = False
     dropout: float = 0.0
+    attention: Reads = "causal"
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

@@ -20,7 +20,10 @@ ROTARY_BASE = 10_000.0
 
 
 class GPT(nn.Module):
-    """tokens_BT (integers) -> logits_BTV. T may be anything up to `spec.max_tokens`."""
+    """tokens_BT (integers) -> logits_BTV. T may be anything up to `spec.max_tokens`.
+
+    With `places_N`, of the flattened batch -> logits_NV there alone.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
         self._initialise()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, places_N: Tensor | None = None) -> Tensor:
         x_BTD = self.embedding(tokens_BT)
         rotation = None
         if isinstance(self.positions, Rotary):
@@ -45,6 +48,8 @@ class GPT(nn.Module):
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotation)
+        if places_N is not None:
+            x_BTD = x_BTD.flatten(0, 1)[places_N]
         return self.head(self.norm(x_BTD))
 
     def _initialise(self) -> None:
@@ -74,12 +79,12 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Multi-head self-attention, to what came before or to everything."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.num_heads = spec.num_heads
-        self.dropout = spec.dropout
+        self.dropout, self.is_causal = spec.dropout, spec.attention == "causal"
         self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.bias)
         self.residual = nn.Linear(spec.width, spec.width, bias=spec.bias)
 
@@ -90,7 +95,7 @@ class Attention(nn.Module):
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, *rotation), rotate(k_BHTK, *rotation)
         dropout = self.dropout if self.training else 0.0
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout)
+        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=self.is_causal, dropout_p=dropout)
         return F.dropout(self.residual(out_BHTK.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

@@ -10,6 +10,7 @@ two causes. Trade-off: a step's time is that of the member which told it, so a s
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict, deque
 
@@ -19,6 +20,13 @@ RATE_STEPS = 500
 RECENT_S = 30.0
 ROUNDING_S = 1e-6  # less is what the additions above it leave over
 HISTORY = 2_000  # events: enough to look back over any interruption
+
+
+def batch_tokens(started: Event) -> int | None:
+    """Tokens that a step of the run reads, by its first event: more than its targets where only some are predicted."""
+    batch = started.fields["config"].get("batch", {})
+    sizes = [batch.get(name) for name in ("micro_batches", "micro_batch_size", "sequence_length")]
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
 class Goodput:
@@ -37,6 +45,7 @@ class Goodput:
         )  # (time, ready_s until then)
         self._lost: dict[str, float] = defaultdict(float)
         self._tokens = 0
+        self._batch_tokens: int | None = None
         self._next_step = 0
         self._rates: deque[float] = deque(maxlen=RATE_STEPS)
         self._recent: deque[tuple[float, int, float]] = deque()  # (time, tokens, seconds of the step)
@@ -54,6 +63,8 @@ class Goodput:
         self._advance(event)
         member_id = str(event.fields.get("member_id"))
         match event.kind:
+            case EventKind.RUN_STARTED:
+                self._batch_tokens = batch_tokens(event)
             case EventKind.MEMBER_STARTED:
                 self._held.add(member_id)
                 self._starting[member_id] = event.elapsed_s
@@ -143,8 +154,9 @@ class Goodput:
             return  # trained again after a restart: the tokens are counted, the time is not useful
         fields = event.fields
         self._next_step = event.step + 1
-        self._tokens += fields["num_targets"]
-        self._recent.append((event.elapsed_s, fields["num_targets"], fields["step_s"]))
+        num_tokens = self._batch_tokens or fields["num_targets"]
+        self._tokens += num_tokens
+        self._recent.append((event.elapsed_s, num_tokens, fields["step_s"]))
         while self._recent[0][0] < event.elapsed_s - RECENT_S and len(self._recent) > 2:
             self._recent.popleft()
         worker_s = fields["world_size"] * fields["step_s"]
@@ -152,7 +164,7 @@ class Goodput:
         filled = self._filled(fields["world_size"])
         busy_s = (worker_s - waited_s) * filled
         if busy_s > 0:
-            self._rates.append(fields["num_targets"] / busy_s)
+            self._rates.append(num_tokens / busy_s)
         self._lost["data"] += waited_s
         self._lost["uneven"] += (worker_s - waited_s) * (1 - filled)
 

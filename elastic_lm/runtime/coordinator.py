@@ -440,7 +440,10 @@ def _run_started(plan: Plan, num_found: int) -> Event:
 
 def _flops_per_token(spec: EngineSpec) -> int | None:
     """Of a model that we know; None for one of the user's own."""
-    return training_flops_per_token(spec.model, spec.sequence_length) if isinstance(spec.model, ModelSpec) else None
+    if not isinstance(spec.model, ModelSpec):
+        return None
+    predicted = 1.0 if spec.masking is None else spec.masking.ratio
+    return training_flops_per_token(spec.model, spec.sequence_length, predicted)
 
 
 def _input_of(command: Command) -> ev.Input:

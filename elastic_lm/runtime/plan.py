@@ -32,7 +32,7 @@ def make_plan(config: RunConfig) -> Plan:
         _check_identity(config, newest)
     return Plan(
         config=config,
-        spec=config.engine_spec(manifest.vocab_size),
+        spec=config.engine_spec(manifest.vocab_size, manifest.special_ids),
         order=order,
         run_storage=run_storage,
         start_reader=functools.partial(

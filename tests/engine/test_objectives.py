@@ -72,7 +72,7 @@ def test_objectives_are_found_by_name_or_path() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("masked", "cannot be imported"),
+        ("mask", "cannot be imported"),
         ("tests.engine.user_code", "write package.module:function"),  # no function
         ("tests.engine.user_code:", "write package.module:function"),
         (":every_second", "cannot be imported"),

@@ -27,6 +27,10 @@ def test_what_is_no_matrix_product_costs_nothing(changes: dict[str, object]) -> 
     assert training_flops_per_token(changed, 8) == training_flops_per_token(SMALL, 8)
 
 
+def test_tokens_that_are_not_predicted_need_no_head() -> None:
+    assert training_flops_per_token(SMALL, 8, predicted=0.25) == training_flops_per_token(SMALL, 8) - 6 * 30
+
+
 def test_swiglu_has_three_matrices() -> None:
     """8/3 x 4 rounded up to 16 columns: 3 x 4 x 16 in place of 2 x 4 x 16, in each of two blocks."""
     swiglu = replace(SMALL, activation="swiglu")

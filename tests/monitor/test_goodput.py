@@ -189,6 +189,12 @@ def test_tokens_per_second_counts_from_the_first_step_of_the_window() -> None:
     assert fed([committed(10, 0, tokens=1_000), committed(12, 1, tokens=300)]).tokens_per_s() == 150
 
 
+def test_tokens_are_those_that_are_read_though_only_some_are_predicted() -> None:
+    batch = {"micro_batches": 4, "micro_batch_size": 2, "sequence_length": 50}
+    begun = Event(EventKind.RUN_STARTED, "", fields={"config": {"batch": batch}})
+    assert fed([begun, *START, committed(9, 5, tokens=60)]).tokens_per_s() == 400
+
+
 def test_tokens_per_second_looks_back_half_a_minute() -> None:
     steps = [committed(10.0 * number, number, tokens=100 * (number + 1)) for number in range(5)]
     assert fed(steps).tokens_per_s() == (300 + 400 + 500) / 30  # from the second 10 to the second 40
