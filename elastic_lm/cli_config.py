@@ -135,7 +135,7 @@ def _derived(config: RunConfig) -> dict[str, Any]:
         "fingerprint": config.identity_fingerprint(),
     }
     if isinstance(model, ModelSpec):
-        shape = asdict(model) | {"hidden": model.hidden_width}
+        shape = asdict(model) | {"hidden": model.hidden_width, "num_kv_heads": model.num_kv_heads or model.num_heads}
         derived["model"] = {name: shape[name] for name in shape if name not in ("vocab_size", "max_tokens")}
     return derived
 

@@ -25,7 +25,7 @@ from elastic_lm.control.spec import ControlSpec
 from elastic_lm.engine.spec import EngineSpec, FactorySpec, MaskingSpec, OptimizerSpec, ScheduleSpec
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
-from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.spec import LATER, ModelSpec
 
 CONFIG_FILE = "config.yaml"  # in the run's folder: what it was last trained with
 
@@ -140,6 +140,16 @@ class ModelConfig(Part):
     """Dropout probability. None: 0, the choice of today's pre-training."""
     attention: Literal["causal", "bidirectional"] | None = None
     """What each token sees: those before it, or all. None: the preset's, or what the objective needs."""
+    num_kv_heads: int | None = Field(default=None, ge=1, le=10_000)
+    """Heads of keys and values, each shared by a group of queries' (GQA). None: the preset's, or as many as num_heads."""
+    qk_norm: bool | None = None
+    """Whether queries and keys are normalised in each head, which keeps their products small. None: the preset's, or false."""
+    norm_placement: Literal["pre", "post", "sandwich"] | None = None
+    """Norms before each part of a block, after its sum, or on both sides of it. None: the preset's, or pre."""
+    embedding_norm: bool | None = None
+    """Whether there is a norm behind the embedding. None: the preset's, or false."""
+    head_transform: bool | None = None
+    """Whether a layer, activation and norm stand before the head, as in BERT. None: the preset's, or false."""
     max_tokens: Count | None = None
     """Longest sequence the model can read (its context). None: batch.sequence_length."""
     vocab_size: Count | None = None
@@ -527,8 +537,7 @@ class RunConfig(Part):
             del schedule["total_steps"]
         corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
         model = asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size}
-        if model.get("attention") == "causal":
-            del model["attention"]  # which is what every model did before there was a choice
+        model = {name: value for name, value in model.items() if LATER.get(name, ...) != value}
         if self.model.factory is not None:  # in the words of the file
             model["factory"], model["args"] = model.pop("path"), model.pop("arguments")
         return {

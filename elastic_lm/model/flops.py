@@ -48,7 +48,7 @@ def training_flops_per_token(spec: ModelSpec, sequence_length: int, predicted: f
     or not; looking up an embedding is no product. Attention adds 12 x layers x width x sequence_length.
     `predicted`: the share of tokens that the objective predicts; the others need no head.
     """
-    spared = round((1 - predicted) * spec.vocab_size * spec.width)
+    spared = round((1 - predicted) * spec.head_parameters)
     return 6 * (spec.matmul_parameters - spared) + 12 * spec.num_layers * spec.width * sequence_length
 
 

@@ -11,13 +11,26 @@ Position = Literal["learned", "sinusoidal", "rotary"]
 Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu"]
 Reads = Literal["causal", "bidirectional"]
+Placement = Literal["pre", "post", "sandwich"]
+
+# Choices that came later. Where they are not made, a run is the one that it was before there were any.
+LATER = {
+    "attention": "causal",
+    "num_kv_heads": None,
+    "qk_norm": False,
+    "norm_placement": "pre",
+    "embedding_norm": False,
+    "head_transform": False,
+}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A transformer that sees the tokens before each one (causal), or all of them.
 
-    `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block.
+    `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block. Groups of `num_heads / num_kv_heads`
+    queries share keys and values. `norm_placement`: before each part of a block, after its sum, or on both sides of it.
+    `head_transform`: a layer, activation and norm before the head, which then has a bias of its own (BERT).
     """
 
     vocab_size: int
@@ -33,6 +46,11 @@ class ModelSpec:
     bias: bool = False
     dropout: float = 0.0
     attention: Reads = "causal"
+    num_kv_heads: int | None = None
+    qk_norm: bool = False
+    norm_placement: Placement = "pre"
+    embedding_norm: bool = False
+    head_transform: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -48,6 +66,12 @@ class ModelSpec:
                 f"rotary positions need an even head size, and model.width/model.num_heads={self.width // self.num_heads}; "
                 f"{remedy} or use position: learned"
             )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            fitting = [n for n in range(1, self.num_heads + 1) if not self.num_heads % n]
+            raise ConfigError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads} into equal groups; "
+                f"use one of {', '.join(map(str, fitting))}"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout} is not in [0, 1)")
 
@@ -61,22 +85,49 @@ class ModelSpec:
         return -(-8 * self.width // 3 // 16) * 16
 
     @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def kv_width(self) -> int:
+        """Of all keys, and of all values."""
+        return self.head_size * (self.num_kv_heads or self.num_heads)
+
+    @property
+    def head_parameters(self) -> int:
+        """Elements of the matrices that a token is multiplied by only where it is predicted."""
+        return self.vocab_size * self.width + (self.width**2 if self.head_transform else 0)
+
+    @property
     def matmul_parameters(self) -> int:
         """Elements of the matrices that every token is multiplied by: those of the blocks, and the head's, tied or not."""
         feed_forward = (3 if self.activation == "swiglu" else 2) * self.hidden_width * self.width
-        return self.num_layers * (4 * self.width**2 + feed_forward) + self.vocab_size * self.width
+        attention = 2 * self.width * (self.width + self.kv_width)
+        return self.num_layers * (attention + feed_forward) + self.head_parameters
 
     @property
     def num_parameters(self) -> int:
         """Elements that are trained; a tied head is the embedding once more and counts once."""
         embedding = self.vocab_size * self.width
         positions = self.max_tokens * self.width if self.position == "learned" else 0
-        norms = (2 * self.num_layers + 1) * self.width * (2 if self.norm == "layernorm" and self.bias else 1)
-        head = 0 if self.tied else embedding
-        blocks = self.matmul_parameters - embedding + (self.num_layers * self._biases_per_block if self.bias else 0)
-        return embedding + positions + blocks + norms + head
+        head = (0 if self.tied else embedding) - embedding
+        biases = self.num_layers * self._biases_per_block + self._biases_of_head if self.bias else 0
+        return embedding + positions + self.matmul_parameters + head + biases + self._norm_parameters
+
+    @property
+    def _norm_parameters(self) -> int:
+        per_block = 4 if self.norm_placement == "sandwich" else 2
+        count = (
+            per_block * self.num_layers + (self.norm_placement != "post") + self.embedding_norm + self.head_transform
+        )
+        size = self.width * (2 if self.norm == "layernorm" and self.bias else 1)
+        return count * size + (2 * self.num_layers * self.head_size if self.qk_norm else 0)
 
     @property
     def _biases_per_block(self) -> int:
-        """Queries, keys, values and the way back: 4 D. Feed-forward: 2 F (SwiGLU) or F in, and D out."""
-        return 5 * self.width + (2 if self.activation == "swiglu" else 1) * self.hidden_width
+        """Queries and the way back: 2 D; keys and values. Feed-forward: 2 F (SwiGLU) or F in, and D out."""
+        return 3 * self.width + 2 * self.kv_width + (2 if self.activation == "swiglu" else 1) * self.hidden_width
+
+    @property
+    def _biases_of_head(self) -> int:
+        return self.width + self.vocab_size if self.head_transform else 0

@@ -1,8 +1,11 @@
 """A GPT: token embedding, positions, pre-norm blocks, and a head that is tied to the embedding or not.
 
 Shapes: B batch, T tokens, D model width, H heads, K head size, F feed-forward width, V vocabulary.
+Blocks are written by what they are made of: with norms before each part (Radford), after each sum (Devlin et al. 2019), or on
+both sides of a part (Ding et al. 2021).
 Sources: Vaswani et al. 2017 (attention, sinusoidal positions), Radford et al. 2019 (pre-norm, learned positions, scaled
-initialisation), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Zhang and Sennrich 2019 (RMSNorm).
+initialisation), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Zhang and Sennrich 2019 (RMSNorm), Ainslie et al. 2023
+(grouped queries), Henry et al. 2020 (norms of queries and keys).
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ class GPT(nn.Module):
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.positions = _positions(spec)
+        self.embedding_norm = make_norm(spec) if spec.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
-        self.norm = make_norm(spec)
-        self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+        self.norm = nn.Identity() if spec.norm_placement == "post" else make_norm(spec)
+        self.transform = HeadTransform(spec) if spec.head_transform else nn.Identity()
+        self.head = nn.Linear(spec.width, spec.vocab_size, bias=spec.bias and spec.head_transform)
         if spec.tied:
             self.head.weight = self.embedding.weight
         self._initialise()
@@ -45,37 +50,48 @@ class GPT(nn.Module):
             rotation = self.positions(tokens_BT.shape[1])
         else:
             x_BTD = self.positions(x_BTD)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(self.embedding_norm(x_BTD))
         for block in self.blocks:
             x_BTD = block(x_BTD, rotation)
         if places_N is not None:
             x_BTD = x_BTD.flatten(0, 1)[places_N]
-        return self.head(self.norm(x_BTD))
+        return self.head(self.transform(self.norm(x_BTD)))
 
     def _initialise(self) -> None:
-        """Normal(0, 0.02), biases 0; projections back into the residual stream are scaled by 1/sqrt(2·layers)."""
+        """Normal(0, 0.02), biases 0; projections back into the residual stream are scaled by 1/sqrt(2·layers).
+
+        Not where each sum is normalised: nothing adds up there.
+        """
+        shrinks = self.spec.norm_placement != "post"
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             if parameter.dim() < 2:
                 continue
-            scale = 1 / math.sqrt(2 * self.spec.num_layers) if name.endswith("residual.weight") else 1.0
+            scale = 1 / math.sqrt(2 * self.spec.num_layers) if shrinks and name.endswith("residual.weight") else 1.0
             nn.init.normal_(parameter, std=INIT_STD * scale)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """Attention, then feed-forward: x + f(norm(x)), or norm(x + f(x)), or x + norm(f(norm(x)))."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        self.is_post = spec.norm_placement == "post"
         self.attention_norm = make_norm(spec)
         self.attention = Attention(spec)
         self.feed_forward_norm = make_norm(spec)
         self.feed_forward = SwiGLU(spec) if spec.activation == "swiglu" else GELU(spec)
+        outer = spec.norm_placement == "sandwich"
+        self.attention_out_norm = make_norm(spec) if outer else nn.Identity()
+        self.feed_forward_out_norm = make_norm(spec) if outer else nn.Identity()
 
     def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        if self.is_post:
+            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, rotation))
+            return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+        x_BTD = x_BTD + self.attention_out_norm(self.attention(self.attention_norm(x_BTD), rotation))
+        return x_BTD + self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 class Attention(nn.Module):
@@ -83,19 +99,26 @@ class Attention(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.num_heads = spec.num_heads
+        self.widths, self.head_size = (spec.width, spec.kv_width, spec.kv_width), spec.head_size
+        self.is_grouped = spec.kv_width != spec.width
         self.dropout, self.is_causal = spec.dropout, spec.attention == "causal"
-        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.bias)
+        self.qkv = nn.Linear(spec.width, spec.width + 2 * spec.kv_width, bias=spec.bias)
+        self.q_norm = nn.RMSNorm(spec.head_size, eps=1e-5) if spec.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(spec.head_size, eps=1e-5) if spec.qk_norm else nn.Identity()
         self.residual = nn.Linear(spec.width, spec.width, bias=spec.bias)
 
     def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1)
+            part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for part in self.qkv(x_BTD).split(self.widths, dim=-1)
         )
+        q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, *rotation), rotate(k_BHTK, *rotation)
         dropout = self.dropout if self.training else 0.0
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=self.is_causal, dropout_p=dropout)
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHTK, v_BHTK, is_causal=self.is_causal, dropout_p=dropout, enable_gqa=self.is_grouped
+        )
         return F.dropout(self.residual(out_BHTK.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
@@ -124,6 +147,20 @@ class GELU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return F.dropout(self.residual(F.gelu(self.up(x_BTD), approximate="tanh")), self.dropout, self.training)
+
+
+class HeadTransform(nn.Module):
+    """norm(gelu(dense(x))), or with silu where the blocks have it: what BERT puts before the head."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.dense = nn.Linear(spec.width, spec.width, bias=spec.bias)
+        self.norm = make_norm(spec)
+        self.is_gelu = spec.activation == "gelu"
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x_ND = self.dense(x_ND)
+        return self.norm(F.gelu(x_ND, approximate="tanh") if self.is_gelu else F.silu(x_ND))
 
 
 def make_norm(spec: ModelSpec) -> nn.Module:
