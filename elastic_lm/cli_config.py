@@ -144,7 +144,9 @@ def _rows(derived: dict[str, Any]) -> Iterator[str]:
     """The derived values as YAML comments."""
     from elastic_lm.config_text import flatten
 
-    for name, value in flatten(derived).items():
+    values = flatten(derived)
+    width = max(map(len, values))
+    for name, value in values.items():
         match value:
             case bool():
                 told = str(value).lower()
@@ -152,4 +154,4 @@ def _rows(derived: dict[str, Any]) -> Iterator[str]:
                 told = f"{value:,}"
             case _:
                 told = str(value)
-        yield f"#   {name.replace('_', ' '):18} {told[:12] if name == 'fingerprint' else told}"
+        yield f"#   {name.replace('_', ' '):{width}}  {told[:12] if name == 'fingerprint' else told}"
