@@ -81,25 +81,34 @@ def report(
 def export(
     run: RunName,
     out: Annotated[
-        str | None, typer.Option(help="FILE.parquet or FILE.csv; else metrics/steps.parquet in the run's folder.")
+        str | None,
+        typer.Option(
+            help="FILE.parquet or FILE.csv; else metrics/steps.parquet in the run's folder. With --format, a folder."
+        ),
     ] = None,
     to: Annotated[
         str | None, typer.Option(help="Fill a tracker in its place: tensorboard or wandb.", metavar="TRACKER")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Write the model in its place: hf.", metavar="FORMAT")
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="With --to: override a field, e.g. tracking.wandb_project=P.", metavar="A.B=V"),
     ] = None,
 ) -> None:
-    """Write the run's table of steps, for pandas and the like.
+    """Write the run's table of steps, or its model.
 
     A row for each step, with its loss, time, tokens, workers and so on. With --to, write all steps so far into TensorBoard or
-    Weights & Biases as the run's config says; nothing comes to be there twice.
+    Weights & Biases as the run's config says; nothing comes to be there twice. With --format hf, write the newest checkpoint
+    to the folder --out, which Hugging Face's transformers loads: as Llama, Qwen3, GPT-2 or BERT.
     """
     with told_errors():
         from elastic_lm.run import Run
 
-        if to is None:
+        if format_ is not None:
+            _export_model(run, format_, out, to)
+        elif to is None:
             if set_:
                 raise ConfigError("--set changes where --to TRACKER writes; give both, or neither")
             say(Run.open(run).export(out))
@@ -161,6 +170,17 @@ def _told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4f}" if value < 100 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _export_model(run: str, format_: str, out: str | None, to: str | None) -> None:
+    from elastic_lm.run import Run
+
+    if format_ != "hf":
+        raise ConfigError(f"--format {format_!r} is unknown; write --format hf, or leave it out for the table of steps")
+    if out is None or to is not None:
+        raise ConfigError("--format hf writes a model to a folder; name it with --out FOLDER, without --to")
+    step = Run.open(run).export_model(out)
+    say(f"Wrote the model of step {step} to {out}: transformers loads it by that name.")
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -156,6 +156,15 @@ class Run:
         table.write_file(self.events(), os.fspath(path))
         return os.fspath(path)
 
+    def export_model(self, folder: str | os.PathLike[str]) -> int:
+        """Write the newest checkpoint to a folder that Hugging Face's transformers loads.    Returns: its step.
+
+        Raises: ConfigError when transformers has no such model, or the folder is there already; CheckpointError; DataError.
+        """
+        from elastic_lm.huggingface.export import export
+
+        return export(self.address.folder(), self.address.stored_config(), os.fspath(folder))
+
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.
 

@@ -39,6 +39,10 @@ ALLOWED = {
         "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
         "elastic_lm.data.progress", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
+    "elastic_lm.huggingface": {
+        "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
+        "elastic_lm.model.spec", "elastic_lm.storage",
+    },
     "elastic_lm.tracking": {
         "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.table",
     },
@@ -77,8 +81,8 @@ ALLOWED = {
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
-        "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.runtime.remote",
-        "elastic_lm.storage", "elastic_lm.tracking",
+        "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address",
+        "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),

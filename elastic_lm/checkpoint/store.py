@@ -82,9 +82,10 @@ def save_share(
         return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
 
 
-def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: None) -> Checkpoint:
+def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: None, prefix: str = "") -> Checkpoint:
     """The checkpoint of `step`, every byte verified. `on_part` is called after each part, and may raise to end it.
 
+    Args: `prefix`: of the names that are wanted; parts without any are not read.
     Raises: CheckpointError naming what is missing or damaged; StorageError.
     """
     folder = storage.child(folder_of(step))
@@ -92,7 +93,10 @@ def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: N
         manifest = Manifest.from_json(folder.read(MANIFEST))
         tensors: dict[str, Tensor] = {}
         for part in manifest.parts:
-            tensors |= _tensors_of(part, registry.read_part(folder, part))
+            wanted = {name for name in part.tensors if name.startswith(prefix)}
+            if wanted:
+                found = _tensors_of(part, registry.read_part(folder, part))
+                tensors |= {name: found[name] for name in found.keys() & wanted}
             on_part()
     except (CheckpointError, NotFoundError) as error:
         raise CheckpointError(f"checkpoint {folder.url} cannot be used: {error}") from error

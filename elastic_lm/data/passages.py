@@ -44,7 +44,7 @@ class Passages:
         self.part = manifest.held_out_part() if held_out else manifest
         self._storage = storage
         self._index = DocumentIndex.load(storage, manifest, held_out=held_out)
-        self._encoder = _encoder(storage, manifest)
+        self._encoder = encoder_of(storage, manifest)
         self._block = lru_cache(KEPT_BLOCKS)(self._read_block)
 
     @property
@@ -96,7 +96,8 @@ class Passages:
         return read_block(self._storage, self.part, number)
 
 
-def _encoder(storage: Storage, manifest: Manifest) -> TextEncoder:
+def encoder_of(storage: Storage, manifest: Manifest) -> TextEncoder:
+    """The tokenizer that the corpus was made with.    Raises: DataError when it is lost, or is another."""
     try:
         data = storage.read(TOKENIZER_FILE)
     except NotFoundError as error:

@@ -1,0 +1,1 @@
+"""Models in the format of Hugging Face's transformers: out, and in."""
