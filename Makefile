@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-fast soak lint format hooks bench docs clean clean-env
+.PHONY: env demo test test-all test-fast soak lint format hooks bench docs clean clean-env
 
 env: .venv/.installed
 
@@ -30,7 +30,11 @@ demo: env
 # What needs no Ray runs on all cores at once; what does has one cluster, and the cores are its nodes.
 test: env
 	$(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not thorough"
+
+# The same, and every other fault on a cluster: another quarter of an hour.
+test-all: test
+	$(BIN)/python -m pytest -m "ray and thorough"
 
 # Neither Ray nor anything that takes long.
 test-fast: env

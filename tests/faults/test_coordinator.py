@@ -29,6 +29,7 @@ def num_attempts(run: HostedRun) -> int:
     return run.count(EventKind.RUN_STARTED)
 
 
+@pytest.mark.thorough
 def test_killed_coordinator_costs_no_step_and_no_worker(start: Start) -> None:
     run = start(steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 1000})
     run.await_step(30)
@@ -93,6 +94,7 @@ def test_size_that_was_asked_for_holds_under_the_successor(start: Start) -> None
     assert leases[-1].fields["world_size"] == 2
 
 
+@pytest.mark.thorough
 def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     run = start(steps=2 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20})
     run.await_step(30)
@@ -108,6 +110,7 @@ def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     assert len(returned(run)) == 3
 
 
+@pytest.mark.thorough
 def test_successor_that_takes_longer_than_workers_wait_finds_them_as_long_as_the_driver_lives(start: Start) -> None:
     run = start(
         steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 1000}, failpoints=["c2:coordinator.open@*=delay:20"],

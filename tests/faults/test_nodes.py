@@ -16,6 +16,7 @@ from tests.faults.harness import Run, assert_same_bits
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
+@pytest.mark.thorough
 def test_flapping_node_is_quarantined_and_the_run_goes_on_elsewhere(
     start: Callable[..., Run], cluster: LocalCluster
 ) -> None:

@@ -15,6 +15,7 @@ from tests.faults.harness import Run, assert_same_bits, processes_titled
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
+@pytest.mark.thorough
 def test_worker_that_warms_up_while_all_readers_are_replaced_asks_the_new_ones(
     start: Callable[..., Run], cluster: LocalCluster
 ) -> None:

@@ -48,12 +48,17 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+OFTEN = ("two at once", "all at once", "freeze and kill at once", "drain, then scale up", "node and a new one")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.thorough) for name in CHOSEN]
+)
 def test_chosen_schedule_keeps_the_bits(name: str, start: Callable[..., Run], cluster: LocalCluster) -> None:
     check(CHOSEN[name], start, cluster)
 
 
-@pytest.mark.parametrize("seed", range(3))  # `make soak` goes on from there
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(1, 10))])
 def test_random_schedule_keeps_the_bits(seed: int, start: Callable[..., Run], cluster: LocalCluster) -> None:
     collectives = "gloo" if seed % 2 else "auto"  # as on several machines, or in memory that all members share
     workers = {"min": 2, "max": 3, "collectives": collectives}

@@ -39,6 +39,7 @@ def slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.thorough
 def test_slow_worker_is_named_and_does_less(start: Callable[..., Run]) -> None:
     run = start(steps=400, workers={"min": 2, "max": 2}, control={"rebalance_every_s": 1.0, "rebalance_gain": 0.1})
     status = run.await_status(lambda s: s["world_size"] == 2 and s["step"] >= 10, "two workers at work")

@@ -81,6 +81,7 @@ def test_shard_that_is_refused_ends_the_run_at_once(start: Callable[..., Run], p
     assert len(refused.hits) <= 20
 
 
+@pytest.mark.thorough
 def test_checkpoint_that_storage_does_not_give_is_waited_for(
     start: Callable[..., Run], cluster: LocalCluster, proxy: FaultyProxy, on_s3: str
 ) -> None:
@@ -121,6 +122,7 @@ def copied(folder: Path, to: str) -> list[str]:
     return here.list()
 
 
+@pytest.mark.thorough
 def test_run_whose_storage_takes_nothing_any_more_goes_on_from_what_was_kept(
     start: Callable[..., Run], proxy: FaultyProxy, on_s3: str, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_run_whose_storage_takes_nothing_any_more_goes_on_from_what_was_kept(
     assert [event.fields["resume_step"] for event in starts] == [None, step]
 
 
+@pytest.mark.thorough
 def test_last_state_that_nowhere_has_room_is_told(
     start: Callable[..., Run], proxy: FaultyProxy, on_s3: str, tmp_path: Path
 ) -> None:

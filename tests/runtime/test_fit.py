@@ -194,6 +194,7 @@ def test_run_that_goes_on_in_another_environment_says_that_bits_are_no_longer_pr
     assert meta["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.thorough
 def test_run_goes_on_when_its_mailbox_is_lost(cluster: LocalCluster, corpus: str, tmp_path: Path) -> None:
     config = make_config(corpus, f"file://{tmp_path}", "unseen", steps=100, metrics=METRICS)
     lines: list[str] = []
@@ -388,7 +389,11 @@ def test_run_whose_whole_cluster_is_lost_goes_on_from_its_checkpoint_on_another(
     assert EventKind.STEP_MISMATCH not in {event.kind for event in events(config)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.thorough)],
+    ids=lambda number: number.name,
+)
 def test_terminated_driver_saves_and_leaves_nothing_though_nobody_listens(
     number: signal.Signals, cluster: LocalCluster, corpus: str, drive: Callable[..., Driver], tmp_path: Path
 ) -> None:
@@ -410,6 +415,7 @@ def test_terminated_driver_saves_and_leaves_nothing_though_nobody_listens(
     assert_no_actor_left(cluster)
 
 
+@pytest.mark.thorough
 def test_interrupted_driver_with_a_cluster_of_its_own_saves_and_takes_all_of_it_down(
     bucket: str, drive: Callable[..., Driver]
 ) -> None:
