@@ -43,7 +43,10 @@ STORE_FAULTS = {
     "resets": (p.reset, ""),
     "loses answers": (p.answer_lost, "^PUT "),
     "cuts bodies": (p.truncated, "^GET "),
-    "flips bytes of tokens": (p.flipped, "^GET .*/shards/"),
+    "flips a byte of tokens": (
+        p.flipped,
+        "^GET .*/shards/",
+    ),  # once: what is read wrong twice is damaged, and ends a run
 }
 
 
@@ -70,7 +73,8 @@ class Soaker(Injector):
     def store(self, fault: Fault, status: dict[str, Any]) -> str:
         name = list(STORE_FAULTS)[fault.victim % len(STORE_FAULTS)]
         what, line = STORE_FAULTS[name]
-        self._proxy.inject(what, on=line, seconds=1.0 + fault.victim % 3)
+        once = 1 if what is p.flipped else None
+        self._proxy.inject(what, on=line, times=once, seconds=1.0 + fault.victim % 3)
         return f"the store {name}"
 
 
