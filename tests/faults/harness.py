@@ -224,7 +224,12 @@ class Injector:
 
     def inject(self, schedule: Sequence[Fault]) -> None:
         for fault in schedule:
-            status = self._run.await_step(fault.at_step)
+            status = self._run.await_status(
+                lambda status, step=fault.at_step: (
+                    status["step"] >= step and any(m["pid"] for m in status["members"].values())
+                ),
+                f"step {fault.at_step} and a worker",
+            )
             if "verdict" in status:
                 return
             time.sleep(fault.after_s)
