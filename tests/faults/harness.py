@@ -271,11 +271,15 @@ class Injector:
         return f"to {fault.victim}"
 
     def kill_node(self, fault: Fault, status: dict[str, Any]) -> str:
-        node_id = self._member(fault, status)["node_id"]
-        node = next(node for node in self._cluster.nodes if node.node_id == node_id)
+        living = {node.node_id: node for node in self._cluster.nodes}
+        on_some = lambda status: [m for m in status["members"].values() if m["node_id"] in living]  # noqa: E731
+        members = on_some(
+            self._run.await_status(on_some, "a worker on a node that lives")
+        )  # not on one that was just killed
+        node = living[members[fault.victim % len(members)]["node_id"]]
         node.kill()
         self._cluster.nodes.remove(node)
-        return node_id
+        return node.node_id
 
     def add_node(self, fault: Fault, status: dict[str, Any]) -> str:
         return self._cluster.add_node().node_id
