@@ -34,7 +34,7 @@ def test_text_is_masked_where_it_tells_of_somebody(text: str, masked: str) -> No
 
 
 def test_root_is_nobody_and_the_root_folder_no_home() -> None:
-    assert Privacy("/home/r", "root").mask("/home/r/x and /srv/root/x") == "~/x and /srv/root/x"
+    assert Privacy("/home/r", "root").mask("/home/r/x and /srv/root") == "~/x and /srv/root"
     assert Privacy("/", "").mask("/srv//x") == "/srv//x"
 
 

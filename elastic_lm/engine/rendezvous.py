@@ -91,6 +91,7 @@ def _as_runtime_error(what: str) -> Iterator[None]:
 def _serve(listener: socket.socket, closed: socket.socket) -> None:
     """Until `closed` ends. Nobody here is waited for."""
     hall = _Hall()
+    listener.setblocking(False)
     with selectors.DefaultSelector() as selector, listener, closed:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(closed, selectors.EVENT_READ)
@@ -103,10 +104,11 @@ def _serve(listener: socket.socket, closed: socket.socket) -> None:
                     if speaker is closed:
                         return
                     if speaker is listener:
-                        connection, _ = listener.accept()
-                        connection.setblocking(False)
-                        connections.add(connection)
-                        selector.register(connection, selectors.EVENT_READ, bytearray())
+                        with contextlib.suppress(BlockingIOError, ConnectionError):  # who knocked has gone again
+                            connection, _ = listener.accept()
+                            connection.setblocking(False)
+                            connections.add(connection)
+                            selector.register(connection, selectors.EVENT_READ, bytearray())
                     elif not hall.hear(speaker, key.data):
                         selector.unregister(speaker)
                         connections.discard(speaker)

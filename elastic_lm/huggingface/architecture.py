@@ -59,11 +59,11 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 _LLAMA: dict[str, tuple[Any, ...]] = {
     **_PLAIN, "position": ("rotary",), "norm": ("rmsnorm",), "activation": ("swiglu",),
 }  # fmt: skip
-_WAVELESS: dict[str, tuple[Any, ...]] = {
+_LEARNED: dict[str, tuple[Any, ...]] = {
     "position": ("learned",), "norm": ("layernorm",), "activation": ("gelu",), "num_kv_heads": (None,), "qk_norm": (False,),
 }  # fmt: skip
 _BERT: dict[str, tuple[Any, ...]] = {
-    **_WAVELESS, "attention": ("bidirectional",), "norm_placement": ("post",), "embedding_norm": (True,),
+    **_LEARNED, "attention": ("bidirectional",), "norm_placement": ("post",), "embedding_norm": (True,),
     "head_transform": (True,), "tied": (True,),
 }  # fmt: skip
 
@@ -190,7 +190,7 @@ def _bert_places(spec: ModelSpec) -> Iterator[Place]:
 _KINDS = (
     ("Llama", {**_LLAMA, "qk_norm": (False,)}, _llama),
     ("Qwen3", {**_LLAMA, "qk_norm": (True,), "bias": (False,)}, _qwen3),
-    ("GPT-2", {**_PLAIN, **_WAVELESS}, _gpt2),
+    ("GPT-2", {**_PLAIN, **_LEARNED}, _gpt2),
     ("BERT", _BERT, _bert),
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from elastic_lm.errors import ConfigError
@@ -63,8 +64,8 @@ def write(
             os.replace(beside, path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _theirs(place: Place, weights: Mapping[str, Tensor]) -> Tensor:

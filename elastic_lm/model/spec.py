@@ -10,7 +10,7 @@ from elastic_lm.errors import ConfigError
 Position = Literal["learned", "sinusoidal", "rotary"]
 Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu"]
-Reads = Literal["causal", "bidirectional"]
+Sight = Literal["causal", "bidirectional"]
 Placement = Literal["pre", "post", "sandwich"]
 
 # Choices that came later. Where they are not made, a run is the one that it was before there were any.
@@ -45,7 +45,7 @@ class ModelSpec:
     tied: bool = True
     bias: bool = False
     dropout: float = 0.0
-    attention: Reads = "causal"
+    attention: Sight = "causal"
     num_kv_heads: int | None = None
     qk_norm: bool = False
     norm_placement: Placement = "pre"

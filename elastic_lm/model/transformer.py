@@ -1,11 +1,10 @@
-"""A GPT: token embedding, positions, pre-norm blocks, and a head that is tied to the embedding or not.
+"""A transformer, causal or not: token embedding, positions, blocks, and a head that is tied to the embedding or not.
 
-Shapes: B batch, T tokens, D model width, H heads, K head size, F feed-forward width, V vocabulary.
-Blocks are written by what they are made of: with norms before each part (Radford), after each sum (Devlin et al. 2019), or on
-both sides of a part (Ding et al. 2021).
-Sources: Vaswani et al. 2017 (attention, sinusoidal positions), Radford et al. 2019 (pre-norm, learned positions, scaled
-initialisation), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Zhang and Sennrich 2019 (RMSNorm), Ainslie et al. 2023
-(grouped queries), Henry et al. 2020 (norms of queries and keys).
+Shapes: B batch, T tokens, D model width, H heads, K head size, F feed-forward width, V vocabulary, N chosen places.
+Sources: Vaswani et al. 2017 (attention, sinusoidal positions), Radford et al. 2019 (norms before each part, learned positions,
+scaled initialisation), Devlin et al. 2019 (norms after each sum, the head's transform), Ding et al. 2021 (norms on both sides),
+Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Zhang and Sennrich 2019 (RMSNorm), Ainslie et al. 2023 (grouped
+queries), Henry et al. 2020 (norms of queries and keys).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.runtime.restorable import RestorableSearch
-from elastic_lm.runtime.roster import Roster
+from elastic_lm.runtime.roster import Found, Roster
 from elastic_lm.runtime.worker import Summons, WorkerBoot
 from elastic_lm.storage import Storage
 
@@ -97,7 +97,7 @@ class Coordinator:
         self._awake_at = time.monotonic()
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
         self._host = ray.util.get_node_ip_address()
-        self._store: RendezvousServer | None = None
+        self._meeting: RendezvousServer | None = None
         self._verdict: act.Verdict | None = None
         config = plan.config
         self._meta: dict[str, Any] = {
@@ -143,15 +143,6 @@ class Coordinator:
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
-        secret = secrets.token_hex(16)
-        lifelines = LifelineServer(
-            self._host,
-            secret,
-            on_beat=lambda beat: self._inbox.put(ev.Beat(beat)),
-            on_connected=lambda member_id: self._inbox.put(ev.ConnectionRestored(member_id)),
-            on_lost=lambda member_id: self._inbox.put(ev.ConnectionLost(member_id)),
-        )
-        stack.callback(lifelines.close)
         self._readers = ReaderPool(
             plan.start_reader,
             config.data.readers,
@@ -160,6 +151,17 @@ class Coordinator:
         )
         stack.callback(self._readers.close)
         self._readers.warm_up(plan.order, plan.resume_step or 0)
+        self._open_checkpoints(stack)
+        self._open_members(stack, roster, found)
+        self._nodes = NodeWatcher(
+            on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
+            on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
+        )
+        stack.callback(self._nodes.close)
+        self._await_command()
+
+    def _open_checkpoints(self, stack: ExitStack) -> None:
+        plan, config = self._plan, self._plan.config
         self._publisher = Publisher(
             plan.run_storage,
             Retention(config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.keep_best),
@@ -176,24 +178,30 @@ class Coordinator:
             self._on_restorable,
             lambda verdict, error: self._inbox.put(ev.CheckpointFound(None, (), verdict, error)),
         )
+
+    def _open_members(self, stack: ExitStack, roster: Roster, found: list[Found]) -> None:
+        """Their lifelines, and those who are there: control hears of them before it hears of anything else."""
+        secret = secrets.token_hex(16)
+        lifelines = LifelineServer(
+            self._host,
+            secret,
+            on_beat=lambda beat: self._inbox.put(ev.Beat(beat)),
+            on_connected=lambda member_id: self._inbox.put(ev.ConnectionRestored(member_id)),
+            on_lost=lambda member_id: self._inbox.put(ev.ConnectionLost(member_id)),
+        )
+        stack.callback(lifelines.close)
         self._members = Members(
             self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
             roster,
             self._worker_options(),
             self._inbox.put,
-            retire_timeout_s=config.control.retire_timeout_s,
+            retire_timeout_s=self._plan.config.control.retire_timeout_s,
         )
-        stack.callback(self._close_store)
+        stack.callback(self._close_meeting)
         stack.callback(self._end_members)
         failpoints.hit("coordinator.open")
-        self._members.adopt(found, self._recorder.logged_step)  # control hears of them before it hears of anything else
+        self._members.adopt(found, self._recorder.logged_step)
         failpoints.hit("coordinator.adopted")
-        self._nodes = NodeWatcher(
-            on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
-            on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
-        )
-        stack.callback(self._nodes.close)
-        self._await_command()
 
     def _supersede(self, sentence: str) -> None:
         """Another owner has opened the log.    On the log's thread."""
@@ -334,7 +342,7 @@ class Coordinator:
                 self._members.retire(member_id)
             case act.Fence(member_ids, generation):
                 failpoints.hit("coordinator.fence")
-                self._close_store()
+                self._close_meeting()
                 self._members.fence(member_ids, generation)
             case act.Grant(lease):
                 self._grant(lease)
@@ -384,20 +392,20 @@ class Coordinator:
     def _grant(self, lease: Lease) -> None:
         failpoints.hit("coordinator.grant", lease.start_step)
         self._recorder.skip_to(lease.start_step)
-        self._close_store()
+        self._close_meeting()
         rendezvous = None
         if lease.world_size > 1 and lease.continues is None:
-            self._store = RendezvousServer(self._host)
-            rendezvous = self._store.rendezvous
+            self._meeting = RendezvousServer(self._host)
+            rendezvous = self._meeting.rendezvous
         logged_step = self._recorder.logged_step
         history = self._recorder.unlogged() if lease.receivers else ()
         self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=logged_step, history=history))
 
-    def _close_store(self) -> None:
-        """Closing a generation's store cancels its forming at once; a group that is formed does without it."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+    def _close_meeting(self) -> None:
+        """Closing a generation's meeting place cancels its forming at once; a group that is formed does without it."""
+        if self._meeting is not None:
+            self._meeting.close()
+            self._meeting = None
 
     def _result(self, verdict: act.Verdict, kept: str) -> RunResult:
         newest, step = self._publisher.newest, self._publisher.newest_step

@@ -68,7 +68,8 @@ class Members:
         self._retire_timeout_s = retire_timeout_s
         self._members: dict[str, _Member] = {}
         self._to_reap: list[tuple[float, _Member]] = []  # (when, whom)
-        self._to_ask: list[tuple[float, str]] = []  # (when, who was called and could not be reached)
+        self._to_ask: dict[str, float] = {}  # who was called and could not be reached -> when to call again
+        self._logged_step = 0
 
     def __contains__(self, member_id: str) -> bool:
         return member_id in self._members
@@ -97,13 +98,11 @@ class Members:
 
         def failed(error: BaseException) -> None:
             if isinstance(error, ActorUnavailableError):
-                self._to_ask.append((time.monotonic() + ASK_AGAIN_S, member_id))
+                self._to_ask[member_id] = time.monotonic() + ASK_AGAIN_S
             else:
                 self._failed(member_id, error)
 
-        _when_done(
-            handle.adopt.remote(self._boot.summons), lambda _: None, lambda _: None
-        )  # the answer to the other tells
+        _when_done(handle.adopt.remote(self._boot.summons), lambda _: None, failed)
         _when_done(handle.come_back.remote(self._logged_step), self._returned, failed)
 
     def _returned(self, report: ReturnReport) -> None:
@@ -233,11 +232,10 @@ class Members:
         """What is due: called now and then."""
         self.reap()
         now = time.monotonic()
-        due = [asked for asked in self._to_ask if asked[0] <= now]
-        for asked in due:
-            self._to_ask.remove(asked)
-            if asked[1] in self._members:
-                self._ask_back(asked[1])
+        for member_id in [member_id for member_id, when in list(self._to_ask.items()) if when <= now]:
+            del self._to_ask[member_id]
+            if member_id in self._members:
+                self._ask_back(member_id)
 
     def reap(self, *, at_once: bool = False) -> None:
         """SIGKILL those that were told to end a while ago and have not been seen to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
 from elastic_lm.runtime.patience import Patience
 from elastic_lm.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 
 class RestorableSearch:
@@ -40,8 +43,10 @@ class RestorableSearch:
             return  # the coordinator hears of it, too
         except UnavailableError as error:
             self._on_failed("unavailable", str(error))
-        except ElasticLMError as error:
-            self._on_failed("failed", str(error))
+        except Exception as error:
+            if not isinstance(error, ElasticLMError):
+                logger.exception("It could not be found out which checkpoint can be restored.")
+            self._on_failed("failed", str(error))  # whatever it is: the run waits for an answer
         else:
             self._on_found(*found)
 

@@ -38,6 +38,11 @@ class Lost(Answer):
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+        self.num_calls = 0
+
+    def remote(self, *arguments: Any) -> Lost:
+        self.num_calls += 1
+        return self
 
     def future(self) -> Future[Any]:
         future: Future[Any] = Future()
@@ -90,6 +95,19 @@ def test_who_cannot_be_reached_is_called_again(monkeypatch: pytest.MonkeyPatch) 
     assert [type(event) for event in told] == [ev.MemberFound, ev.MemberReturned]
     members.tend()
     assert len(told) == 2
+
+
+def test_call_that_was_lost_is_made_again_and_both_at_once_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who did not hear `adopt` beats for the earlier coordinator, whatever it answered."""
+    monkeypatch.setattr("elastic_lm.runtime.members.ASK_AGAIN_S", 0.0)
+    worker = found("w0", 7)
+    cut = ActorUnavailableError("cut", None)
+    worker.handle.adopt, worker.handle.come_back = Lost(cut), Lost(cut)
+    members = adopting([])
+    members.adopt([worker], 0)
+    for _ in range(3):
+        members.tend()
+    assert worker.handle.adopt.num_calls == worker.handle.come_back.num_calls == 4
 
 
 def test_who_has_died_is_not() -> None:
