@@ -1,12 +1,14 @@
 """Compaction: many small segments become one, so that a log of a month is read in seconds.
 
-A segment is stored every two seconds: a million objects in a month, whose reading would take hours. The oldest ones are
-copied, line by line, into one whose name says what it covers; only then are they deleted.
+A segment is stored every two seconds: a million objects in a month, whose reading would take hours. Old ones are copied, line
+by line, into one whose name says what it covers; only then are they deleted.
 
 Invariant: compaction changes neither the log, whoever reads it and whenever, nor the one name at which a log of several
 owners can grow (log.py). A frozen owner that thaws tries one name: that of the last segment it stored, when the answer was
 lost, or the name after it, where its successor opened the log. Both stay taken: the last segment of an owner and the first
-of the next are never deleted. Trade-off: a compaction that is cut short leaves segments that nobody reads any more.
+of the next are never deleted. (One that froze before it stored its opening looks again when that is stored.)
+Trade-offs: a compaction that is cut short leaves segments that nobody reads any more, and nothing is joined across damage. It
+is done one request after the other: nobody waits for it, and nothing of it is waited for when the process ends.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ import itertools
 import json
 import logging
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 
 from elastic_lm.errors import AlreadyExistsError, ElasticLMError
 from elastic_lm.events import segments
@@ -38,6 +39,7 @@ class Compactor:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._num_new = BATCH  # segments since the last look: for all we know there are many
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def stored(self) -> None:
@@ -49,45 +51,68 @@ class Compactor:
         self._thread = threading.Thread(target=self._run, name="compactor", daemon=True)
         self._thread.start()
 
+    def close(self) -> None:
+        """Begin nothing more. What is under way is harmless at any point, so it is not waited for."""
+        self._closed.set()
+
     def _run(self) -> None:
         try:
-            while compact(self._storage):
-                pass
+            compact(self._storage, self._closed.is_set)
         except (ElasticLMError, OSError) as error:
             logger.warning("Segments of the event log %s cannot be joined now: %s", self._storage.url, error)
 
 
-def compact(storage: Storage) -> bool:
-    """Join the oldest small segments of the folder, if there are enough.    Returns: whether any were.
+def compact(storage: Storage, cancelled: Callable[[], bool] = lambda: False) -> int:
+    """Join the old small segments of the folder, where there are enough side by side.    Returns: how many were joined.
 
     Raises: StorageError; NotFoundError when somebody else was at it.
     """
     listed = segments.listed(storage)
+    num_joined = 0
+    lines: Lines = {}
+    for batch in _batches(listed):
+        around = listed[max(0, batch.start - 1) : batch.stop + 1]
+        lines = {
+            segment: lines[segment] for segment in around if segment in lines
+        }  # of which the first is deleted by now
+        for segment in around:
+            if cancelled():
+                return num_joined
+            if segment not in lines:
+                lines[segment] = segments.lines(storage, segment)
+        borders = _borders(around, lines)
+        for run in _runs(listed[batch], listed[batch.stop], lines):
+            _join(storage, run, lines)
+            for segment in run:
+                if segment not in borders and not cancelled():
+                    storage.delete(segment.name)
+            num_joined += len(run)
+    return num_joined
+
+
+def _batches(listed: Sequence[Segment]) -> Iterator[slice]:
+    """BATCH small ones side by side, each time; none of the newest. What is left beside damage is too few."""
     small = [index for index, segment in enumerate(listed) if segment.end is None]
-    if len(small) < BATCH + STAYING:
-        return False
-    begin = small[0]
-    around = listed[max(0, begin - 1) : begin + BATCH + 1]
-    lines = dict(segments.read(storage, around))
-    runs = _runs(listed[begin : begin + BATCH + 1], lines)
-    for run in runs:
-        _join(storage, run, lines)
-        _delete(storage, run, _borders(around, lines))
-    return bool(runs)
+    for _, group in itertools.groupby(enumerate(small[:-STAYING]), lambda pair: pair[1] - pair[0]):
+        first, *rest = (index for _, index in group)
+        for begin in range(first, first + 1 + len(rest) - BATCH + 1, BATCH):
+            yield slice(begin, begin + BATCH)
 
 
-def _runs(batch: Sequence[Segment], lines: Lines) -> list[list[Segment]]:
-    """Small ones of which each begins where the one before it ends: nothing is joined across damage. Not the last."""
+def _runs(batch: Sequence[Segment], behind: Segment, lines: Lines) -> list[list[Segment]]:
+    """Those of which each begins where the one before it ends; none that reaches into the next, nor what it covers."""
     runs: list[list[Segment]] = [[]]
     end = batch[0].first
-    for segment in batch:
+    for segment in (*batch, behind):
         if segment.first < end:
-            runs[-1] = []  # it reaches further than the next one's beginning, and has to be seen to
-        if segment.first != end or segment.end is not None:
+            del runs[-1][-1:]  # the one before, unless it is left alone already
+        if segment.first != end:
             runs.append([])
-        if segment.end is None and lines[segment] and segment is not batch[-1]:
+        if segment.first >= end and lines[segment] and segment is not behind:
             runs[-1].append(segment)
-        end = segment.first + len(lines[segment])
+        elif not lines[segment]:
+            runs.append([])
+        end = max(end, segment.first + len(lines[segment]))
     return [run for run in runs if len(run) > 1]
 
 
@@ -95,11 +120,6 @@ def _join(storage: Storage, run: Sequence[Segment], lines: Lines) -> None:
     joined = [line for segment in run for line in lines[segment]]
     with contextlib.suppress(AlreadyExistsError):  # of the same lines: they never change
         storage.create(segments.named(run[0].first, run[0].first + len(joined)).name, segments.data(joined))
-
-
-def _delete(storage: Storage, run: Sequence[Segment], staying: set[Segment]) -> None:
-    with ThreadPoolExecutor(segments.AT_ONCE, thread_name_prefix="compaction") as pool:
-        list(pool.map(storage.delete, [segment.name for segment in run if segment not in staying]))
 
 
 def _borders(around: Sequence[Segment], lines: Lines) -> set[Segment]:

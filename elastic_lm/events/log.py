@@ -23,6 +23,7 @@ Small segments that are old are joined now and then (compaction.py), by whoever 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -88,10 +89,7 @@ class EventLog:
         while True:
             end, newest = _tail(self._storage)
             if newest is not None and newest.owner_epoch > self._owner_epoch:
-                raise SupersededError(
-                    f"the event log {self._storage.url} is being written by owner {newest.owner_epoch} of the run; owner "
-                    f"{self._owner_epoch} has to end"
-                )
+                raise self._superseded_by(newest)
             if opening is None:
                 return end
             if end == taken:
@@ -101,7 +99,21 @@ class EventLog:
             except AlreadyExistsError:
                 taken = end
             else:
+                self._check_opening(end)
                 return end + 1
+
+    def _check_opening(self, first: int) -> None:
+        """Whoever froze between the look and the write may have written into a place that was compacted long ago."""
+        if segments.named(first) not in segments.listed(self._storage):
+            _, newest = _tail(self._storage)
+            assert newest is not None
+            raise self._superseded_by(newest)
+
+    def _superseded_by(self, newest: Event) -> SupersededError:
+        return SupersededError(
+            f"the event log {self._storage.url} is being written by owner {newest.owner_epoch} of the run; owner "
+            f"{self._owner_epoch} has to end"
+        )
 
     def _stamped(self, event: Event) -> Event:
         return replace(event, owner_epoch=self._owner_epoch)
@@ -149,6 +161,8 @@ class EventLog:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+        if self._compactor is not None:
+            self._compactor.close()
         self._thread.join(timeout_s)
         if not done:
             logger.error("The event log ends with %d events that are not stored: %s", len(self._buffer), self._problem)
@@ -263,15 +277,20 @@ class _Reading:
         self.finished = False  # the last event says so
 
     def rest(self) -> Iterator[Event]:
-        """Whatever is there and has not been read."""
-        missed: Segment | None = None
+        """Whatever is there and has not been read. What is missing is looked for a second time before that is believed."""
+        missed: object = None
         while True:
             new = [segment for segment in segments.listed(self._storage) if self._is_new(segment)]
             try:
                 for segment, lines in segments.read(self._storage, new):
+                    gap = (self._expected, segment)
+                    if segment.first > self._expected and gap != missed:
+                        missed = gap  # compacted between two pages of the list
+                        break
                     self._known.add(segment.name)
                     yield from self._events(segment, lines)
-                return
+                else:
+                    return
             except NotFoundError:  # compacted since it was listed: what it became is listed now
                 gone = next(segment for segment in new if segment.name not in self._known)
                 if gone == missed:
@@ -304,19 +323,25 @@ def last(storage: Storage, most: int) -> list[Event]:
 
     Raises: StorageError.
     """
-    try:
-        return _last(storage, most)
-    except NotFoundError:  # compacted since it was listed
-        return _last(storage, most)
+    with contextlib.suppress(NotFoundError):
+        found, is_whole = _last(storage, most)
+        if is_whole:
+            return found
+    return _last(storage, most)[0]  # compacted since it was listed; or there is damage
 
 
-def _last(storage: Storage, most: int) -> list[Event]:
+def _last(storage: Storage, most: int) -> tuple[list[Event], bool]:
+    """And whether they are without a gap."""
     found: list[Event] = []
+    begin: int | None = None
+    is_whole = True
     for segment in reversed(segments.listed(storage)):
-        found = _events_of(segment, segments.lines(storage, segment)) + found
+        lines = segments.lines(storage, segment)
+        is_whole &= begin is None or segment.first + len(lines) >= begin
+        found, begin = _events_of(segment, lines) + found, segment.first
         if len(found) >= most:
             break
-    return found[-most:]
+    return found[-most:], is_whole
 
 
 def _events_of(segment: Segment, lines: list[str]) -> list[Event]:

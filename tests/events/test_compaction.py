@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from elastic_lm.errors import NotFoundError, StorageError
+from elastic_lm.errors import NotFoundError, StorageError, SupersededError
 from elastic_lm.events import log, segments
 from elastic_lm.events.compaction import BATCH, STAYING, compact
 from elastic_lm.events.types import Event, EventKind
@@ -130,6 +132,35 @@ class _Turning(Storage):
         return super().read(path)
 
 
+class _Paged(Storage):
+    """Calls `turn` between the first page of a list and the rest of it."""
+
+    turn: Callable[[], object] = staticmethod(lambda: None)
+    page = 0
+
+    def list(self, prefix: str = "") -> list[str]:
+        first = super().list(prefix)[: self.page]
+        turn, self.turn = self.turn, lambda: None
+        turn()
+        return first + [name for name in super().list(prefix) if not first or name > first[-1]]
+
+
+@pytest.mark.parametrize("page", [1, 2, 100, BATCH - 1, BATCH, BATCH + 1])
+@pytest.mark.parametrize("borders", [0, 100])
+def test_list_of_several_pages_that_straddles_a_compaction_loses_nothing(
+    folder: Storage, page: int, borders: int
+) -> None:
+    """The small segments of its first page are there still, and what the others became is not in it."""
+    first = fill(folder, borders, sizes=(1,))
+    end = fill(folder, DUE + BATCH, first=first, owner_epoch=2, sizes=(1,))
+    reading = _Paged(folder.url)
+    reading.turn, reading.page = lambda: compact(folder), page
+    assert numbers(reading) == list(range(end))
+    again = fill(folder, DUE, first=end, owner_epoch=2, sizes=(1,))
+    reading.turn, reading.page = lambda: compact(folder), page
+    assert [event.fields["number"] for event in log.last(reading, 10 * DUE)] == list(range(again))
+
+
 @pytest.mark.parametrize("at", [1, 2, 20, BATCH, BATCH + 2])
 def test_reader_goes_on_when_the_log_is_compacted_under_it(folder: Storage, at: int) -> None:
     end = fill(folder, DUE)
@@ -163,27 +194,83 @@ def test_segment_that_is_listed_and_never_there_is_an_error_and_no_loop(folder: 
         numbers(Lost(folder.url))
 
 
+def _overlapping(folder: Storage, number: int) -> None:
+    folder.write(segments.named(number).name, folder.read(segments.named(number).name) * 3)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: folder.delete(segments.named(30).name),
-        lambda folder: folder.write(segments.named(30).name, b""),
-        lambda folder: folder.write(segments.named(30).name, b"not json\n"),
-        lambda folder: folder.write(segments.named(30).name, folder.read(segments.named(30).name) * 3),
-        lambda folder: folder.write(segments.named(0).name, b"not json\n"),
+        lambda folder, number: folder.delete(segments.named(number).name),
+        lambda folder, number: folder.write(segments.named(number).name, b""),
+        lambda folder, number: folder.write(segments.named(number).name, b"not json\n"),
+        _overlapping,
     ],
 )
-def test_damage_reads_as_before(folder: Storage, damage: Callable[[Storage], None]) -> None:
-    fill(folder, DUE + BATCH, sizes=(1,))
-    damage(folder)
+@pytest.mark.parametrize("number", [0, 1, 5, 6, 7, 8, 40])
+def test_damage_reads_as_before_and_stops_nothing(
+    folder: Storage, damage: Callable[[Storage, int], None], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the log grows behind it."""
+    monkeypatch.setattr("elastic_lm.events.compaction.BATCH", 8)
+    monkeypatch.setattr("elastic_lm.events.compaction.STAYING", 4)
+    end = fill(folder, 60, sizes=(1,))
+    damage(folder, number)
     before: list[str] = []
-    events = list(log.read(folder, on_problem=before.append))
-    while compact(folder):
-        pass
+    told = [event.fields["number"] for event in log.read(folder, on_problem=before.append)]
+    assert len(before) == (2 if damage is _overlapping else 1)
+    for _ in range(20):
+        compact(folder)
+        end = fill(folder, 8, first=end, sizes=(1,))
     after: list[str] = []
-    assert list(log.read(folder, on_problem=after.append)) == events
-    assert len(after) <= len(before)  # later copies are left out once and for all
-    assert len(segments.listed(folder)) < STAYING + BATCH + 10
+    found = [event.fields["number"] for event in log.read(folder, on_problem=after.append)]
+    assert found == told + list(range(60, end))
+    # Of later copies, some are left out for good: in a compacted segment nobody has to be told of them.
+    assert len(after) == len(before) or (damage is _overlapping and len(after) < len(before))
+    assert len([segment for segment in segments.listed(folder) if segment.end is None]) < 4 + 2 * 8 + 4
+
+
+def test_owner_that_froze_before_its_opening_was_stored_finds_that_it_is_superseded(folder: Storage) -> None:
+    """It writes where a segment was that is compacted by now, and storage lets it."""
+    end = fill(folder, 300, owner_epoch=4, sizes=(1,))
+
+    class Frozen(Storage):
+        def create(self, path: str, data: bytes) -> None:
+            later = fill(folder, 3, first=end, owner_epoch=4, sizes=(1,))
+            fill(folder, 2 * DUE, first=later, owner_epoch=6, sizes=(1,))
+            while compact(folder):
+                pass
+            assert path not in folder.list()
+            super().create(path, data)
+
+    with pytest.raises(SupersededError, match="is being written by owner 6 of the run; owner 5 has to end"):
+        log.EventLog(Frozen(folder.url), owner_epoch=5, opening=lambda newest: event(-1))
+    assert numbers(folder) == list(range(end + 3 + 2 * DUE))
+
+
+def test_closed_log_waits_for_no_compaction(folder: Storage) -> None:
+    """Nor does the process's end."""
+    fill(folder, DUE, sizes=(1,))
+    joining, going_on = threading.Event(), threading.Event()
+
+    class Hanging(Storage):
+        def delete(self, path: str) -> None:
+            joining.set()
+            going_on.wait(20)
+            super().delete(path)
+
+    written = log.EventLog(Hanging(folder.url), owner_epoch=1, opening=lambda newest: event(DUE))
+    written.append(event(DUE + 1))
+    assert written.flush() and joining.wait(20)
+    assert written.close(timeout_s=5)
+    before = len(folder.list())
+    going_on.set()
+    compactor = [thread for thread in threading.enumerate() if thread.name == "compactor"]
+    for thread in compactor:
+        assert thread.daemon
+        thread.join(20)
+    assert len(folder.list()) >= before - 1  # the one that was under way
+    assert numbers(folder) == list(range(DUE + 2))
 
 
 def test_compaction_that_was_cut_short_is_done_by_the_next(folder: Storage) -> None:
@@ -210,15 +297,10 @@ def test_two_that_compact_at_once_lose_nothing(folder: Storage) -> None:
     end = fill(folder, DUE + 3 * BATCH)
 
     def run() -> None:
-        try:
-            while compact(folder):
-                pass
-        except NotFoundError:
-            pass  # the other one was faster
+        with contextlib.suppress(NotFoundError):  # the other one was faster
+            compact(folder)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run) for _ in range(4)]:
+            done.result()
     assert numbers(folder) == list(range(end))
