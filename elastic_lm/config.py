@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from elastic_lm import config_rules, config_text
 from elastic_lm.control.spec import ControlSpec
-from elastic_lm.engine.spec import EngineSpec, FactorySpec, MaskingSpec, OptimizerSpec, ScheduleSpec
+from elastic_lm.engine.spec import CAUSAL, MASKED, EngineSpec, FactorySpec, MaskingSpec, OptimizerSpec, ScheduleSpec
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import LATER, ModelSpec
@@ -30,7 +30,6 @@ from elastic_lm.model.spec import LATER, ModelSpec
 CONFIG_FILE = "config.yaml"  # in the run's folder: what it was last trained with
 
 
-CAUSAL, MASKED = "causal", "masked"  # the objectives that are ours
 IMPORT_PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elastic_lm import config_text, failpoints
+from elastic_lm.engine.spec import CAUSAL, MASKED
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import ModelSpec
@@ -83,12 +84,12 @@ def _check_objective(config: RunConfig) -> Iterator[str]:
         return  # what the model sees is not known
     attention = config.model.shape().get("attention")
     whence = f"model.preset={config.model.preset}" if config.model.attention is None else "model.attention"
-    if config.objective.name == "causal" and attention == "bidirectional":
+    if config.objective.name == CAUSAL and attention == "bidirectional":
         yield (
             f"objective.name=causal predicts the next token, and with {whence} ({attention}) the model sees it; set "
             "objective.name: masked, or model.attention: causal"
         )
-    if config.objective.name == "masked" and attention == "causal":
+    if config.objective.name == MASKED and attention == "causal":
         yield (
             f"objective.name=masked predicts tokens from both sides, and with {whence} ({attention}) the model sees one; set "
             "model.attention: bidirectional, or objective.name: causal"

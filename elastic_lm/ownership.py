@@ -155,10 +155,10 @@ class Ownership:
         self._check(_impatient(self._folder))
 
     def is_of_job(self) -> bool:
-        """Whether the run's owner is this one, or another of its job. Storage that gives no answer names nobody else."""
+        """Whether the run's owner is this one, or another of its job: nobody else, as far as storage tells."""
         folder = _impatient(self._folder)
         try:
-            return _owner(folder, _Newest.of(folder).epoch).job_token == self.owner.job_token
+            return _owner(folder, _Newest.of(folder).epoch).job_token in ("", self.owner.job_token)
         except StorageError:
             return True
 

@@ -51,8 +51,8 @@ ALLOWED = {
         "elastic_lm.engine.spec", "elastic_lm.model.presets", "elastic_lm.model.spec",
     },
     "elastic_lm.config_rules": {
-        "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.failpoints",
-        "elastic_lm.model.presets", "elastic_lm.model.spec",
+        "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.engine.spec", "elastic_lm.errors",
+        "elastic_lm.failpoints", "elastic_lm.model.presets", "elastic_lm.model.spec",
     },
     "elastic_lm.config_text": {"pydantic", "pydantic_core", "yaml", "elastic_lm.errors"},
     "elastic_lm.config_schema": {"elastic_lm.config", "elastic_lm.config_text"},

@@ -327,6 +327,9 @@ def test_driver_knows_whether_the_run_is_its_jobs(folder_url: str) -> None:
     assert driver.is_of_job()  # nobody knows better
     storage.cut.clear()
     other.release()
+    for name in storage.list("owner/"):
+        storage.delete(name)
+    assert driver.is_of_job()
 
 
 def test_owner_that_was_cut_off_looks_before_it_renews(folder_url: str) -> None:

@@ -90,14 +90,20 @@ def _fitting(folder: Storage, step: int, paths: list[str]) -> Manifest:
 
 
 def newest_complete(
-    storage: Storage, *, on_skipped: Callable[[str], None] | None = None, thorough: bool = True
+    storage: Storage,
+    *,
+    on_skipped: Callable[[str], None] | None = None,
+    thorough: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> CheckpointInfo | None:
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
     What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
     (it is kept under another name), so that nobody chooses it and its step can be saved again. Not `thorough`: for a look
-    before the run is one's own; parts are not read, and nothing is changed.
-    Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone.
+    before the run is one's own; parts are not read, and nothing is changed. `check` raises unless the run is one's own; it is
+    called right before anything is changed.
+    Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone; what `check`
+    raises.
     """
     tell = on_skipped or (lambda sentence: None)
     for step, paths in sorted(listed(storage).items(), reverse=True):
@@ -116,7 +122,7 @@ def newest_complete(
         except (CheckpointError, NotFoundError) as error:
             tell(f"Passing over checkpoint {folder.url}: {error}.")
             if thorough:
-                _set_aside(folder)
+                _set_aside(folder, check)
     return None
 
 
@@ -214,7 +220,9 @@ def _tensors_of(part: Part, data: bytes) -> dict[str, bytearray]:
     return {name: found["data"] for name, found in tensors.items()}
 
 
-def _set_aside(folder: Storage) -> None:
+def _set_aside(folder: Storage, check: Callable[[], None]) -> None:
+    """Reading takes minutes, in which another owner may have taken over and saved this step anew."""
+    check()
     try:
         data = folder.read(MANIFEST)
     except NotFoundError:

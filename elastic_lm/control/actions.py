@@ -95,6 +95,13 @@ class FindCheckpoint:
 
 
 @dataclass(frozen=True)
+class GoBack:
+    """The checkpoint that was found is the run's newest from now on: newer ones cannot be restored."""
+
+    step: int | None
+
+
+@dataclass(frozen=True)
 class AskAfterNode:
     """A worker was lost there: tell if the node turns out to be dead."""
 
@@ -122,6 +129,7 @@ Action = (
     | PublishCheckpoint
     | AbandonCheckpoint
     | FindCheckpoint
+    | GoBack
     | AskAfterNode
     | Emit
     | Finish

@@ -513,7 +513,7 @@ class Control:
                 self._fence(now)
                 return
             case LeaseEnd.UNRESTORABLE:
-                if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
+                if self._saving.is_beyond_help:
                     self._finish("failed", f"{report.error} (twice)", self._saving.newest_step or 0)
                     return
                 self._emit(EventKind.NOTE, f"{report.member_id}: {report.error}.", member_id=report.member_id)
@@ -541,7 +541,11 @@ class Control:
 
     def _on_found_checkpoint(self, found: ev.CheckpointFound, now: float) -> None:
         if found.verdict is not None:
-            self._finish(found.verdict, found.error, self._saving.newest_step or 0)
+            self._saving.found_nothing_out()
+            if any(m.may_hold_state for m in self._members.values()):
+                self._emit(EventKind.NOTE, f"No checkpoint is known that can be restored: {found.error}.")
+            else:
+                self._finish(found.verdict, found.error, self._saving.newest_step or 0)
             return
         for sentence in found.skipped:
             self._emit(EventKind.NOTE, sentence)
@@ -659,7 +663,7 @@ class Control:
     def _end_run(self, whole: tuple[Member, ...], head: int | None, now: float) -> None:
         """Everything is trained, or the run was told to stop: save once more, then give the verdict."""
         newest_step = self._saving.newest_step
-        if self._saving.under_way:
+        if self._saving.under_way or (head is None and self._saving.is_searching):
             return  # its end calls us again
         if head is None or head == newest_step or not whole:
             step = head if head is not None else (newest_step or 0)

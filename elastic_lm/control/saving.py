@@ -63,6 +63,7 @@ class Saving:
         self._failed_final_tries = 0
         self.last_error: str | None = None
         self._unrestorable: int | None = None  # the newest one, while another is looked for
+        self._vouched: int | None = None  # one that was read whole although a worker could not restore it
 
     @property
     def under_way(self) -> bool:
@@ -83,24 +84,41 @@ class Saving:
         every = self._spec.checkpoint_every
         self._is_owed |= bool(every and step // every > (self.newest_step or 0) // every)
 
+    @property
+    def is_searching(self) -> bool:
+        return self._unrestorable is not None
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Whether the newest one cannot be restored again, although every byte of it was read."""
+        return self.newest_step is not None and self._vouched == self.newest_step
+
     def search(self) -> None:
         """The newest one cannot be restored: find out which one can. Whatever is asked for meanwhile is the same question."""
-        if self._unrestorable is None:
+        if not self.is_searching:
             self._unrestorable = self.newest_step
             self._do(act.FindCheckpoint())
 
     def found(self, step: int | None) -> None:
         """Which one can. Steps after it are trained again, unless a newer one was completed meanwhile."""
         unrestorable, self._unrestorable = self._unrestorable, None
-        if step in (unrestorable, self.newest_step) or self.newest_step != unrestorable:
+        if self.newest_step != unrestorable:
+            return
+        if step == unrestorable:
+            self._vouched = step
             return
         self.newest_step = step
+        self._do(act.GoBack(step))
         told = "the initial state" if step is None else f"the checkpoint of step {step}"
         self._emit(EventKind.NOTE, f"The newest state that can be restored is {told}.", step=step or 0)
 
+    def found_nothing_out(self) -> None:
+        """It is looked for again when it is needed again."""
+        self._unrestorable = None
+
     def holds_up_restore(self) -> bool:
         """Whether one is looked for, or one that is newer than any that can be restored lacks only its manifest. Told once."""
-        if self._unrestorable is not None:
+        if self.is_searching:
             return True
         save = self._save
         if save is None or save.owing or save.step <= (self.newest_step or 0):

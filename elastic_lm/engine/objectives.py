@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastic_lm.engine.masking import Masked
-from elastic_lm.engine.spec import MaskingSpec
+from elastic_lm.engine.spec import CAUSAL, MASKED, MaskingSpec
 from elastic_lm.errors import ConfigError
 
 Objective = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
@@ -33,9 +33,9 @@ def causal(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
 
 def find_objective(name: str, masking: MaskingSpec | None = None) -> Objective:
     """`causal`, `masked`, or the user's function by import path.    Raises: ConfigError."""
-    if name == "causal":
+    if name == CAUSAL:
         return causal
-    if name == "masked":
+    if name == MASKED:
         if masking is None:
             raise ConfigError("objective.name=masked needs to know the corpus's mask; give EngineSpec.masking")
         return Masked(masking)

@@ -2,7 +2,8 @@
 
 The first of them hosts it: nobody can form without that one anyway. The coordinator has this meeting place only, which needs
 no PyTorch, so that a coordinator that takes over begins a second of CPU time sooner. Invariant: closing the place ends
-everybody's forming at once, for whoever hosts the store lets go of it when its connection to here ends.
+everybody's forming at once, for whoever hosts the store lets go of it when its connection to here ends. One that is frozen
+does not; then the others' helper threads end with the time-out of forming, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import selectors
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -21,6 +23,7 @@ Address = tuple[str, int]
 
 BACKLOG = 1024
 LONGEST_LINE_BYTES = 4096
+FULL_S = 0.01
 
 
 class RendezvousServer:
@@ -61,8 +64,8 @@ class Place:
             self._say(None)
             try:
                 line = self._socket.makefile("rb").readline(LONGEST_LINE_BYTES)
-            except TimeoutError as error:
-                raise RuntimeError(f"nobody hosts the store within {self._timeout_s:g} s") from error
+            except TimeoutError:
+                raise RuntimeError(f"nobody hosts the store within {self._timeout_s:g} s") from None
         if not line.endswith(b"\n"):
             raise RuntimeError("the rendezvous is closed")
         host, port = json.loads(line)
@@ -85,7 +88,7 @@ def _as_runtime_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RuntimeError(f"{what}: {error}") from error
+        raise RuntimeError(f"{what}: {error}") from None  # its frames hold what was half formed
 
 
 def _serve(listener: socket.socket, closed: socket.socket) -> None:
@@ -104,11 +107,14 @@ def _serve(listener: socket.socket, closed: socket.socket) -> None:
                     if speaker is closed:
                         return
                     if speaker is listener:
-                        with contextlib.suppress(BlockingIOError, ConnectionError):  # who knocked has gone again
+                        try:
                             connection, _ = listener.accept()
-                            connection.setblocking(False)
-                            connections.add(connection)
-                            selector.register(connection, selectors.EVENT_READ, bytearray())
+                        except OSError:  # who knocked has gone again, or no more files can be open at the moment
+                            time.sleep(FULL_S)
+                            continue
+                        connection.setblocking(False)
+                        connections.add(connection)
+                        selector.register(connection, selectors.EVENT_READ, bytearray())
                     elif not hall.hear(speaker, key.data):
                         selector.unregister(speaker)
                         connections.discard(speaker)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from elastic_lm.model.spec import ModelSpec
 
+CAUSAL, MASKED = "causal", "masked"  # the objectives that are ours
 Collectives = Literal["auto", "gloo", "nccl"]  # auto: shared memory where all members are on one machine, else gloo
 
 
@@ -71,7 +72,7 @@ class EngineSpec:
     sequence_length: int
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    objective: str = "causal"
+    objective: str = CAUSAL
     masking: MaskingSpec | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -27,18 +27,25 @@ def export(run_storage: Storage, config: RunConfig, out: str) -> int:
     if not isinstance(spec, ModelSpec):
         raise ConfigError(f"model.factory={spec.path} builds a model of your own, which transformers does not know")
     architecture = architecture_of(spec)
-    newest = registry.newest_complete(run_storage, thorough=False)
-    if newest is None:
-        raise CheckpointError(f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one")
-    loaded = store.load(run_storage, newest.step, prefix=PARAMETERS)
+    try:
+        newest = _newest(run_storage)
+    except CheckpointError:  # a run that trains may have deleted it meanwhile, and has a newer one then
+        newest = _newest(run_storage)
     folder.write(
         out,
         architecture,
-        {name.removeprefix(PARAMETERS): tensor for name, tensor in loaded.tensors.items()},
+        {name.removeprefix(PARAMETERS): tensor for name, tensor in newest.tensors.items()},
         tied=spec.tied,
         vocab_size=spec.vocab_size,
         max_tokens=spec.max_tokens,
         tokenizer_json=encoder_of(tokens, manifest).json,
         special_ids=manifest.special_ids,
     )
-    return newest.step
+    return newest.info.step
+
+
+def _newest(run_storage: Storage) -> store.Checkpoint:
+    newest = registry.newest_complete(run_storage, thorough=False)
+    if newest is None:
+        raise CheckpointError(f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one")
+    return store.load(run_storage, newest.step, prefix=PARAMETERS)

@@ -36,7 +36,12 @@ def write(
     special_ids: Mapping[str, int],
 ) -> None:
     """`weights`: ours, by name. `folder` must not be there, or be empty.    Raises: ConfigError when it cannot be written."""
-    path = Path(folder)
+    scheme, separator, rest = folder.partition("://")
+    if separator and scheme != "file":
+        raise ConfigError(
+            f"{folder} is no folder of this machine, and transformers loads from one; name one, then copy it"
+        )
+    path = Path(rest if separator else folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{folder} is there already; name a folder that is not, or is empty")
     ends = {"eos_token_id": special_ids["end_of_text"], "pad_token_id": special_ids["pad"]}

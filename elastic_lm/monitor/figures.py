@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.monitor.goodput import Goodput, batch_tokens
+from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.metrics import CAUSES, LOSSES, PHASES, by_name
 from elastic_lm.monitor.mfu import Mfu
 
@@ -43,7 +43,6 @@ class Figures:
         self._mfu = Mfu()
         self._next_step = 0
         self._total_steps: int | None = None
-        self._batch_tokens: int | None = None
         self._set("run_info", 1, run, version)
         self._begin_counters()
 
@@ -63,7 +62,6 @@ class Figures:
         match event.kind:
             case EventKind.RUN_STARTED:
                 self._total_steps = fields["config"].get("training", {}).get("steps")
-                self._batch_tokens = batch_tokens(event)
             case EventKind.STEP_COMMITTED:
                 self._commit(event)
             case EventKind.LEASE_GRANTED:
@@ -113,7 +111,7 @@ class Figures:
             return
         self._next_step = event.step + 1
         self._add("steps_total", 1)
-        self._add("tokens_total", self._batch_tokens or fields["num_targets"])
+        self._add("tokens_total", self.goodput.num_tokens(event))
         self._add("data_wait_seconds_total", fields["data_wait_s"])
         told = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])
         for phase, seconds in zip(PHASES, told, strict=True):

@@ -22,13 +22,6 @@ ROUNDING_S = 1e-6  # less is what the additions above it leave over
 HISTORY = 2_000  # events: enough to look back over any interruption
 
 
-def batch_tokens(started: Event) -> int | None:
-    """Tokens that a step of the run reads, by its first event: more than its targets where only some are predicted."""
-    batch = started.fields["config"].get("batch", {})
-    sizes = [batch.get(name) for name in ("micro_batches", "micro_batch_size", "sequence_length")]
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
-
-
 class Goodput:
     """Fed with every event of a run in order, `observe`; asked for figures at any time."""
 
@@ -64,7 +57,7 @@ class Goodput:
         member_id = str(event.fields.get("member_id"))
         match event.kind:
             case EventKind.RUN_STARTED:
-                self._batch_tokens = batch_tokens(event)
+                self._batch_tokens = _batch_tokens(event)
             case EventKind.MEMBER_STARTED:
                 self._held.add(member_id)
                 self._starting[member_id] = event.elapsed_s
@@ -81,6 +74,10 @@ class Goodput:
                 self._commit(event)
             case _:
                 pass
+
+    def num_tokens(self, committed: Event) -> int:
+        """That a step read; more than its targets where only some are predicted, and these where no config is known."""
+        return self._batch_tokens or int(committed.fields["num_targets"])
 
     def ratio(self) -> float | None:
         """Goodput from 0 to 1; None before the first step."""
@@ -154,7 +151,7 @@ class Goodput:
             return  # trained again after a restart: the tokens are counted, the time is not useful
         fields = event.fields
         self._next_step = event.step + 1
-        num_tokens = self._batch_tokens or fields["num_targets"]
+        num_tokens = self.num_tokens(event)
         self._tokens += num_tokens
         self._recent.append((event.elapsed_s, num_tokens, fields["step_s"]))
         while self._recent[0][0] < event.elapsed_s - RECENT_S and len(self._recent) > 2:
@@ -174,3 +171,9 @@ class Goodput:
 
     def _useful_s(self) -> float | None:
         return self._tokens / statistics.median(self._rates) if self._rates else None
+
+
+def _batch_tokens(started: Event) -> int | None:
+    batch = started.fields["config"].get("batch", {})
+    sizes = [batch.get(name) for name in ("micro_batches", "micro_batch_size", "sequence_length")]
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None

@@ -76,7 +76,7 @@ class History:
                 assert event.step is not None
                 steps.pop(event.step, None)
                 steps[event.step] = Point(
-                    self.since_start(event), event.step, event.fields["num_targets"], event.fields
+                    self.since_start(event), event.step, self.goodput.num_tokens(event), event.fields
                 )
             case EventKind.MEMBER_READY | EventKind.MEMBER_RETURNED:
                 self.environment = self.environment or event.fields.get("environment", {})

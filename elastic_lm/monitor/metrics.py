@@ -45,7 +45,7 @@ PHASES = ("data", "compute", "reduce", "optimizer")
 CATALOGUE = (
     Metric("run_info", "gauge", "", "Always 1; says which run this is.", ("run", "version")),
     Metric("steps_total", "counter", "steps", "Committed steps of the run, those before a restart included."),
-    Metric("tokens_total", "counter", "tokens", "Targets of committed steps, each counted once."),
+    Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
     Metric("step", "gauge", "steps", "The next step to commit."),
     Metric("loss_nats", "gauge", "nats", "Loss of the last committed step: sum over targets by number of targets."),
     Metric("gradient_norm", "gauge", "", "Global L2 norm of the last gradient before clipping."),

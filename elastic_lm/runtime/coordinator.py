@@ -105,6 +105,7 @@ class Coordinator:
             "config": config.model_dump(mode="json"),
         }
         self._last_event: Event | None = None  # tells the verdict
+        self._found: CheckpointInfo | None = None  # by the search
 
     def run(self) -> RunResult:
         """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor.
@@ -243,8 +244,8 @@ class Coordinator:
 
     def _on_restorable(self, newest: CheckpointInfo | None, skipped: list[str]) -> None:
         """On the search's thread, while nobody trains."""
-        self._plan = replace(self._plan, newest=newest)
-        self._inbox.put(ev.CheckpointFound(self._plan.resume_step, tuple(skipped)))
+        self._found = newest
+        self._inbox.put(ev.CheckpointFound(None if newest is None else newest.step, tuple(skipped)))
 
     def _await_command(self) -> None:
         """Long-poll the mailbox: the next command arrives as an event."""
@@ -308,9 +309,6 @@ class Coordinator:
             self._note_environment(event.report.ready.environment)
         elif isinstance(event, ev.MemberReady):
             self._note_environment(event.report.environment)
-        elif isinstance(event, ev.CheckpointFound) and event.verdict is None:
-            self._publisher.go_back(event.step)
-            self._tell_environment()
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
         for action in self._control.handle(event, time.monotonic()):
@@ -359,6 +357,10 @@ class Coordinator:
                 self._publisher.publish(number)
             case act.FindCheckpoint():
                 self._search.begin()
+            case act.GoBack(step):
+                self._plan = replace(self._plan, newest=self._found)
+                self._publisher.go_back(step)
+                self._tell_environment()
             case act.AbandonCheckpoint(number, member_ids):
                 self._publisher.abandon(number)
                 self._members.cancel_save(number, member_ids)

@@ -97,10 +97,9 @@ class Publisher:
         return None if attempt is None or attempt.told else attempt.step
 
     def go_back(self, step: int | None) -> None:
-        """Whatever was published after this step cannot be restored."""
-        oldest = -1 if step is None else step
-        self._seen = {seen: found for seen, found in self._seen.items() if seen <= oldest}
-        if self.newest_step > oldest:
+        """The checkpoint of this step is the newest that can be restored, and nothing else that is known here is said to be."""
+        self._seen = {seen: found for seen, found in self._seen.items() if step is not None and seen <= step}
+        if self.newest_step != step:
             self.newest_step, self.newest = -1, {}
 
     def close(self, limit_s: float = CLOSE_S) -> None:

@@ -53,4 +53,4 @@ class RestorableSearch:
     def _look(self) -> tuple[CheckpointInfo | None, list[str]]:
         self._check()
         skipped: list[str] = []
-        return registry.newest_complete(self._storage, on_skipped=skipped.append), skipped
+        return registry.newest_complete(self._storage, on_skipped=skipped.append, check=self._check), skipped

@@ -108,7 +108,7 @@ class Reassurance:
             try:
                 for found in self._roster.found():
                     found.handle.reassure.remote()
-            except (RuntimeError, RayError) as error:
+            except Exception as error:  # noqa: BLE001 - told, and tried again: they wait for a word
                 logger.warning("The workers cannot be told that there will be a coordinator: %s.", error)
             self._over.wait(REASSURE_S)
 

@@ -235,3 +235,20 @@ def test_look_that_is_not_thorough_changes_nothing(run: Storage) -> None:
     assert found is not None and found.step == 10
     assert "is not there" in told[0]
     assert len(run.list()) == len(before) - 1
+
+
+def test_who_does_not_own_the_run_any_more_sets_nothing_aside(run: Storage) -> None:
+    """It was frozen while it read: the manifest that is there by now may be its successor's."""
+    save(run, 1)
+    save(run, 2)
+    flip(run, parts_of(run, 2)[0], -1)
+    before = run.list()
+
+    def superseded() -> None:
+        raise SupersededError("by owner 2")
+
+    with pytest.raises(SupersededError):
+        registry.newest_complete(run, check=superseded)
+    assert run.list() == before
+    newest = registry.newest_complete(run)
+    assert newest is not None and newest.step == 1

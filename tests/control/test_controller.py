@@ -2029,6 +2029,7 @@ def test_checkpoint_that_is_complete_while_another_is_looked_for_is_the_newest()
     run.tell(ev.Published(second.number, ok=True))
     run.listen().tell(ev.CheckpointFound(None))
     assert run.lease.restore == 20
+    assert not run.all(act.GoBack)
 
 
 @pytest.mark.parametrize("verdict", ["unavailable", "failed"])
@@ -2038,3 +2039,43 @@ def test_search_that_finds_nothing_out_ends_the_run(verdict: str) -> None:
     unrestorable(run, "w0", 30)
     run.tell(ev.CheckpointFound(None, (), verdict, "no answer"))
     assert run.one(act.Finish).verdict == act.Verdict(verdict, "no answer", 30)
+
+
+def test_search_that_finds_nothing_out_ends_no_run_that_trains() -> None:
+    """One worker restored what the other could not: there is a state, and nothing has to be restored."""
+    run = Run(resume_step=30, min_workers=2)
+    run.ready("w0")
+    run.ready("w1")
+    unrestorable(run, "w1", 30)
+    run.report("w0", 30, LeaseEnd.FENCED)
+    assert run.lease.source == 0
+    run.listen().tell(ev.CheckpointFound(None, (), "unavailable", "no answer"))
+    assert not run.all(act.Finish)
+    (note,) = run.events(EventKind.NOTE)
+    assert note.message == "No checkpoint is known that can be restored: no answer."
+    run.dies("w0")
+    run.listen().dies("w1")
+    run.ready("w2")
+    run.ready("w3")
+    unrestorable(run, "w2", 30)
+    run.one(act.FindCheckpoint)  # it is looked for again
+    assert not run.all(act.Finish)
+
+
+def test_stop_waits_for_the_step_that_can_be_restored() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    unrestorable(run, "w0", 30)
+    run.listen().tell(ev.StopRequested("ctrl-c"))
+    assert not run.all(act.Finish)
+    run.tell(ev.CheckpointFound(20))
+    assert run.one(act.GoBack).step == 20
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 20)
+
+
+def test_run_goes_back_only_when_the_found_one_is_its_newest() -> None:
+    run = Run(resume_step=30)
+    run.ready("w0")
+    unrestorable(run, "w0", 30)
+    run.tell(ev.CheckpointFound(30))
+    assert not run.all(act.GoBack)

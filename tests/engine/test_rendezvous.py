@@ -82,6 +82,38 @@ def test_who_left_is_not_waited_for(server: RendezvousServer) -> None:
     assert place(server).ask() == ("10.0.0.7", 1234)
 
 
+def test_meeting_goes_on_when_no_more_files_can_be_open_for_a_moment() -> None:
+    script = """
+import resource, socket, threading
+from elastic_lm.engine.rendezvous import Place, RendezvousServer
+from elastic_lm.protocol import Generation
+server = RendezvousServer("127.0.0.1")
+there = (server.rendezvous.host, server.rendezvous.port)
+host = Place(server.rendezvous, Generation(0, 1), 20)
+host.host(("10.0.0.7", 1234))
+asking = socket.socket()  # opened before the limit, so that the server's end is what is refused
+full = []
+try:
+    while True:
+        full.append(socket.socket())
+except OSError:
+    pass
+asking.connect(there)
+asking.sendall(b'["0.1", null]\\n')
+asking.settimeout(0.3)
+try:
+    print(asking.recv(100))
+except TimeoutError:
+    print("not yet")
+full.clear()
+asking.settimeout(20)
+print(asking.recv(100).decode().strip())
+"""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n{script}"
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=50)
+    assert done.stdout.splitlines() == ["not yet", '["10.0.0.7", 1234]'], done.stderr
+
+
 def test_closed_place_leaves_no_thread() -> None:
     server = RendezvousServer("127.0.0.1")
     (thread,) = [thread for thread in threading.enumerate() if thread.name == f"rendezvous-{server.rendezvous.port}"]

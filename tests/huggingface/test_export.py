@@ -32,7 +32,9 @@ def test_run_is_exported_with_the_weights_of_its_newest_checkpoint(
     assert told.stdout == f"Wrote the model of step 6 to {tmp_path}/model: transformers loads it by that name.\n"
     ours = GPT(solo.plan.spec.model).eval()  # type: ignore[arg-type]
     tensors = store.load(Storage.open(config.run_url), 6).tensors
-    ours.load_state_dict({name: tensors[f"parameters/{name}"] for name in dict(ours.named_parameters())}, strict=False)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            parameter.copy_(tensors[f"parameters/{name}"])
     tokens_BT = torch.arange(5, 37)[None]
     with torch.no_grad():
         theirs = kind.from_pretrained(tmp_path / "model").eval()(tokens_BT).logits
@@ -78,3 +80,24 @@ def test_parts_without_wanted_tensors_are_not_read(tmp_path: Path) -> None:
     assert loaded.keys() == {f"parameters/{n}" for n in range(3)}
     assert all(torch.equal(loaded[f"parameters/{n}"], tensors[f"parameters/{n}"]) for n in range(3))
     assert len(Counting.read_names) == 1 + 3  # the manifest, and the parts that hold them
+
+
+def test_checkpoint_that_a_run_deletes_meanwhile_is_no_error(
+    small_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    Solo(config).train()
+    storage, load = Storage.open(config.run_url), store.load
+
+    def pruned(storage: Storage, step: int, **more: Any) -> Any:
+        monkeypatch.setattr(store, "load", load)
+        newer = load(storage, step)
+        store.save(storage, step + 1, newer.tensors, newer.info.meta)
+        for name in storage.list(f"checkpoints/step-{step:08d}/"):
+            storage.delete(name)
+        return load(storage, step, **more)
+
+    monkeypatch.setattr(store, "load", pruned)
+    told = run("export", config.run_url, "--format", "hf", "--out", str(tmp_path / "model"))
+    assert told.exit_code == 0 and "the model of step 7" in told.stdout
+    assert storage.exists("checkpoints/step-00000007/manifest.json")

@@ -48,7 +48,7 @@ def make(changes: dict[str, Any]) -> GPT:
     return model
 
 
-def write(model: GPT, out: Path, tokenizer: str = "{}") -> None:
+def write(model: GPT, out: Path | str, tokenizer: str = "{}") -> None:
     folder.write(
         str(out), architecture_of(model.spec), dict(model.named_parameters()), tied=model.spec.tied, vocab_size=VOCAB,
         max_tokens=LENGTH, tokenizer_json=tokenizer, special_ids=SPECIAL,
@@ -123,6 +123,17 @@ def test_folder_that_cannot_be_written_is_told_and_nothing_is_left(tmp_path: Pat
     with pytest.raises(ConfigError, match="cannot be written: "):
         write(make({}), tmp_path / "file" / "model")
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_folder_of_another_kind_is_refused_and_one_with_its_scheme_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="s3://bucket/model is no folder of this machine"):
+        write(make({}), "s3://bucket/model")
+    assert list(tmp_path.iterdir()) == []
+    write(make({}), f"file://{tmp_path}/model")
+    assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_config_says_what_ends_a_text(tmp_path: Path) -> None:

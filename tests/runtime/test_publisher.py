@@ -97,6 +97,24 @@ def test_digests_do_not_depend_on_the_number_of_shares(outbox: Outbox) -> None:
     assert outbox.publisher.newest == first
 
 
+@pytest.mark.parametrize("step", [None, 10, 30])
+def test_what_cannot_be_restored_is_nobodys_newest_any_more(step: int | None, outbox: Outbox) -> None:
+    """Also where the one that can be is newer: its answer was lost."""
+    outbox.save(1, 10)
+    outbox.save(2, 20)
+    outbox.publisher.go_back(step)
+    assert (outbox.publisher.newest_step, outbox.publisher.newest) == (-1, {})
+    outbox.save(3, 25)
+    assert outbox.publisher.newest_step == 25
+
+
+def test_newest_that_can_be_restored_stays_the_newest(outbox: Outbox) -> None:
+    outbox.save(1, 10)
+    before = outbox.publisher.newest
+    outbox.publisher.go_back(10)
+    assert (outbox.publisher.newest_step, outbox.publisher.newest) == (10, before)
+
+
 def test_share_of_an_attempt_that_was_given_up_is_left_out(outbox: Outbox) -> None:
     outbox.publisher.begin(1, 10)
     outbox.publisher.begin(2, 10)
