@@ -149,6 +149,16 @@ class ModelConfig(Part):
     """Whether there is a norm behind the embedding. None: the preset's, or false."""
     head_transform: bool | None = None
     """Whether a layer, activation and norm stand before the head, as in BERT. None: the preset's, or false."""
+    rope_theta: float | None = Field(default=None, gt=1, le=1e12, allow_inf_nan=False)
+    """Base of rotary positions: the larger, the slower the slowest pair turns. None: 10000; 500000 is usual for long contexts."""
+    rope_scaling: Literal["linear", "yarn", "llama3"] | None = None
+    """How rotary positions are stretched to a context beyond the one that the model was trained with. None: they are not."""
+    rope_factor: float | None = Field(default=None, ge=1, le=1e6, allow_inf_nan=False, examples=[8.0])
+    """By how much rope_scaling stretches: the new context by the old one."""
+    rope_original_tokens: Count | None = Field(default=None, examples=[8192])
+    """The context that the model was trained with; for rope_scaling yarn and llama3."""
+    document_masking: bool | None = None
+    """Whether tokens see those of their own document only, where a sample holds several. None: false, they see all."""
     max_tokens: Count | None = None
     """Longest sequence the model can read (its context). None: batch.sequence_length."""
     vocab_size: Count | None = None
@@ -173,9 +183,14 @@ class ObjectiveConfig(Part):
     mask_ratio: float = Field(default=0.15, gt=0, lt=1, allow_inf_nan=False)
     """Share of the tokens that `masked` predicts: 80 % of them hidden, 10 % replaced, 10 % as they are."""
 
+    z_loss: Amount = 0.0
+    """Weight of log(Z)^2 beside the loss of `causal` or `masked`, Z being what the softmax divides by: keeps logits from drifting
+    off. 1e-4 is usual (PaLM). The loss that is told is without it."""
+
     def identity(self) -> dict[str, Any]:
         """The choices that change bits."""
-        return self.model_dump(exclude=set() if self.name == MASKED else {"mask_ratio"})
+        unused = {name for name, used in (("mask_ratio", self.name == MASKED), ("z_loss", self.z_loss)) if not used}
+        return self.model_dump(exclude=unused)
 
 
 class BatchConfig(Part):
@@ -219,7 +234,7 @@ class ScheduleConfig(Part):
     """After the warm-up: cosine decay, or a plateau with a linear decay at the end (wsd), or the peak for ever."""
     warmup_steps: int = Field(default=0, ge=0, le=2**40)
     """Steps of linear warm-up."""
-    decay_steps: int = Field(default=0, ge=0, le=2**40)
+    decay_steps: int = Field(default=0, ge=0, le=2**40, examples=[10])
     """Steps of the final decay; wsd only."""
     final_ratio: Share = 0.1
     """Learning rate at the end, as a share of the peak."""
@@ -236,6 +251,9 @@ class TrainingConfig(Part):
     """Determines initial weights, order of samples and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of compute. Weights, moments and sums are never below fp32."""
+    recompute: bool = False
+    """Whether the insides of each block are computed again in backward instead of kept: about a third more work, and the memory
+    of one block in place of all. The same bits, so it can be changed when a run is resumed."""
     on_nonfinite: Literal["stop"] = "stop"
     """What a non-finite or out-of-range gradient does: stop the run before it touches the weights."""
     skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])
@@ -467,16 +485,21 @@ class RunConfig(Part):
         """Where the learning rate's schedule ends."""
         return self.schedule.total_steps or self.training.steps
 
-    def model_spec(self, vocab_size: int) -> ModelSpec | FactorySpec:
-        """For the engine, with this many rows in the embedding.    Raises: ConfigError when the shape breaks a rule."""
+    def model_spec(self, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> ModelSpec | FactorySpec:
+        """For the engine, with this many rows in the embedding; `special_ids` of the corpus are for document masking.
+
+        Raises: ConfigError when the shape breaks a rule.
+        """
         max_tokens = self.model.max_tokens or self.batch.sequence_length
         if self.model.factory is not None:
             return FactorySpec(self.model.factory, vocab_size, max_tokens, dict(self.model.args))
-        needed = {"attention": "bidirectional"} if self.objective.name == MASKED else {}
+        needed: dict[str, Any] = {"attention": "bidirectional"} if self.objective.name == MASKED else {}
+        if self.model.document_masking and special_ids is not None:
+            needed["document_separator"] = special_ids["end_of_text"]
         return ModelSpec(**{**needed, **self.model.shape(), "vocab_size": vocab_size, "max_tokens": max_tokens})
 
     def engine_spec(self, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> EngineSpec:
-        """For the engine. `vocab_size` and `special_ids` are the corpus's; the latter are for the masked objective.
+        """For the engine. `vocab_size` and `special_ids` are the corpus's; the latter are for masks of any kind.
 
         Raises: ConfigError when the model's vocabulary is smaller.
         """
@@ -486,7 +509,7 @@ class RunConfig(Part):
                 f"use at least {vocab_size}, or remove it"
             )
         return EngineSpec(
-            model=self.model_spec(self.model.vocab_size or vocab_size),
+            model=self.model_spec(self.model.vocab_size or vocab_size, special_ids),
             micro_batches=self.batch.micro_batches,
             micro_batch_size=self.batch.micro_batch_size,
             sequence_length=self.batch.sequence_length,
@@ -494,10 +517,12 @@ class RunConfig(Part):
             schedule=ScheduleSpec(**{**dict(self.schedule), "total_steps": self.schedule_steps}),
             objective=self.objective.name,
             masking=self._masking(vocab_size, special_ids),
+            z_loss=self.objective.z_loss,
             seed=self.training.seed,
             precision=self.training.precision,
             reduction=self.reduction.kind,
             on_nonfinite=self.training.on_nonfinite,
+            recompute=self.training.recompute,
             device=self.device,
             threads=self.workers.threads,
             collectives=self.collectives,
@@ -537,6 +562,8 @@ class RunConfig(Part):
         corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
         model = asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size}
         model = {name: value for name, value in model.items() if LATER.get(name, ...) != value}
+        if self.model.document_masking:  # by which token follows from the corpus
+            model["document_masking"] = True
         if self.model.factory is not None:  # in the words of the file
             model["factory"], model["args"] = model.pop("path"), model.pop("arguments")
         return {
@@ -546,7 +573,7 @@ class RunConfig(Part):
             "batch": self.batch.model_dump(),
             "optimizer": self.optimizer.model_dump(),
             "schedule": schedule,
-            "training": self.training.model_dump(exclude={"steps", "on_nonfinite"}),
+            "training": self.training.model_dump(exclude={"steps", "recompute", "on_nonfinite"}),
             "reduction": self.reduction.model_dump(),
         }
 

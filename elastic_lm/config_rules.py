@@ -38,6 +38,8 @@ def _check_model(config: RunConfig) -> Iterator[str]:
     model, batch = config.model, config.batch
     if model.factory is not None:
         yield from _check_factory(model)
+        if config.training.recompute:
+            yield "training.recompute=true has no effect on a model of your own; remove it, or checkpoint activations there"
     else:
         yield from _check_shape(config)
     if model.max_tokens is not None and batch.sequence_length > model.max_tokens:
@@ -48,7 +50,7 @@ def _check_model(config: RunConfig) -> Iterator[str]:
 
 
 def _check_factory(model: ModelConfig) -> Iterator[str]:
-    shape = set(ModelSpec.__dataclass_fields__) - {"vocab_size", "max_tokens"}
+    shape = {*ModelSpec.__dataclass_fields__, "document_masking"} - {"vocab_size", "max_tokens"}
     for name, value in model:
         if name in {"preset", *shape} and value is not None:
             yield (f"model.factory builds the whole model, so model.{name} has no effect; remove one of the two")
@@ -80,6 +82,10 @@ def _check_shape(config: RunConfig) -> Iterator[str]:
 
 
 def _check_objective(config: RunConfig) -> Iterator[str]:
+    if config.objective.z_loss and config.objective.name not in (CAUSAL, MASKED):
+        yield (
+            f"objective.z_loss={config.objective.z_loss} has no effect with an objective of your own; remove it, or add it there"
+        )
     if config.model.factory is not None or config.model.preset not in (None, *PRESETS):
         return  # what the model sees is not known
     attention = config.model.shape().get("attention")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_lm.engine.cross_entropy import loss_at
 from elastic_lm.engine.masking import Masked
 from elastic_lm.engine.spec import CAUSAL, MASKED, MaskingSpec
 from elastic_lm.errors import ConfigError
@@ -20,25 +21,29 @@ from elastic_lm.errors import ConfigError
 Objective = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
 
 
-def causal(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
-    """Maximise the sum of log P(x_t | x_<t). S = T + 1: the first T tokens are input, the last T are targets.
+@dataclass(frozen=True)
+class Causal:
+    """Minimise the sum of -log P(x_t | x_<t). S = T + 1: the first T tokens are input, the last T are targets."""
 
-    Returns: the summed negative log-likelihood in nats (fp32 scalar), and B·T.
-    """
-    logits_BTV = model(tokens_BS[:, :-1])
-    targets_BT = tokens_BS[:, 1:]
-    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
-    return loss, targets_BT.numel()
+    z_loss: float = 0.0
+
+    def __call__(self, model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
+        """Returns: the summed negative log-likelihood in nats (fp32 scalar), and B·T."""
+        targets_N = tokens_BS[:, 1:].flatten()
+        return loss_at(model, tokens_BS[:, :-1], targets_N, z_loss=self.z_loss), targets_N.numel()
 
 
-def find_objective(name: str, masking: MaskingSpec | None = None) -> Objective:
+causal = Causal()
+
+
+def find_objective(name: str, masking: MaskingSpec | None = None, z_loss: float = 0.0) -> Objective:
     """`causal`, `masked`, or the user's function by import path.    Raises: ConfigError."""
     if name == CAUSAL:
-        return causal
+        return Causal(z_loss)
     if name == MASKED:
         if masking is None:
             raise ConfigError("objective.name=masked needs to know the corpus's mask; give EngineSpec.masking")
-        return Masked(masking)
+        return Masked(masking, z_loss)
     return load_function(name, "objective.name")
 
 

@@ -61,9 +61,10 @@ class MaskingSpec:
 class EngineSpec:
     """One run, as far as its bits are concerned, and the device it runs on.
 
-    `objective` is `causal`, `masked` (which takes `masking`), or an import path `package.module:function` with
-    (model, tokens [m, T+1]) -> (loss sum, number of targets). A batch is `micro_batches` x `micro_batch_size` samples of
-    `sequence_length` tokens.
+    `objective` is `causal` or `masked` (which takes `masking`), both with `z_loss`; or an import path
+    `package.module:function` with (model, tokens [m, T+1]) -> (loss sum, number of targets). A batch is `micro_batches` x
+    `micro_batch_size` samples of `sequence_length` tokens. `recompute`: a block's insides are computed again in backward
+    instead of kept; the same bits.
     """
 
     model: ModelSpec | FactorySpec
@@ -74,10 +75,12 @@ class EngineSpec:
     schedule: ScheduleSpec = ScheduleSpec()
     objective: str = CAUSAL
     masking: MaskingSpec | None = None
+    z_loss: float = 0.0
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     reduction: Literal["exact", "fast"] = "exact"
     on_nonfinite: Literal["stop"] = "stop"
+    recompute: bool = False
     device: str = "cpu"
     threads: int = 1
     collectives: Collectives = "auto"

@@ -29,6 +29,7 @@ from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_by
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import ConfigError
+from elastic_lm.model.transformer import GPT
 from elastic_lm.protocol import Generation, Phase, StepRecord
 
 
@@ -77,8 +78,10 @@ class Replica:
         torch.manual_seed(spec.seed)
         self.model = build(spec.model)
         self.model.train()
+        if isinstance(self.model, GPT):
+            self.model.recomputes = spec.recompute
         self.state = ReplicaState(self.model, self.device)
-        self.objective = find_objective(spec.objective, spec.masking)
+        self.objective = find_objective(spec.objective, spec.masking, spec.z_loss)
         self.optimizer = AdamW(self.state, spec.optimizer, spec.schedule)
 
     def initialise(self) -> None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic_lm.errors import ConfigError
-from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.spec import LLAMA3_HIGH, LLAMA3_LOW, YARN_FAST, YARN_SLOW, ModelSpec
 
 EPS = 1e-5
-ROTARY_BASE = 10_000.0
 TANH_GELU = "gelu_pytorch_tanh"
 
 
@@ -89,10 +88,23 @@ def _decoder(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": spec.max_tokens,
         "rms_norm_eps": EPS,
-        "rope_theta": ROTARY_BASE,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
+        "rope_theta": spec.rope_theta,
+        "rope_parameters": _rope_parameters(spec),
         "attention_dropout": spec.dropout,
     }
+
+
+def _rope_parameters(spec: ModelSpec) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"rope_type": spec.rope_scaling or "default", "rope_theta": spec.rope_theta}
+    if spec.rope_scaling is not None:
+        parameters["factor"] = spec.rope_factor
+    if spec.rope_original_tokens is not None:
+        parameters["original_max_position_embeddings"] = spec.rope_original_tokens
+    if spec.rope_scaling == "llama3":
+        parameters |= {"low_freq_factor": float(LLAMA3_LOW), "high_freq_factor": float(LLAMA3_HIGH)}
+    if spec.rope_scaling == "yarn":
+        parameters |= {"beta_fast": float(YARN_FAST), "beta_slow": float(YARN_SLOW)}
+    return parameters
 
 
 def _decoder_places(spec: ModelSpec) -> Iterator[Place]:

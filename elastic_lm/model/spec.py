@@ -12,6 +12,17 @@ Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu"]
 Sight = Literal["causal", "bidirectional"]
 Placement = Literal["pre", "post", "sandwich"]
+RopeScaling = Literal["linear", "yarn", "llama3"]
+
+ROTARY_BASE = 10_000.0
+# Turns of a pair within the original context: with more of them its frequency stays, with less it is divided (Peng et al. 2023).
+YARN_FAST, YARN_SLOW = 32, 1
+LLAMA3_HIGH, LLAMA3_LOW = 4, 1  # the same in Llama 3.1
+ROPE_NEEDS = {
+    "rope_factor": "the new context by the old one, e.g. 8",
+    "rope_original_tokens": "the context that the model was trained with, e.g. 8192",
+}
+ROPE_SCALINGS = {"linear": ("rope_factor",), "yarn": tuple(ROPE_NEEDS), "llama3": tuple(ROPE_NEEDS)}
 
 # Choices that came later. Where they are not made, a run is the one that it was before there were any.
 LATER = {
@@ -21,6 +32,11 @@ LATER = {
     "norm_placement": "pre",
     "embedding_norm": False,
     "head_transform": False,
+    "rope_theta": ROTARY_BASE,
+    "rope_scaling": None,
+    "rope_factor": None,
+    "rope_original_tokens": None,
+    "document_separator": None,
 }
 
 
@@ -30,7 +46,9 @@ class ModelSpec:
 
     `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block. Groups of `num_heads / num_kv_heads`
     queries share keys and values. `norm_placement`: before each part of a block, after its sum, or on both sides of it.
-    `head_transform`: a layer, activation and norm before the head, which then has a bias of its own (BERT).
+    `head_transform`: a layer, activation and norm before the head, which then has a bias of its own (BERT). `rope_theta` and
+    `rope_scaling` are of rotary positions: their base, and how a context of `rope_original_tokens` is stretched by
+    `rope_factor`. `document_separator`: the token that begins a document; tokens of different ones do not see each other.
     """
 
     vocab_size: int
@@ -51,6 +69,11 @@ class ModelSpec:
     norm_placement: Placement = "pre"
     embedding_norm: bool = False
     head_transform: bool = False
+    rope_theta: float = ROTARY_BASE
+    rope_scaling: RopeScaling | None = None
+    rope_factor: float | None = None
+    rope_original_tokens: int | None = None
+    document_separator: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -74,6 +97,27 @@ class ModelSpec:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout} is not in [0, 1)")
+        self._check_rotary()
+
+    def _check_rotary(self) -> None:
+        chosen = {
+            "rope_theta": None if self.rope_theta == ROTARY_BASE else self.rope_theta,
+            "rope_scaling": self.rope_scaling,
+            "rope_factor": self.rope_factor,
+            "rope_original_tokens": self.rope_original_tokens,
+        }
+        idle = {name: value for name, value in chosen.items() if value is not None and self.position != "rotary"}
+        for name, idler in idle.items():
+            raise ConfigError(
+                f"model.{name}={idler} has no effect with model.position={self.position}; remove it or use position: rotary"
+            )
+        for name, advice in ROPE_NEEDS.items():
+            value, needed = chosen[name], name in ROPE_SCALINGS.get(self.rope_scaling or "", ())
+            if needed and value is None:
+                raise ConfigError(f"model.rope_scaling={self.rope_scaling} needs model.{name}; set it to {advice}")
+            if value is not None and not needed:
+                scaling = self.rope_scaling or "null"
+                raise ConfigError(f"model.{name}={value} has no effect with model.rope_scaling={scaling}; remove it")
 
     @property
     def hidden_width(self) -> int:

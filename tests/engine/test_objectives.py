@@ -65,7 +65,7 @@ def test_causal_sums_in_single_precision_whatever_the_logits_are() -> None:
 
 
 def test_objectives_are_found_by_name_or_path() -> None:
-    assert find_objective("causal") is causal
+    assert find_objective("causal") == causal
     assert find_objective("tests.engine.user_code:every_second").__code__ is user_code.every_second.__code__
 
 

@@ -32,6 +32,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, untied, grouped": ("LlamaForCausalLM", {"tied": False, "num_kv_heads": 2}),
     "llama with biases": ("LlamaForCausalLM", {"bias": True, "hidden": 48}),
     "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True, "num_kv_heads": 1}),
+    "llama, long base": ("LlamaForCausalLM", {"rope_theta": 500_000.0}),
+    "llama, linear": ("LlamaForCausalLM", {"rope_scaling": "linear", "rope_factor": 4.0}),
+    "llama, as 3.1": ("LlamaForCausalLM", {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_tokens": 8}),
+    "qwen3, yarn": (
+        "Qwen3ForCausalLM",
+        {"qk_norm": True, "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_tokens": 64},
+    ),
     "gpt2": ("GPT2LMHeadModel", {**GPT2, **SMALL}),
     "gpt2 without biases, untied": ("GPT2LMHeadModel", {**GPT2, **SMALL, "bias": False, "tied": False, "hidden": 40}),
     "bert": ("BertForMaskedLM", {**BERT, **SMALL}),

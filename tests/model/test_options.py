@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from elastic_lm.errors import ConfigError
+from elastic_lm.model.positions import Rotary
 from elastic_lm.model.presets import PRESETS
-from elastic_lm.model.spec import LATER, ModelSpec
+from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.transformer import GPT, Attention, Block, HeadTransform
 
 VOCAB, WIDTH, LENGTH, LAYERS, HEADS = 11, 16, 8, 2, 4
+CHOICES = ("attention", "num_kv_heads", "qk_norm", "norm_placement", "embedding_norm", "head_transform")
 ROUNDING = 1e-5
 
 
@@ -39,7 +41,7 @@ def tokens() -> Tensor:
 
 
 OPTIONS = [
-    dict(zip(LATER, choice, strict=True))
+    dict(zip(CHOICES, choice, strict=True))
     for choice in product(
         ["causal", "bidirectional"],
         [None, 1, 2],
@@ -169,3 +171,110 @@ def test_bert_has_the_published_number_of_parameters(name: str, published: int) 
     """But for the two vectors that tell a first sentence from a second: there is no second one here."""
     shape = ModelSpec(vocab_size=30_522, max_tokens=512, **PRESETS[name].shape)
     assert shape.num_parameters == published - 2 * shape.width
+
+
+# -- rotary positions over longer contexts ---------------------------------------------------------------------------
+
+LONG: dict[str, Any] = {"rope_factor": 4.0, "rope_original_tokens": 64}
+
+
+def frequencies(**changes: Any) -> Tensor:
+    """Radians per token, of a head of 16, by the angles of the second token."""
+    rotary = Rotary(spec(width=64, max_tokens=4, **changes))
+    return torch.atan2(rotary.sin_TK[1], rotary.cos_TK[1])[:8]
+
+
+def test_base_sets_the_slowest_pair() -> None:
+    torch.testing.assert_close(frequencies(rope_theta=50_000.0), 50_000.0 ** (-torch.arange(8) / 8))
+
+
+def test_linear_scaling_divides_all_frequencies() -> None:
+    torch.testing.assert_close(frequencies(rope_scaling="linear", rope_factor=4.0), frequencies() / 4)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_fast_pairs_stay_and_slow_ones_are_divided(kind: str) -> None:
+    """Of 64 tokens the first pair turns ten times, the fifth a tenth of once."""
+    before, after = frequencies(), frequencies(rope_scaling=kind, **LONG)
+    torch.testing.assert_close(after[4:], before[4:] / 4)
+    between = after[1:4] / before[1:4]
+    assert (between <= 1).all() and (between >= 1 / 4).all() and (between.diff() <= 0).all()
+    if kind == "llama3":
+        assert after[0] == before[0]
+        turns = 64 * before[1].item() / (2 * math.pi)  # 3.2: between 1 and 4
+        stays = (turns - 1) / 3
+        assert after[1].item() == pytest.approx(before[1].item() * (stays + (1 - stays) / 4), rel=1e-5)
+
+
+def test_yarn_makes_angles_longer_and_no_other_does() -> None:
+    long = Rotary(spec(rope_scaling="yarn", **LONG))
+    assert long.cos_TK[0].tolist() == pytest.approx([1 + 0.1 * math.log(4)] * 4)
+    assert Rotary(spec(rope_scaling="llama3", **LONG)).cos_TK[0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"position": "learned", "rope_theta": 5e5},
+            "model.rope_theta=500000.0 has no effect with model.position=learned",
+        ),
+        (
+            {"position": "learned", "rope_scaling": "linear"},
+            "model.rope_scaling=linear has no effect with model.position",
+        ),
+        ({"rope_factor": 2.0}, "model.rope_factor=2.0 has no effect with model.rope_scaling=null; remove it"),
+        ({"rope_scaling": "linear"}, "model.rope_scaling=linear needs model.rope_factor; set it to the new context by"),
+        (
+            {"rope_scaling": "linear", **LONG},
+            "model.rope_original_tokens=64 has no effect with model.rope_scaling=linear",
+        ),
+        (
+            {"rope_scaling": "yarn", "rope_factor": 2.0},
+            "model.rope_scaling=yarn needs model.rope_original_tokens; set it to",
+        ),
+    ],
+)
+def test_rotary_choices_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(**changes)
+    assert message in str(caught.value)
+
+
+# -- documents that do not see each other ----------------------------------------------------------------------------
+
+PACKED = torch.tensor([[1, 2, 0, 3, 4, 5, 0, 6], [0, 1, 2, 3, 4, 0, 0, 7]])  # 0 begins a document
+DOCUMENTS = [(0, 0, 2), (0, 2, 6), (0, 6, 8), (1, 0, 5), (1, 5, 6), (1, 6, 8)]  # row, begin, end
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_packed_documents_have_the_logits_that_each_has_alone(attention: str) -> None:
+    """With rotary positions, for which only distances count."""
+    model = build(GPT, {"attention": attention, "document_separator": 0, "num_kv_heads": 2})
+    packed_BTV = model(PACKED)
+    for row, begin, end in DOCUMENTS:
+        alone_TV = model(PACKED[row : row + 1, begin:end])[0]
+        torch.testing.assert_close(packed_BTV[row, begin:end], alone_TV, rtol=ROUNDING, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_without_a_separator_documents_do_see_each_other(attention: str) -> None:
+    model = build(GPT, {"attention": attention})
+    alone_TV = model(PACKED[:1, 2:6])[0]
+    assert (model(PACKED)[0, 2:6] - alone_TV).abs().max() > 0.1
+
+
+# -- recomputation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_blocks_have_the_same_gradients_to_the_bit(dropout: float) -> None:
+    def gradients(recomputes: bool) -> list[Tensor]:
+        model = build(GPT, {"dropout": dropout, "document_separator": 0})
+        model.recomputes = recomputes
+        torch.manual_seed(1)
+        model(PACKED).square().mean().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    kept, again = gradients(False), gradients(True)
+    assert len(kept) == len(again) > 0 and all(map(torch.equal, kept, again))

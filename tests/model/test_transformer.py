@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from elastic_lm.errors import ConfigError
+from elastic_lm.model.positions import Learned, Rotary, Sinusoidal, rotate
 from elastic_lm.model.spec import ModelSpec
-from elastic_lm.model.transformer import GELU, GPT, Attention, Learned, Rotary, Sinusoidal, SwiGLU, make_norm, rotate
+from elastic_lm.model.transformer import GELU, GPT, Attention, SwiGLU, make_norm
 
 torch.set_num_threads(1)
 
