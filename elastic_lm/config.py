@@ -249,8 +249,10 @@ class TrainingConfig(Part):
     """Optimizer updates."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Determines initial weights, order of samples and dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of compute. Weights, moments and sums are never below fp32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Precision of matrix products; weights, moments and sums are fp32 or more in all. bf16 suits GPUs since Ampere, fp16 those
+    before: its losses are scaled, and a step that overflows is computed again with half the scale. tf32: fp32 with products of
+    fewer bits, GPUs since Ampere."""
     recompute: bool = False
     """Whether the insides of each block are computed again in backward instead of kept: about a third more work, and the memory
     of one block in place of all. The same bits, so it can be changed when a run is resumed."""

@@ -145,6 +145,8 @@ def _check_workers(config: RunConfig) -> Iterator[str]:
         )
     if workers.device == "cuda" and not workers.num_gpus:
         yield "workers.device=cuda needs workers.num_gpus above 0; set workers.num_gpus: 1"
+    if config.training.precision == "tf32" and config.device != "cuda":
+        yield f"training.precision=tf32 is for GPUs and workers compute on {config.device}; use fp32 or bf16"
     if workers.collectives == "nccl" and config.device != "cuda":
         yield "workers.collectives=nccl adds up on GPUs and workers compute on cpu; use gloo or auto"
     for name, amount in workers.resources.items():

@@ -142,7 +142,7 @@ FIELDS = (
     Row("batch.sequence_length", "16777217", "16777217", "should be less than or equal to 16777216", "8", True),
     number("training.steps", "0", NOT_BELOW_1, "200"),
     number("training.seed", "9223372036854775808", "should be less than 9223372036854775808", "1", identity=True),
-    Row("training.precision", "fp16", "'fp16'", "should be fp32 or bf16", "bf16", True),
+    Row("training.precision", "fp8", "'fp8'", "should be fp32, tf32, bf16 or fp16", "bf16", True),
     Row("training.recompute", "1", "1", "is neither true nor false", "true", False),
     Row("training.on_nonfinite", "skip", "'skip'", "should be stop", None, False),
     Row("training.skip", "5", "5", NO_LIST, "[[3, 5]]", True),
@@ -467,6 +467,9 @@ TOGETHER = [
         "workers.max=9 is more than batch.micro_batches=8: a worker without a micro-batch has nothing to do; use at most 8 "
         "workers, or more and smaller micro-batches",
     ),
+    (["training.precision=tf32"], "training.precision=tf32 is for GPUs and workers compute on cpu; use fp32 or bf16"),
+    ([OWN, "objective.z_loss=1e-4"], "objective.z_loss=0.0001 has no effect with an objective of your own; remove it,"),
+    ([FACTORY, "training.recompute=true"], "training.recompute=true has no effect on a model of your own; remove it,"),
     (["workers.device=cuda"], "workers.device=cuda needs workers.num_gpus above 0; set workers.num_gpus: 1"),
     (
         ["workers.resources={rack: -1}"],

@@ -11,19 +11,23 @@ CUDA_SETTINGS = {
 }
 
 
-def make_deterministic(device: str, *, exact: bool, threads: int) -> None:
+def make_deterministic(device: str, *, exact: bool, threads: int, tf32: bool = False) -> None:
     """Called once per process and thread that computes, before the first operation.
 
-    CPU: a fixed number of threads, for reductions split their sums by thread. CUDA: deterministic algorithms only, no
-    run-time choice of kernels (cuDNN benchmark), no TF32, no reduced-precision accumulation in bf16 products.
+    CPU: a fixed number of threads, for reductions split their sums by thread. CUDA: TF32 where it is asked for and nowhere
+    else; deterministic algorithms only, no run-time choice of kernels (cuDNN benchmark), no reduced-precision accumulation
+    in bf16 and fp16 products.
     """
     torch.set_num_threads(threads)
-    if not exact or not device.startswith("cuda"):
+    if not device.startswith("cuda"):
+        return
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if not exact:
         return
     for name, value in CUDA_SETTINGS.items():
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -30,14 +30,19 @@ class AdamW:
             gradient.mul_(limit / norm)
         return norm
 
-    def apply(self, gradient: Tensor, step: int) -> None:
-        """One update with the flat gradient; the state goes from `step` to `step + 1` and is torn meanwhile."""
+    def apply(self, gradient: Tensor, step: int, loss_exponent: int | None = None) -> None:
+        """One update with the flat gradient; the state goes from `step` to `step + 1` and is torn meanwhile.
+
+        `loss_exponent`: that of the loss scale with which the gradient was computed, where the state has one.
+        """
         state = self._state
         assert state.next_step == step and not state.torn
         with state.writing(step + 1), torch.no_grad():
             self._update(slice(0, state.decayed), self._spec.weight_decay, gradient, step)
             failpoints.hit("optimizer.middle", step)
             self._update(slice(state.decayed, state.size), 0.0, gradient, step)
+            if state.loss_scale is not None and loss_exponent is not None:
+                state.loss_scale.settle(loss_exponent)
 
     def _update(self, part: slice, weight_decay: float, gradient: Tensor, step: int) -> None:
         if part.start == part.stop:

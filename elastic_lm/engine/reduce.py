@@ -12,7 +12,7 @@ with it, always in one order, which every member follows; the bucket with the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -95,6 +95,8 @@ class Reduction:
         self.exact = exact
         self._slots = slots
         self._gradient_unit, self._loss_unit = gradient_unit, loss_unit
+        self.loss_exponent: int | None = None  # of a loss that is scaled
+        self._scaled_unit = gradient_unit
         if exact:
             self._buffer = zeros(HEADER + size, torch.int64, device)
             self._header, self._total = self._buffer[:HEADER], self._buffer[HEADER:]
@@ -124,8 +126,14 @@ class Reduction:
             vector = _Bucket(self._header, frozenset(), -1)
         return [*sorted(buckets, key=lambda bucket: -bucket.earliest), vector]
 
-    def begin(self, step: int) -> None:
-        """Forget what was added; the first contribution to each slot overwrites it."""
+    def begin(self, step: int, loss_exponent: int | None = None) -> None:
+        """Forget what was added; the first contribution to each slot overwrites it.
+
+        Gradients of a scaled loss come times 2^loss_exponent, and are added up without it.
+        """
+        unit = self._gradient_unit
+        self._scaled_unit = replace(unit, fraction_bits=unit.fraction_bits - (loss_exponent or 0))
+        self.loss_exponent = loss_exponent
         self._mine = [0] * HEADER
         self._mine[Field.MEMBERS] = 1
         self._mine[Field.STEPS] = step + 1
@@ -149,15 +157,22 @@ class Reduction:
         self._untouched.discard(index)
         values = gradient.detach().flatten()
         if self.exact:
-            self._refused = self._refused + fixed_point.fold(total, values, self._gradient_unit, first=first)
-        elif first:
-            total.copy_(values)
+            self._refused = self._refused + fixed_point.fold(total, values, self._scaled_unit, first=first)
         else:
-            total.add_(values)
+            self._add_fast(total, values, first=first)
         if self._early is not None:
             self._over.add(index)
             while len(self._pending) < len(self._buckets) - 1 and self._next_bucket.slots <= self._over:
                 self._send_next(self._early)
+
+    def _add_fast(self, total: Tensor, values: Tensor, *, first: bool) -> None:
+        if self.loss_exponent is not None:
+            self._refused = self._refused + values.isfinite().logical_not_().sum()
+            values = values * 2.0**-self.loss_exponent
+        if first:
+            total.copy_(values)
+        else:
+            total.add_(values)
 
     @property
     def _next_bucket(self) -> _Bucket:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from elastic_lm.model.spec import ModelSpec
 
 CAUSAL, MASKED = "causal", "masked"  # the objectives that are ours
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Collectives = Literal["auto", "gloo", "nccl"]  # auto: shared memory where all members are on one machine, else gloo
 
 
@@ -77,7 +78,7 @@ class EngineSpec:
     masking: MaskingSpec | None = None
     z_loss: float = 0.0
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     reduction: Literal["exact", "fast"] = "exact"
     on_nonfinite: Literal["stop"] = "stop"
     recompute: bool = False

@@ -1,4 +1,4 @@
-"""The state of a replica: weights and moments in three flat fp32 buffers, and the step they belong to.
+"""The state of a replica: weights and moments in three flat fp32 buffers, a loss scale in fp16, and the step they belong to.
 
 Flat, because then one broadcast copies a state, one pass updates it, one hash names it. The module's parameters are
 views into the weights, so any `nn.Module` works unchanged.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm.engine.digest import state_digest
+from elastic_lm.engine.loss_scale import LossScale
 from elastic_lm.errors import CheckpointError, ConfigError
 
 ALIGNMENT = 16  # fp32 elements = 64 bytes: every parameter starts on a cache line, as an allocation of its own would
@@ -44,7 +45,9 @@ class Slot:
 class ReplicaState:
     """Owns the parameters of `module`. `decayed` elements at the front get weight decay (matrices), the rest do not."""
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device | str = "cpu", loss_scale: LossScale | None = None
+    ) -> None:
         _refuse_stateful_buffers(module)
         named = list(enumerate(module.named_parameters()))  # a tied parameter is listed once
         matrices = [(i, n, p) for i, (n, p) in named if p.dim() >= 2]
@@ -55,6 +58,7 @@ class ReplicaState:
         self.weights = torch.zeros(self.size, dtype=torch.float32, device=device)
         self.exp_avg = torch.zeros_like(self.weights)
         self.exp_avg_sq = torch.zeros_like(self.weights)
+        self.loss_scale = loss_scale
         self.next_step = 0
         self.torn = True  # nobody's state yet: a lease initialises, restores or receives it
         module.to(device)
@@ -91,14 +95,15 @@ class ReplicaState:
         self.next_step = next_step
         self.torn = False
 
-    def flats(self) -> tuple[Tensor, Tensor, Tensor]:
+    def flats(self) -> tuple[Tensor, ...]:
         """The buffers that make up a state, in the order in which a copy sends them."""
-        return self.weights, self.exp_avg, self.exp_avg_sq
+        scale = () if self.loss_scale is None else (self.loss_scale.flat,)
+        return self.weights, self.exp_avg, self.exp_avg_sq, *scale
 
     def tensors(self) -> dict[str, Tensor]:
-        """Views by name: `parameters/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>`."""
-        named = {}
-        for kind, flat in zip(("parameters", *MOMENTS), self.flats(), strict=True):
+        """Views by name: `parameters/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>`, and `loss_scale` where there is one."""
+        named = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.flat}
+        for kind, flat in zip(("parameters", *MOMENTS), self.flats(), strict=False):
             named.update({f"{kind}/{slot.name}": slot.of(flat).view(slot.shape) for slot in self.slots})
         return named
 
@@ -110,6 +115,8 @@ class ReplicaState:
                 slot.of(self.weights).copy_(initial[slot.name].flatten())
             self.exp_avg.zero_()
             self.exp_avg_sq.zero_()
+            if self.loss_scale is not None:
+                self.loss_scale.begin()
 
     def load(self, tensors: dict[str, Tensor], next_step: int) -> None:
         """Overwrite with tensors named as in `tensors()`.    Raises: CheckpointError, before a byte is written."""

@@ -23,8 +23,10 @@ from elastic_lm.engine.build import build
 from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Group, IsCancelled, synchronize
+from elastic_lm.engine.loss_scale import LOWEST, LossScale
 from elastic_lm.engine.objectives import find_objective
 from elastic_lm.engine.optimizer import AdamW
+from elastic_lm.engine.precision import LOW_PRECISIONS, refuse_lacking
 from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_bytes
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
@@ -69,7 +71,10 @@ class Replica:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)
+        make_deterministic(
+            spec.device, exact=spec.reduction == "exact", threads=spec.threads, tf32=spec.precision == "tf32"
+        )
+        refuse_lacking(spec.precision, torch.device(spec.device))
         if spec.collectives == "nccl":
             nccl.prepare()
         kernel.available(torch.device(spec.device))  # compiled now, not while others wait for this member to form
@@ -80,9 +85,14 @@ class Replica:
         self.model.train()
         if isinstance(self.model, GPT):
             self.model.recomputes = spec.recompute
-        self.state = ReplicaState(self.model, self.device)
+        self.state = ReplicaState(self.model, self.device, self._new_loss_scale())
         self.objective = find_objective(spec.objective, spec.masking, spec.z_loss)
         self.optimizer = AdamW(self.state, spec.optimizer, spec.schedule)
+
+    def _new_loss_scale(self) -> LossScale | None:
+        if self.spec.precision != "fp16":
+            return None
+        return LossScale(max(1, self.spec.targets_per_batch // self.spec.micro_batches), self.device)
 
     def initialise(self) -> None:
         """Make the state the run's first one: a pure function of the spec."""
@@ -132,7 +142,8 @@ class Replica:
         try:
             with self._autocast():
                 loss, num_targets = self.objective(self.model, tokens_BS.to(self.device))
-            loss.backward()
+            exponent = reduction.loss_exponent
+            (loss if exponent is None else loss * 2.0**exponent).backward()
         finally:
             for handle in handles:
                 handle.remove()
@@ -146,9 +157,8 @@ class Replica:
         torch.manual_seed(int.from_bytes(key, "little") >> 1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.spec.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        low = LOW_PRECISIONS.get(self.spec.precision)
+        return nullcontext() if low is None else torch.autocast(self.device.type, low)
 
 
 def _folder(reduction: Reduction, index: int, cancelled: IsCancelled) -> Callable[[Tensor], None]:
@@ -201,21 +211,17 @@ class StepRunner:
         step = self.replica.state.next_step
         clock = _Clock()
         failpoints.hit("step.begin", step)
-        reduction.begin(step)
-        for micro_batch in micro_batches:
-            if micro_batch == micro_batches[-1]:
-                reduction.send_early(group)
-            self._micro_batch(step, micro_batch, reduction, control, clock)
-        failpoints.hit("reduce.begin", step)
-        control.report(Phase.REDUCE)
-        synchronize(self.replica.device)
-        commit = reduction.complete(group, control.wants_end(), control.cancelled)
-        clock.lap("reduce")
+        scale = self.replica.state.loss_scale
+        exponent = None if scale is None else scale.exponent
+        commit = self._sum(step, micro_batches, reduction, group, control, clock, exponent)
+        while commit.refused and exponent is not None and exponent > LOWEST:
+            exponent -= 1
+            commit = self._sum(step, micro_batches, reduction, group, control, clock, exponent)
         self._check(commit, step)
         before_update()
         failpoints.hit("reduce.end", step)
         control.report(Phase.OPTIMIZER)
-        norm = self._update(step, reduction, commit)
+        norm = self._update(step, reduction, commit, exponent)
         clock.lap("optimizer")
         world_size = 1 if group is None else group.world_size
         record = StepRecord(
@@ -236,6 +242,29 @@ class StepRunner:
         )
         failpoints.hit("step.end", step)
         return StepOutcome(record, ends=commit.end_votes > 0)
+
+    def _sum(
+        self,
+        step: int,
+        micro_batches: tuple[int, ...],
+        reduction: Reduction,
+        group: Group | None,
+        control: Control,
+        clock: _Clock,
+        loss_exponent: int | None,
+    ) -> Commit:
+        """Compute my micro-batches, and add up over the group."""
+        reduction.begin(step, loss_exponent)
+        for micro_batch in micro_batches:
+            if micro_batch == micro_batches[-1]:
+                reduction.send_early(group)
+            self._micro_batch(step, micro_batch, reduction, control, clock)
+        failpoints.hit("reduce.begin", step)
+        control.report(Phase.REDUCE)
+        synchronize(self.replica.device)
+        commit = reduction.complete(group, control.wants_end(), control.cancelled)
+        clock.lap("reduce")
+        return commit
 
     def _micro_batch(self, step: int, micro_batch: int, reduction: Reduction, control: Control, clock: _Clock) -> None:
         if control.cancelled():
@@ -261,12 +290,12 @@ class StepRunner:
                 "optimizer.learning_rate, or look at the data of this step"
             )
 
-    def _update(self, step: int, reduction: Reduction, commit: Commit) -> float:
+    def _update(self, step: int, reduction: Reduction, commit: Commit, loss_exponent: int | None) -> float:
         gradient = reduction.gradient(commit, self._gradient)
         norm = self.replica.optimizer.clip(gradient)
         if norm != norm or norm == float("inf"):
             raise PoisonedStep(f"step {step}: the gradient's norm is {norm}")
-        self.replica.optimizer.apply(gradient, step)
+        self.replica.optimizer.apply(gradient, step, loss_exponent)
         synchronize(self.replica.device)
         return norm
 

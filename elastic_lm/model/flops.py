@@ -16,7 +16,7 @@ TERA = 1e12
 
 # Words of a device's name -> TFLOP/s in bf16 (tensor cores, fp32 accumulation) and fp32, by NVIDIA's data sheets and
 # white papers. The longest row that fits wins. None: no units for it, so there is no peak to be measured by. fp32 is
-# without TF32: the engine never switches it on for matrix products, and PyTorch has it off.
+# without TF32, which is a precision of its own here.
 PEAKS: dict[tuple[str, ...], tuple[float | None, float]] = {
     ("B200",): (2250.0, 75.0),
     ("H200",): (989.4, 67.0),
@@ -53,14 +53,17 @@ def training_flops_per_token(spec: ModelSpec, sequence_length: int, predicted: f
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak of one device per second, in `bf16` or `fp32`. None when the device or the precision is not known.
+    """Dense peak of one device per second. None when the device or the precision is not known.
+
+    fp16 is as fast as bf16 and TF32 half as fast, on every device of the table that has units for bf16 (its data sheet).
 
     Args: `device_name` as CUDA tells it, e.g. "NVIDIA H100 80GB HBM3".
     """
     words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
     fitting = [row for row in PEAKS if words.issuperset(row)]
-    if not fitting or words & OTHER_CHIPS or precision not in ("bf16", "fp32"):
+    if not fitting or words & OTHER_CHIPS:
         return None
     bf16, fp32 = PEAKS[max(fitting, key=len)]
-    peak = bf16 if precision == "bf16" else fp32
+    low = None if bf16 is None else {"bf16": bf16, "fp16": bf16, "tf32": bf16 / 2}.get(precision)
+    peak = fp32 if precision == "fp32" else low
     return None if peak is None else peak * TERA

@@ -15,6 +15,7 @@ FLAGS = [
     (torch.backends.cudnn, "allow_tf32"),
     (torch.backends.cuda.matmul, "allow_tf32"),
     (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
 ]
 
 
@@ -51,9 +52,18 @@ def test_exact_on_cuda_switches_everything(device: str) -> None:
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-@pytest.mark.parametrize(("device", "exact"), [("cpu", True), ("cpu", False), ("cuda", False)])
-def test_nothing_else_switches_anything(device: str, exact: bool) -> None:
-    make_deterministic(device, exact=exact, threads=1)
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_what_was_asked_for(exact: bool, tf32: bool) -> None:
+    make_deterministic("cuda", exact=exact, threads=1, tf32=tf32)
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32 and torch.backends.cudnn.allow_tf32 is tf32
+
+
+@pytest.mark.parametrize(
+    ("device", "exact", "tf32"), [("cpu", True, False), ("cpu", False, False), ("cuda", False, True)]
+)
+def test_nothing_else_switches_anything(device: str, exact: bool, tf32: bool) -> None:
+    make_deterministic(device, exact=exact, threads=1, tf32=tf32)
     assert settings() == LOOSE
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 

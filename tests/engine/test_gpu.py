@@ -18,7 +18,7 @@ from tests.engine.members import Cluster, tiny_spec
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 STEPS = 6
-PRECISIONS = ["fp32", "bf16"]
+PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
 
 
 def spec_of(precision: str) -> EngineSpec:

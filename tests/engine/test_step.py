@@ -224,7 +224,7 @@ def test_clipping_is_at_the_norm_that_was_recorded() -> None:
     assert trainee.state.exp_avg.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("reduction", ["exact", "fast"])
 def test_a_repetitive_sequence_is_learned(precision: Any, reduction: Any) -> None:
     spec = tiny_spec(precision=precision, reduction=reduction, schedule=ScheduleSpec(kind="constant"))

@@ -60,3 +60,9 @@ def infinite_gradient(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]
     """A finite loss whose gradient is not: the slope of a square root at zero."""
     loss, num_targets = every_second(model, tokens_BS)
     return loss + (loss - loss.detach()).sqrt(), num_targets
+
+
+def loud(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
+    """A gradient that fp16 cannot hold unless it is made smaller. The value is as it was."""
+    loss, num_targets = every_second(model, tokens_BS)
+    return loss + (loss - loss.detach()) * 2.0**12, num_targets

@@ -84,5 +84,13 @@ def test_peak_of_an_unknown_device_is_none(name: str) -> None:
     assert peak_flops(name, "bf16") is None
 
 
+def test_fp16_is_as_fast_as_bf16_and_tf32_half_as_fast() -> None:
+    """H100 SXM, A100: 494.7 and 156 TFLOP/s of TF32 by their data sheets, without sparsity. V100 has no TF32."""
+    assert peak_flops("NVIDIA H100 80GB HBM3", "fp16") == pytest.approx(989.4e12)
+    assert peak_flops("NVIDIA H100 80GB HBM3", "tf32") == pytest.approx(494.7e12)
+    assert peak_flops("NVIDIA A100-SXM4-40GB", "tf32") == pytest.approx(156e12)
+    assert peak_flops("Tesla V100-SXM2-16GB", "tf32") is None
+
+
 def test_peak_in_an_unknown_precision_is_none() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "fp8") is None
