@@ -120,7 +120,7 @@ class Job:
             time.sleep(POLL_S)
         return ""
 
-    def tail(self, lines: int = 30) -> str:
+    def tail(self, lines: int = 150) -> str:
         """The end of what its processes said."""
         self._log.flush()
         return "\n".join((self.folder / "log").read_text(errors="replace").splitlines()[-lines:])
@@ -196,7 +196,7 @@ class TorchftJob(Job):
 
     def start_worker(self, number: int) -> float:
         environment = {"TORCHFT_LIGHTHOUSE": self._lighthouse, "REPLICA_GROUP_ID": str(number)}
-        script = self.script("torchft_ddp.py")
+        script = self.script("torchft_groups.py")
         return self.launch(
             [str(self._python), *TORCHRUN, "--standalone", "--nproc-per-node", "1", *script], **environment
         )

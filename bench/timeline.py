@@ -66,7 +66,7 @@ class Timeline:
             for ended, gap in self._gaps()
             if after < ended.ended and ended.ended <= until
         ]
-        return max(0.0, *late)
+        return max([0.0, *late])
 
     def stretches(self, world_size: int) -> Iterator[float]:
         """Median seconds per step in every stretch of time in which so many workers trained."""
