@@ -62,7 +62,11 @@ def measure_ours(name: str, repeats: int, seed: int) -> Iterator[Figures]:
             # A step that was complete when its worker died may be logged a moment later: it is not taken for the next one.
             beyond = timeline.beyond(event.time_s)
             stall_s = beyond.ended - injection.at
-            values = {"stall_s": stall_s, "beyond_work_s": stall_s - timeline.usual(beyond.world_size)}
+            values = {
+                "stall_s": stall_s,
+                "again_s": stall_s,
+                "beyond_work_s": stall_s - timeline.usual(beyond.world_size),
+            }
             # The log has every step once, whatever was computed twice: where the survivors went on says how many that were.
             values["repeated"] = max(0, timeline.newest(event.time_s) + 1 - event.step)
             yield Figures(name, "kill", {**values, "lost": 0})
@@ -149,8 +153,9 @@ def report(gathered: Sequence[Figures], told_versions: str) -> None:
     print(f"{common.machine()}; {told_versions}; {common.TOKENS_PER_STEP} tokens per step\n")
     names = [system.name for system in rivals(Path()).values()] + [OURS]
     rows = [row(name, [figures for figures in gathered if figures.system == name]) for name in names]
-    head = ["system", "tokens/s", "kill: stall, s", "of it beyond the step's work, s", "steps repeated", "batches lost",
-            "join: contributes after, s", "others' stall, s", "steps repeated"]  # fmt: skip
+    head = ["system", "tokens/s", "kill: stall, s", "until any step is done, s", "stall beyond that step's work, s",
+            "steps repeated", "batches lost", "join: contributes after, s", "others' stall, s",
+            "steps repeated"]  # fmt: skip
     print("\n".join(common.table(head, [row for row in rows if any(cell != "-" for cell in row[1:])])))
     for figures in gathered:
         if figures.what == "run":
@@ -163,6 +168,7 @@ def row(name: str, gathered: Sequence[Figures]) -> list[str]:
         name,
         cell([f for f in gathered if f.what == "rate"], "tokens_per_s", 0),
         cell(kills, "stall_s", 1, told=True),
+        cell(kills, "again_s", 1),
         cell(kills, "beyond_work_s", 1),
         cell(kills, "repeated", 0),
         cell(kills, "lost", 0),
@@ -174,7 +180,7 @@ def row(name: str, gathered: Sequence[Figures]) -> list[str]:
 
 def cell(gathered: Sequence[Figures], value: str, digits: int, told: bool = False) -> str:
     """Median and spread, of how many; and, where it is `told`, why others have no value."""
-    values = [figures.values[value] for figures in gathered if not figures.failure]
+    values = [figures.values[value] for figures in gathered if value in figures.values]
     parts = [f"{common.spread(values, digits)}, n={len(values)}"] if values else []
     if told:
         failures = Counter(figures.failure for figures in gathered if figures.failure)

@@ -46,6 +46,10 @@ class Timeline:
         """The first step beyond the last one that was complete then."""
         return next((done for done in self.advances if done.ended > at), None)
 
+    def again(self, after: float) -> Done | None:
+        """The first step that began later, a repeated one too."""
+        return next((done for done in self.done if done.began > after), None)
+
     def first(self, world_size: int, after: float) -> Done | None:
         """The first step of so many workers, a repeated one too."""
         return next((done for done in self.done if done.ended > after and done.world_size == world_size), None)

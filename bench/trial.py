@@ -100,6 +100,7 @@ class Trial:
         beyond = timeline.beyond(killed)
         values = {
             "stall_s": beyond.ended - killed,
+            "again_s": timeline.again(killed).ended - killed,
             "beyond_work_s": beyond.ended - killed - timeline.usual(beyond.world_size),
             "repeated": timeline.repeated(killed, beyond.ended),
             "lost": job.discarded(killed, beyond.ended),
