@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,7 @@ def main() -> None:
     known = rivals(arguments.torchft_python)
     gathered = read_figures(arguments.results)
     draw = random.Random(arguments.seed)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # every job is ended on the way out
     for word in arguments.systems:
         if word == "ours":
             measured = measure_ours(OURS, arguments.repeats, arguments.seed)
