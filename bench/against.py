@@ -183,7 +183,10 @@ def row(name: str, gathered: Sequence[Figures]) -> list[str]:
 def cell(gathered: Sequence[Figures], value: str, digits: int, told: bool = False) -> str:
     """Median and spread, of how many; and, where it is `told`, why others have no value."""
     values = [figures.values[value] for figures in gathered if value in figures.values]
-    parts = [f"{common.spread(values, digits)}, n={len(values)}"] if values else []
+    parts = []
+    if values:
+        median = common.spread(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+        parts.append(f"{median}, n={len(values)}")
     if told:
         failures = Counter(figures.failure for figures in gathered if figures.failure)
         parts += [f"{failure}: {count} of {len(gathered)}" for failure, count in failures.items()]
