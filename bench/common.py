@@ -15,9 +15,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"
 MODEL = {"num_layers": 6, "num_heads": 6, "width": 384, "position": "learned", "norm": "layernorm",
          "activation": "gelu", "bias": True, "tied": True}  # fmt: skip
 VOCAB_SIZE = 256
+CORPUS_VOCAB_SIZE = 512  # where the engine reads a corpus; the least that a tokenizer may have is more than 256
 SEQUENCE_LENGTH = 256
 MICRO_BATCHES, MICRO_BATCH_SIZE = 8, 2
 TOKENS_PER_STEP = MICRO_BATCHES * MICRO_BATCH_SIZE * SEQUENCE_LENGTH
+CHECKPOINT_STEPS = 20  # between two checkpoints of those who cannot do without
 
 
 def machine() -> str:

@@ -35,7 +35,7 @@ from elastic_lm.storage import Storage
 NAME = "bench-reform"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Injection:
     """A fault, a drain or a node that came, and when (unix time)."""
 
@@ -118,7 +118,7 @@ def prepare_corpus(folder: Path) -> str:
     source = folder / "text.txt"
     source.write_text("\n\n".join(" ".join(draw.choices(words, k=400)) for _ in range(600)))
     url = f"file://{folder}/tokens"
-    prepare([str(source)], Storage.open(url), PrepareOptions(vocab_size=512))
+    prepare([str(source)], Storage.open(url), PrepareOptions(vocab_size=common.CORPUS_VOCAB_SIZE))
     return url
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import common
+from process_tree import signal_tree
 
 WARM_UP_STEPS = 3
 START_S = 120.0
@@ -41,7 +41,7 @@ class Side:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"{name}: {' '.join(command)} did no step within {START_S:.0f} s")
             time.sleep(0.1)
-        self._signal(signal.SIGSTOP)
+        signal_tree(self._process.pid, signal.SIGSTOP)
 
     def steps(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -49,9 +49,9 @@ class Side:
     def run(self, seconds: float) -> float:
         """Let it work for a slice.    Returns: the median of its whole steps there, in seconds."""
         began = time.monotonic()
-        self._signal(signal.SIGCONT)
+        signal_tree(self._process.pid, signal.SIGCONT)
         time.sleep(seconds)
-        self._signal(signal.SIGSTOP)
+        signal_tree(self._process.pid, signal.SIGSTOP)
         whole = [step for step in self.steps() if step["began"] > began]
         if not whole:
             sys.exit(f"{self.name}: no whole step in a slice of {seconds} s; give a longer one")
@@ -59,22 +59,8 @@ class Side:
         return statistics.median(step["ended"] - step["began"] for step in whole)
 
     def end(self) -> None:
-        self._signal(signal.SIGKILL)
+        signal_tree(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in [self._process.pid, *_descendants(self._process.pid)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-
-def _descendants(pid: int) -> list[int]:
-    """Children's children too: torchrun puts its workers into sessions of their own."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *_descendants(child)]
-    return found
 
 
 def main() -> None:

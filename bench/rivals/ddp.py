@@ -1,4 +1,6 @@
-"""The loop most people would write: PyTorch, one process or DDP under torchrun. Prints a JSON line per step until ended.
+"""The loop most people would write: PyTorch, one process or DDP under torchrun. A JSON line per step until ended.
+
+With `--checkpoint FILE` rank 0 saves there now and then, and whoever starts goes on from it: what torchrun's restarts need.
 
 python bench/rivals/ddp.py                                                                one process
 python -m torch.distributed.run --standalone --nproc-per-node 2 bench/rivals/ddp.py       two, with DistributedDataParallel
@@ -6,58 +8,33 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 bench/rivals/ddp
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import itertools
-import json
 import os
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import work
 from torch.nn.parallel import DistributedDataParallel
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import common
-
-from elastic_lm.model.spec import ModelSpec
-from elastic_lm.model.transformer import GPT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    arguments = work.arguments(__doc__, "--checkpoint")
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device(arguments.device)
-    torch.manual_seed(0)
-    model = GPT(ModelSpec(vocab_size=common.VOCAB_SIZE, max_tokens=common.SEQUENCE_LENGTH, **common.MODEL)).to(device)
-    wrapped: torch.nn.Module = model
+    replica = work.Work(arguments.vocab_size, arguments.device)
+    start = replica.restore(arguments.checkpoint)
+    wrapped: torch.nn.Module = replica.model
     if world_size > 1:
         dist.init_process_group("gloo")
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    mine = range(rank, common.MICRO_BATCHES, world_size)
-    for step in itertools.count():
+        wrapped = DistributedDataParallel(replica.model, gradient_as_bucket_view=True)
+    teller = work.Teller(arguments.steps, rank, world_size)
+    for step in itertools.count(start):
         began = time.monotonic()
-        for micro_batch in mine:
-            tokens_BS = torch.from_numpy(common.synthetic_tokens(step, micro_batch).astype("int64")).to(device)
-            last = micro_batch == mine[-1]
-            silent = wrapped.no_sync() if world_size > 1 and not last else contextlib.nullcontext()
-            with silent:
-                logits_BTV = wrapped(tokens_BS[:, :-1])
-                loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())
-                (loss / len(mine)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if rank == 0:
-            print(json.dumps({"step": step, "began": began, "ended": time.monotonic()}), flush=True)
+        replica.gradient(wrapped, step, work.split(rank, world_size))
+        replica.update()
+        teller.tell(step, began)
+        if arguments.checkpoint is not None and rank == 0 and (step + 1) % work.common.CHECKPOINT_STEPS == 0:
+            replica.save(arguments.checkpoint, step + 1)
 
 
 if __name__ == "__main__":
