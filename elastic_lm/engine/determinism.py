@@ -16,7 +16,7 @@ def make_deterministic(device: str, *, exact: bool, threads: int, tf32: bool = F
 
     CPU: a fixed number of threads, for reductions split their sums by thread. CUDA: TF32 where it is asked for and nowhere
     else; deterministic algorithms only, no run-time choice of kernels (cuDNN benchmark), no reduced-precision accumulation
-    in bf16 and fp16 products.
+    in bf16 and fp16 products. Attention in flash's kernels or plain products: which, follows from precision and mask.
     """
     torch.set_num_threads(threads)
     if not device.startswith("cuda"):
@@ -29,5 +29,7 @@ def make_deterministic(device: str, *, exact: bool, threads: int, tf32: bool = F
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # their backward need not repeat its bits; what is
+    torch.backends.cuda.enable_cudnn_sdp(False)  # left is flash, whose does, or plain products
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -20,17 +20,21 @@ FLAGS = [
 
 
 def settings() -> tuple[list[bool], bool]:
-    return [getattr(module, name) for module, name in FLAGS], torch.are_deterministic_algorithms_enabled()
+    attention = [torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()]
+    return [getattr(module, name) for module, name in FLAGS] + attention, torch.are_deterministic_algorithms_enabled()
 
 
 def set_to(flags: list[bool], algorithms: bool) -> None:
+    *flags, efficient, cudnn = flags
+    torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
     for (module, name), value in zip(FLAGS, flags, strict=True):
         setattr(module, name, value)
     torch.use_deterministic_algorithms(algorithms)
 
 
-LOOSE = ([True] * len(FLAGS), False)
-STRICT = ([False] * len(FLAGS), True)
+LOOSE = ([True] * (len(FLAGS) + 2), False)
+STRICT = ([False] * (len(FLAGS) + 2), True)
 
 
 @pytest.fixture(autouse=True)

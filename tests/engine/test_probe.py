@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +66,27 @@ def test_one_bit_of_one_gradient_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elastic_lm.engine.fixed_point.fold", fold)
     assert probe(Replica(tiny_spec())) != expected
     assert probe(Replica(tiny_spec())) == expected  # without the flip torch and the kernel agree
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one instruction set")
+def test_another_instruction_set_shows() -> None:
+    """PyTorch's own kernels, told to do without this CPU's vectors, as on an older CPU."""
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from elastic_lm.engine.probe import environment, probe\n"
+        "from elastic_lm.engine.step import Replica\n"
+        "from tests.engine.members import tiny_spec\n"
+        "print(environment(1, 'cpu')['instruction_set'], probe(Replica(tiny_spec())))"
+    )
+    told = {}
+    for capability in (torch.backends.cpu.get_cpu_capability().lower(), "default"):
+        environ = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+        name, told[capability] = done.stdout.split()
+        assert name.lower() == capability
+    here, other = told.values()
+    assert here == probe(Replica(tiny_spec())) != other
 
 
 def test_probing_changes_nothing() -> None:
