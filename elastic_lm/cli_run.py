@@ -120,6 +120,33 @@ def export(
 
 
 @app.command()
+def generate(
+    run: RunName,
+    prompt: Annotated[str, typer.Argument(help="A text that is to be continued; may be empty.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many.", metavar="N")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 more probable tokens, above 1 others; 0: the best.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Of the K most probable tokens only.", metavar="K")] = None,
+    top_p: Annotated[float, typer.Option(help="Of the most probable ones that sum to P only.", metavar="P")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed, the same text.")] = 0,
+) -> None:
+    """Continue a text with the run's newest checkpoint.
+
+    On this machine's CPU, also while the run trains. Of a run with the masked objective: fill in each <|mask|> of the text.
+    """
+    with told_errors():
+        from elastic_lm.run import Run
+
+        pieces = Run.open(run).generate(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        for piece in pieces:
+            deliver(visible(piece, line_breaks=True), end="")
+        deliver("")
+
+
+@app.command()
 def scale(
     run: RunName, workers: Annotated[str, typer.Option(help="How many: MIN..MAX, or one number.", metavar="MIN..MAX")]
 ) -> None:

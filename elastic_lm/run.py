@@ -165,6 +165,26 @@ class Run:
 
         return export(self.address.folder(), self.address.stored_config(), os.fspath(folder))
 
+    def generate(
+        self,
+        prompt: str,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continue the prompt with the newest checkpoint, on this machine's CPU: pieces of text as they come.
+
+        Of a run with the masked objective: the prompt, each `<|mask|>` in it filled in.
+        Raises: ConfigError when a choice or the prompt does not do; CheckpointError when there is none yet; DataError.
+        """
+        from elastic_lm.generation import Generator, Sampling
+
+        sampling = Sampling(temperature, top_k, top_p, max_new_tokens, seed)
+        return Generator(self.address.folder(), self.address.stored_config()).generate(prompt, sampling)
+
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.
 

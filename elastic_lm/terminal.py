@@ -58,10 +58,10 @@ def say(text: str, file: TextIO | None = None) -> None:
         _print(text, sys.stdout if file is None else file)
 
 
-def deliver(text: str) -> None:
+def deliver(text: str, *, end: str = "\n") -> None:
     """Print what a command is there to print. Where nobody reads on, the command ends at once; a full disk is an error."""
     try:
-        _print(text, sys.stdout)
+        _print(text, sys.stdout, end)
     except BrokenPipeError:
         raise typer.Exit(Exit.DONE) from None
     except OSError as error:
@@ -79,9 +79,9 @@ def visible(text: str, *, line_breaks: bool = False) -> str:
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
 
 
 def bytes_told(size_bytes: float) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from elastic_lm.checkpoint import registry, store
+from elastic_lm.checkpoint.weights import newest_weights
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.passages import encoder_of
-from elastic_lm.errors import CheckpointError, ConfigError
+from elastic_lm.errors import ConfigError
 from elastic_lm.huggingface import folder
 from elastic_lm.huggingface.architecture import architecture_of
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.storage import Storage
-
-PARAMETERS = "parameters/"
 
 
 def export(run_storage: Storage, config: RunConfig, out: str) -> int:
@@ -27,25 +25,15 @@ def export(run_storage: Storage, config: RunConfig, out: str) -> int:
     if not isinstance(spec, ModelSpec):
         raise ConfigError(f"model.factory={spec.path} builds a model of your own, which transformers does not know")
     architecture = architecture_of(spec)
-    try:
-        newest = _newest(run_storage)
-    except CheckpointError:  # a run that trains may have deleted it meanwhile, and has a newer one then
-        newest = _newest(run_storage)
+    step, weights = newest_weights(run_storage)
     folder.write(
         out,
         architecture,
-        {name.removeprefix(PARAMETERS): tensor for name, tensor in newest.tensors.items()},
+        weights,
         tied=spec.tied,
         vocab_size=spec.vocab_size,
         max_tokens=spec.max_tokens,
         tokenizer_json=encoder_of(tokens, manifest).json,
         special_ids=manifest.special_ids,
     )
-    return newest.info.step
-
-
-def _newest(run_storage: Storage) -> store.Checkpoint:
-    newest = registry.newest_complete(run_storage, thorough=False)
-    if newest is None:
-        raise CheckpointError(f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one")
-    return store.load(run_storage, newest.step, prefix=PARAMETERS)
+    return step

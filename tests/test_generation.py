@@ -1,0 +1,207 @@
+"""Text from a run's newest checkpoint: drawn by the rules, the same for the same seed, and refused where it makes no sense."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elastic_lm.config import RunConfig
+from elastic_lm.data.tokenizer import train
+from elastic_lm.errors import ConfigError
+from elastic_lm.generation import Generator, Sampling
+from elastic_lm.run import Run
+from elastic_lm.storage import Storage
+from tests.solo import Solo, solo_config
+from tests.test_cli import run
+
+MASKED: dict[str, Any] = {"model": {"preset": "bert-tiny"}, "objective": {"name": "masked"}}
+LOGITS_V = torch.tensor([0.5, 0.1, 0.25, 0.15]).log()
+
+
+def draws(sampling: Sampling, number: int = 2000) -> Counter[int]:
+    generator = torch.Generator().manual_seed(0)
+    return Counter(sampling.draw(LOGITS_V, generator) for _ in range(number))
+
+
+# -- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def test_temperature_of_one_draws_by_the_probabilities() -> None:
+    found = draws(Sampling(temperature=1.0))
+    for token, logit in enumerate(LOGITS_V.tolist()):
+        share = math.exp(logit)
+        assert found[token] / 2000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2000))
+
+
+def test_temperature_sharpens() -> None:
+    """At 1/2 probabilities are squared: 0.25, 0.01, 0.0625, 0.0225 of 0.345."""
+    assert draws(Sampling(temperature=0.5))[0] / 2000 == pytest.approx(0.25 / 0.345, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("choices", "left"),
+    [
+        ({"temperature": 0.0}, {0}),
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 2}),
+        ({"top_k": 9}, {0, 1, 2, 3}),
+        ({"top_p": 0.4}, {0}),
+        ({"top_p": 0.6}, {0, 2}),
+        ({"top_p": 0.8, "top_k": 3}, {0, 2, 3}),
+        ({"top_p": 0.95, "top_k": 2}, {0, 2}),
+    ],
+)
+def test_what_is_left_to_draw_from(choices: dict[str, Any], left: set[int]) -> None:
+    assert set(draws(Sampling(**{"temperature": 1.0, **choices}))) == left
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1 is not a number from 0"),
+        ({"temperature": math.nan}, "temperature=nan is not a number from 0"),
+        ({"top_k": 0}, "top_k=0 leaves no token"),
+        ({"top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p=1.1 is not in \(0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is no length"),
+        ({"seed": -1}, "seed=-1 is not in"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**choices)
+
+
+# -- a run's text ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(small_corpus: str, tmp_path: Path) -> str:
+    """The address of a run with a checkpoint."""
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    assert Solo(config).train().verdict == "done"
+    return config.run_url
+
+
+def test_same_seed_same_text_and_another_seed_another(trained: str) -> None:
+    texts = ["".join(Run.open(trained).generate("a", seed=seed, temperature=1.0)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    told = run("generate", trained, "a", "--seed", "1", "--temperature", "1.0")
+    assert told.exit_code == 0, told.output
+    assert told.stdout.strip("\n") and "\x1b" not in told.stdout
+
+
+def test_text_goes_on_beyond_the_context(trained: str) -> None:
+    """A context of 32 tokens, and 50 new ones after a prompt; the end of a text is put out of reach."""
+    generator = generator_of(trained)
+    generator._special = {**generator._special, "end_of_text": generator._special["pad"]}
+    logits = generator._logits
+
+    def without_end(ids: Sequence[int]) -> Tensor:
+        assert len(ids) <= 32
+        logits_TV = logits(ids)
+        logits_TV[:, generator._special["pad"]] = -math.inf
+        return logits_TV
+
+    generator._logits = without_end  # type: ignore[method-assign]
+    sampling = Sampling(max_new_tokens=50)
+    assert len(list(generator._continued(range(10, 40), sampling))) == 50
+
+
+def test_first_token_is_what_the_weights_say(trained: str) -> None:
+    generator = generator_of(trained)
+    ids = [generator._special["end_of_text"], *generator._encoder.encode("ab")[:-1]]
+    logits_V = generator._model(torch.tensor([ids]))[0, -1]
+    never = [number for name, number in generator._special.items() if name != "end_of_text"]
+    logits_V[never] = -math.inf
+    [token] = generator._continued(ids[1:], Sampling(temperature=0.0, max_new_tokens=1)) or [None]
+    assert token == int(logits_V[: generator._vocab_size].argmax())
+
+
+def generator_of(address: str) -> Generator:
+    opened = Run.open(address).address
+    return Generator(opened.folder(), opened.stored_config())
+
+
+class Scripted(Generator):
+    """Says what it is told to."""
+
+    def __init__(self, text: str) -> None:
+        self._encoder = train(["abc é 漢字 "], 300)
+        self._special = self._encoder.special_ids
+        self._fills, self._max_tokens = False, 64
+        self._script: Iterator[int] = iter(self._encoder.encode(text))  # the end of the text is its last token
+
+    def _logits(self, ids: Sequence[int]) -> Tensor:
+        logits_TV = torch.zeros(len(ids), 400)
+        logits_TV[-1, next(self._script)] = 100
+        return logits_TV
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    text = "naïve ☃ 💡!"
+    pieces = list(Scripted(text).generate("", Sampling(temperature=0.0)))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces) and len(pieces) > 3
+
+
+def test_run_without_a_checkpoint_is_told(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    solo = Solo(config)
+    solo.die()
+    told = run("generate", config.run_url, "a")
+    assert told.exit_code != 0 and "has no complete checkpoint yet; wait for its first one" in told.output
+
+
+def test_wrong_choice_on_the_command_line_is_told(trained: str) -> None:
+    told = run("generate", trained, "a", "--top-p", "2")
+    assert told.exit_code == 2 and "top_p=2.0 is not in (0, 1]" in told.output
+
+
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(small_corpus: str, tmp_path: Path) -> RunConfig:
+    config = solo_config(small_corpus, f"file://{tmp_path}", **MASKED)
+    assert Solo(config).train().verdict == "done"
+    return config
+
+
+def test_masks_are_filled_with_the_most_probable_token_and_the_rest_stays(masked: RunConfig) -> None:
+    told = run("generate", masked.run_url, "ab <|mask|> cd<|mask|>")
+    assert told.exit_code == 0, told.output
+    generator = generator_of(masked.run_url)
+    mask, encode = generator._special["mask"], generator._encoder.encode
+    ids = [*encode("ab ")[:-1], mask, *encode(" cd")[:-1], mask]
+    logits_TV = generator._model(torch.tensor([[generator._special["end_of_text"], *ids]]))[0, 1:]
+    logits_TV[:, list(generator._special.values())] = -math.inf
+    best = logits_TV[:, : generator._vocab_size].argmax(-1).tolist()
+    expected = generator._encoder.decode([b if i == mask else i for i, b in zip(ids, best, strict=True)])
+    assert told.stdout.rstrip("\n") == expected.rstrip("\n")
+    assert expected.startswith("ab ") and " cd" in expected and "mask" not in expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("nothing", "the prompt hides nothing; put <|mask|>"),
+        ("<|mask|>" * 32, "has 32 tokens, and the model's context is 32"),
+    ],
+)
+def test_prompt_that_cannot_be_filled_in_is_refused(masked: RunConfig, prompt: str, message: str) -> None:
+    told = run("generate", masked.run_url, prompt)
+    assert told.exit_code == 2 and message in " ".join(told.output.split())
+
+
+def test_storage_is_only_read(trained: str) -> None:
+    before = sorted(path for path in Storage.open(trained).list(""))
+    "".join(Run.open(trained).generate("a", max_new_tokens=2))
+    assert sorted(path for path in Storage.open(trained).list("")) == before
