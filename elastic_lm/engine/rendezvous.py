@@ -34,8 +34,9 @@ class RendezvousServer:
         listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
         self.rendezvous = Rendezvous(host, listener.getsockname()[1])
         self._closing, closed = socket.socketpair()
+        selector = selectors.DefaultSelector()  # here: where no more files can be open, it is the caller who is told
         name = f"rendezvous-{self.rendezvous.port}"
-        threading.Thread(target=_serve, args=(listener, closed), name=name, daemon=True).start()
+        threading.Thread(target=_serve, args=(listener, closed, selector), name=name, daemon=True).start()
 
     def close(self) -> None:
         """Members that are still forming fail at once; a formed group lives on."""
@@ -91,11 +92,11 @@ def _as_runtime_error(what: str) -> Iterator[None]:
         raise RuntimeError(f"{what}: {error}") from None  # its frames hold what was half formed
 
 
-def _serve(listener: socket.socket, closed: socket.socket) -> None:
+def _serve(listener: socket.socket, closed: socket.socket, selector: selectors.BaseSelector) -> None:
     """Until `closed` ends. Nobody here is waited for."""
     hall = _Hall()
     listener.setblocking(False)
-    with selectors.DefaultSelector() as selector, listener, closed:
+    with selector, listener, closed:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(closed, selectors.EVENT_READ)
         connections: set[socket.socket] = set()
