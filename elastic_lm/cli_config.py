@@ -123,6 +123,10 @@ def _derived(config: RunConfig) -> dict[str, Any]:
     from elastic_lm.model.spec import ModelSpec
 
     batch = config.batch
+    if config.model.is_open:
+        from elastic_lm.huggingface import initial
+
+        config = initial.with_shape(config, 0)
     model = config.model_spec(config.model.vocab_size or 0)
     derived = {
         "run_folder": config.run_url,

@@ -55,7 +55,9 @@ def estimate(
 
         _check_options(tokens_per_second, vocab_size)
         run = RunConfig.load(config, set_ or ())
-        spec = run.engine_spec(vocab_size or _vocab_size_of(run)).model
+        vocab_size = vocab_size or _vocab_size_of(run)
+        run = _with_shape(run, vocab_size)
+        spec = run.engine_spec(vocab_size).model
         rate, source = (tokens_per_second, "as given") if tokens_per_second else logged_rate(run)
         found = Estimate.of(run, sizes_of(spec, run), rate)
     deliver(json.dumps(asdict(found), indent=1) if as_json else describe(found, run, source))
@@ -117,6 +119,15 @@ def logged_rate(config: RunConfig) -> tuple[float | None, str]:
     if not rates:
         return None, ""
     return statistics.median(rates), f"the median of the last {len(rates)} steps in its log"
+
+
+def _with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
+    """With the shape that is in model.init's folder.    Raises: ConfigError, StorageError."""
+    if config.model.init is None:
+        return config
+    from elastic_lm.huggingface import initial
+
+    return initial.with_shape(config, vocab_size)
 
 
 def _check_options(tokens_per_second: float | None, vocab_size: int | None) -> None:

@@ -27,6 +27,7 @@ from elastic_lm.errors import ConfigError
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import LATER, ModelSpec
 
+SHAPE_NEEDS = {"num_layers", "num_heads", "width"}
 CONFIG_FILE = "config.yaml"  # in the run's folder: what it was last trained with
 
 
@@ -54,6 +55,13 @@ def _storage_address(url: str) -> str:
     return url.rstrip("/")
 
 
+def _initial_weights(text: str) -> str:
+    scheme, colon, folder = text.partition(":")
+    if scheme != "hf" or not colon:
+        raise ValueError("is no hf:FOLDER; write hf:/folder or hf:s3://bucket/prefix")
+    return f"hf:{_storage_address(folder)}"
+
+
 def _local_folder(path: str) -> str:
     scheme, separator, _ = path.partition("://")
     if separator and scheme != "file":
@@ -74,6 +82,7 @@ def _objective(name: str) -> str:
 
 
 StorageAddress = Annotated[str, AfterValidator(_storage_address)]
+InitialWeights = Annotated[str, AfterValidator(_initial_weights)]
 LocalFolder = Annotated[str, AfterValidator(_local_folder)]
 ObjectiveName = Annotated[str, AfterValidator(_objective)]
 ImportPath = Annotated[str, AfterValidator(_import_path)]
@@ -129,8 +138,8 @@ class ModelConfig(Part):
     """How positions enter. None: the preset's, or rotary."""
     norm: Literal["rmsnorm", "layernorm"] | None = None
     """Normalisation. None: the preset's, or rmsnorm."""
-    activation: Literal["swiglu", "gelu"] | None = None
-    """Feed-forward activation. None: the preset's, or swiglu."""
+    activation: Literal["swiglu", "gelu", "gelu_erf"] | None = None
+    """Feed-forward activation; gelu is its approximation by tanh, gelu_erf the function itself. None: the preset's, or swiglu."""
     tied: bool | None = None
     """Whether the head shares the embedding's matrix. None: the preset's, or true."""
     bias: bool | None = None
@@ -147,6 +156,8 @@ class ModelConfig(Part):
     """Norms before each part of a block, after its sum, or on both sides of it. None: the preset's, or pre."""
     embedding_norm: bool | None = None
     """Whether there is a norm behind the embedding. None: the preset's, or false."""
+    norm_eps: float | None = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
+    """What norms add to the mean square, against a division by zero. None: the preset's, or 1e-5."""
     head_transform: bool | None = None
     """Whether a layer, activation and norm stand before the head, as in BERT. None: the preset's, or false."""
     rope_theta: float | None = Field(default=None, gt=1, le=1e12, allow_inf_nan=False)
@@ -163,10 +174,20 @@ class ModelConfig(Part):
     """Longest sequence the model can read (its context). None: batch.sequence_length."""
     vocab_size: Count | None = None
     """Rows of the embedding. None: the corpus's vocabulary. More is allowed: a multiple of 64 is faster on GPUs."""
+    init: InitialWeights | None = Field(default=None, examples=["hf:s3://bucket/model"])
+    """Weights to begin from: hf:FOLDER, one that transformers wrote (Llama, Qwen3, GPT-2, BERT), where every worker sees it. Its
+    shape becomes the model's. None: random ones, by the seed."""
+    init_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """sha256 of the weights in `init`. None: whatever is there; the stored config holds what was found."""
     factory: ImportPath | None = Field(default=None, examples=["my_package.models:build"])
     """Your own model: package.module:function, called with vocab_size, max_tokens and `args`; returns an nn.Module."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for `factory`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the shape is still to be read from the folder of `init`."""
+        return self.init is not None and not self.shape().keys() >= SHAPE_NEEDS
 
     def shape(self) -> dict[str, Any]:
         """Fields of ModelSpec that the preset and this config choose."""
@@ -495,6 +516,10 @@ class RunConfig(Part):
         max_tokens = self.model.max_tokens or self.batch.sequence_length
         if self.model.factory is not None:
             return FactorySpec(self.model.factory, vocab_size, max_tokens, dict(self.model.args))
+        if self.model.is_open:
+            raise ConfigError(
+                f"the model's shape is in the folder of model.init={self.model.init}, which was not read yet"
+            )
         needed: dict[str, Any] = {"attention": "bidirectional"} if self.objective.name == MASKED else {}
         if self.model.document_masking and special_ids is not None:
             needed["document_separator"] = special_ids["end_of_text"]
@@ -564,6 +589,8 @@ class RunConfig(Part):
         corpus = {"manifest": self.data.manifest} if self.data.manifest else {"tokens": self.data.tokens}
         model = asdict(self.model_spec(0)) | {"vocab_size": self.model.vocab_size}
         model = {name: value for name, value in model.items() if LATER.get(name, ...) != value}
+        if self.model.init is not None:  # what it holds, once that is known
+            model |= {"init_hash": self.model.init_hash} if self.model.init_hash else {"init": self.model.init}
         if self.model.document_masking:  # by which token follows from the corpus
             model["document_masking"] = True
         if self.model.factory is not None:  # in the words of the file

@@ -36,6 +36,8 @@ def check(config: RunConfig) -> None:
 
 def _check_model(config: RunConfig) -> Iterator[str]:
     model, batch = config.model, config.batch
+    if model.init is None and model.init_hash is not None:
+        yield f"model.init_hash={model.init_hash[:12]} has no effect without model.init; set that, too, or remove it"
     if model.factory is not None:
         yield from _check_factory(model)
         if config.training.recompute:
@@ -50,7 +52,7 @@ def _check_model(config: RunConfig) -> Iterator[str]:
 
 
 def _check_factory(model: ModelConfig) -> Iterator[str]:
-    shape = {*ModelSpec.__dataclass_fields__, "document_masking"} - {"vocab_size", "max_tokens"}
+    shape = {*ModelSpec.__dataclass_fields__, "document_masking", "init"} - {"vocab_size", "max_tokens"}
     for name, value in model:
         if name in {"preset", *shape} and value is not None:
             yield (f"model.factory builds the whole model, so model.{name} has no effect; remove one of the two")
@@ -70,6 +72,8 @@ def _check_shape(config: RunConfig) -> Iterator[str]:
         known = ", ".join(PRESETS)
         yield f"model.preset={model.preset!r} is unknown{config_text.hint(model.preset, PRESETS)}; known: {known}"
         return  # what it would have chosen is not known
+    if model.is_open:
+        return  # its folder says the rest
     if missing := [name for name in ("num_layers", "num_heads", "width") if name not in model.shape()]:
         yield (
             f"model.{missing[0]} is missing; set it, or choose model.preset ({', '.join(PRESETS)}), or give model.factory"

@@ -17,10 +17,8 @@ import pytest
 
 from elastic_lm.checkpoint import store
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.lease import Member, run_lease
-from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
 from elastic_lm.result import RunResult
@@ -30,6 +28,7 @@ from elastic_lm.runtime.mailbox import Mailbox
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.runtime.recorder import Recorder
 from tests.data.corpora import texts, write_lines
+from tests.faults.oracle import member_of
 
 GENERATION = Generation(1, 1)
 
@@ -97,7 +96,7 @@ class Solo:
         self._emit(EventKind.LEASE_GRANTED, **shape)
         make_deterministic("cpu", exact=True, threads=1)
         restore = lambda step, on_part: store.load(plan.run_storage, step).tensors  # noqa: E731
-        member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore)
+        member = member_of(plan, restore)
         slots = tuple(range(plan.spec.micro_batches))
         lease = Lease(GENERATION, ("w0",), None, begin, last, (slots,), restore=plan.resume_step)
         report = run_lease(member, lease, self)

@@ -41,7 +41,7 @@ ALLOWED = {
     },
     "elastic_lm.huggingface": {
         "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
-        "elastic_lm.model.spec", "elastic_lm.storage",
+        "elastic_lm.model", "elastic_lm.storage",
     },
     "elastic_lm.generation": {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",

@@ -1,7 +1,8 @@
 """Text to token ids: a byte-level BPE tokenizer, trained on the corpus or loaded from a `tokenizer.json`.
 
 Invariant: pad, cls, sep, mask and end-of-text ids are always reserved, so that one corpus serves every objective, and
-text can never produce them: a document that spells `<|end_of_text|>` is encoded letter by letter.
+text can never produce them: a document that spells `<|end_of_text|>` is encoded letter by letter. A tokenizer that has such
+tokens under another name, as BERT's `[MASK]`, keeps them: models that were trained with it know what they mean.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from elastic_lm.data.manifest import SPECIAL_NAMES
 from elastic_lm.errors import ConfigError, DataError
 
+# Of the special tokens in other tokenizers. One that has none of these gets ours.
+OTHER_SPELLINGS = {
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "end_of_text": ("<|endoftext|>", "</s>", "[SEP]"),
+}
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_NAMES)
 LARGEST_VOCABULARY = (
     2**22
@@ -24,24 +33,28 @@ PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library 
 
 
 class TextEncoder:
-    """A tokenizer that is ready to encode documents. `json` is all there is to it; `hash` is that text's sha256."""
+    """A tokenizer that is ready to encode documents. `json` is all there is to it; `hash` is that text's sha256.
+
+    `vocabulary`: the id of each token, as the tokenizer spells it. `special_tokens`: the spelling of each of SPECIAL_NAMES.
+    """
 
     def __init__(self, json: str) -> None:
         try:
             self._tokenizer = Tokenizer.from_str(json)
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"this is no tokenizer.json: {error}") from error
-        missing = [_spelled(name) for name in SPECIAL_NAMES if self._tokenizer.token_to_id(_spelled(name)) is None]
+        self.special_tokens = {name: self._spelled(name) for name in SPECIAL_NAMES}
+        missing = [text for text in self.special_tokens.values() if self._tokenizer.token_to_id(text) is None]
         self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.json: str = self._tokenizer.to_str()
         self.hash = hashlib.sha256(self.json.encode()).hexdigest()
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = 1 + max(vocabulary.values())
-        self.special_ids = {name: vocabulary[_spelled(name)] for name in SPECIAL_NAMES}
-        self._check_special_ids(Counter(vocabulary.values()))
+        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self.vocabulary.values())
+        self.special_ids = {name: self.vocabulary[text] for name, text in self.special_tokens.items()}
+        self._check_special_ids(Counter(self.vocabulary.values()))
 
     @property
     def dtype(self) -> str:
@@ -68,19 +81,26 @@ class TextEncoder:
                 "or has a token for what is unknown"
             ) from error
 
+    def _spelled(self, name: str) -> str:
+        known = self._tokenizer.get_added_tokens_decoder().values()
+        special = {token.content for token in known if token.special}
+        if self._tokenizer.token_to_id(_ours(name)) is None:
+            return next((text for text in OTHER_SPELLINGS[name] if text in special), _ours(name))
+        return _ours(name)
+
     def _check_special_ids(self, num_owners: Counter[int]) -> None:
         """Raises: DataError when a special id stands for something else, too, so that text could produce it."""
         for name, number in self.special_ids.items():
             if num_owners[number] > 1 or self._is_ordinary(name):
                 raise DataError(
-                    f"the tokenizer's {_spelled(name)}, id {number}, is an ordinary token, too, which text could produce; "
-                    "rename it there, or use another tokenizer"
+                    f"the tokenizer's {self.special_tokens[name]}, id {number}, is an ordinary token, too, which text could "
+                    "produce; rename it there, or use another tokenizer"
                 )
 
     def _is_ordinary(self, name: str) -> bool:
         """Whether the model behind the tokenizer gives the special id for a text: its spelling, or what it does not know."""
         found = set()
-        for text in map(_spelled, SPECIAL_NAMES):
+        for text in self.special_tokens.values():
             with contextlib.suppress(DataError):
                 found.update(self._ids(text))
         return self.special_ids[name] in found
@@ -94,7 +114,7 @@ def train(texts: Iterable[str], vocab_size: int) -> TextEncoder:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[_spelled(name) for name in SPECIAL_NAMES],
+        special_tokens=[_ours(name) for name in SPECIAL_NAMES],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -127,5 +147,5 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def _spelled(name: str) -> str:
+def _ours(name: str) -> str:
     return f"<|{name}|>"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elastic_lm.engine.objectives import load_function
 from elastic_lm.engine.spec import FactorySpec
@@ -21,6 +23,23 @@ def build(model: ModelSpec | FactorySpec) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"model.factory={model.path!r} returned {type(module).__name__}, not an nn.Module")
     return module
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Overwrite all parameters. One with fewer rows than the module has overwrites the first ones.
+
+    Raises: ValueError when names or shapes do not fit, before anything is overwritten.
+    """
+    parameters = dict(module.named_parameters())
+    for name in parameters.keys() | weights.keys():
+        if name not in parameters or name not in weights:
+            raise ValueError(f"initial weights and model do not both have {name}")
+        mine, given = parameters[name].shape, weights[name].shape
+        if mine[1:] != given[1:] or not 0 < given[0] <= mine[0]:
+            raise ValueError(f"initial weights {name} are {list(given)}, the model's {list(mine)}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name][: len(tensor)].copy_(tensor)
 
 
 def count_parameters(model: FactorySpec) -> int:

@@ -34,6 +34,7 @@ RECORDS_OF_FOLLOWERS = 1024  # members other than rank 0 tell only these: rank 0
 HELD_RECORDS = 1 << 16
 
 Restore = Callable[[int, Callable[[], None]], dict[str, Tensor]]
+Initial = Callable[[Callable[[], None]], dict[str, Tensor]]
 
 
 class LeaseControl(Control, Protocol):
@@ -61,6 +62,7 @@ class Member:
     form_timeout_s: float = 15.0
     records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=HELD_RECORDS))
     kept: Kept | None = None
+    initial: Initial | None = None  # what to call after each part -> weights to begin from, by name; None: the seed's
 
     @property
     def state(self) -> ReplicaState:
@@ -130,19 +132,23 @@ class _Session:
         return self._train(self._reduction)
 
     def _restore(self) -> None:
-        """From the checkpoint that the lease names, or from the seed."""
-        step = self._lease.restore
-        if step is None:
-            self._control.report(Phase.COPYING)
-            self._member.runner.replica.initialise()
-        else:
+        """From the checkpoint that the lease names, or from the seed, or from the weights that the run begins from."""
+        member, step = self._member, self._lease.restore
+        weights = None
+        if step is not None or member.initial is not None:
             self._control.report(Phase.DATA)  # storage may be away: that is waited for, and is nobody's hang
-            self._member.state.load(self._member.restore(step, self._restored_part), step)
+        if step is not None:
+            member.state.load(member.restore(step, self._restored_part), step)
+            return
+        if member.initial is not None:
+            weights = member.initial(self._restored_part)
+        self._control.report(Phase.COPYING)
+        member.runner.replica.initialise(weights)
 
     def _restored_part(self) -> None:
-        """A large checkpoint takes minutes: a fence does not wait for the rest."""
+        """What is large takes minutes: a fence does not wait for the rest."""
         if self._control.cancelled():
-            raise Cancelled("fenced while it restored a checkpoint")
+            raise Cancelled("fenced while it restored")
         self._control.report(Phase.DATA)
 
     def _meet(self) -> Reduction:

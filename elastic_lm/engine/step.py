@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elastic_lm import failpoints
 from elastic_lm.engine import fixed_point, kernel, nccl
-from elastic_lm.engine.build import build
+from elastic_lm.engine.build import build, fill
 from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Group, IsCancelled, synchronize
@@ -94,12 +94,14 @@ class Replica:
             return None
         return LossScale(max(1, self.spec.targets_per_batch // self.spec.micro_batches), self.device)
 
-    def initialise(self) -> None:
-        """Make the state the run's first one: a pure function of the spec."""
+    def initialise(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Make the state the run's first one: a pure function of the spec, and of the `weights` to begin from."""
         torch.manual_seed(self.spec.seed)
         module = build(self.spec.model)
         if module is self.model:
             raise ConfigError("model.factory returned the same module twice; it must build a new one at each call")
+        if weights is not None:
+            fill(module, weights)
         self.state.begin(module)
 
     @property

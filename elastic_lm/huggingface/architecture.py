@@ -1,7 +1,8 @@
 """Which class of transformers computes what a shape of ours computes, and where each of our tensors is in it.
 
 Invariant: one table serves both ways, so that what goes out comes in again. Where their class has a parameter that ours lacks
-and that does nothing when it is zero (a bias, a second sentence's vector), zeros go out, and what comes in has to be zero.
+and that does nothing when it is zero (a bias, the vector of a first sentence), zeros go out, and what comes in has to be zero,
+or is added to one of ours that has the same effect.
 A shape that no class of theirs computes is refused with the choices that stand in the way.
 """
 
@@ -14,19 +15,22 @@ from typing import Any
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.spec import LLAMA3_HIGH, LLAMA3_LOW, YARN_FAST, YARN_SLOW, ModelSpec
 
-EPS = 1e-5
-TANH_GELU = "gelu_pytorch_tanh"
+GELUS = {"gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu"}  # ours -> theirs
 
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor of theirs. `ours`: the name of ours, of which it is `rows`; None: zeros of `shape`. `turned`: transposed."""
+    """A tensor of theirs. `ours`: the name of ours, of which it is `rows`; None: zeros of `shape`. `turned`: transposed.
+
+    `into`: where there is none of ours, the one that its first row is added to, row by row, when it comes in.
+    """
 
     theirs: str
     ours: str | None
     rows: tuple[int, int] | None = None
     turned: bool = False
     shape: tuple[int, ...] = ()
+    into: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ _LLAMA: dict[str, tuple[Any, ...]] = {
     **_PLAIN, "position": ("rotary",), "norm": ("rmsnorm",), "activation": ("swiglu",),
 }  # fmt: skip
 _LEARNED: dict[str, tuple[Any, ...]] = {
-    "position": ("learned",), "norm": ("layernorm",), "activation": ("gelu",), "num_kv_heads": (None,), "qk_norm": (False,),
+    "position": ("learned",), "norm": ("layernorm",), "activation": tuple(GELUS), "num_kv_heads": (None,), "qk_norm": (False,),
 }  # fmt: skip
 _BERT: dict[str, tuple[Any, ...]] = {
     **_LEARNED, "attention": ("bidirectional",), "norm_placement": ("post",), "embedding_norm": (True,),
@@ -87,7 +91,7 @@ def _decoder(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": spec.head_size,
         "hidden_act": "silu",
         "max_position_embeddings": spec.max_tokens,
-        "rms_norm_eps": EPS,
+        "rms_norm_eps": spec.norm_eps,
         "rope_theta": spec.rope_theta,
         "rope_parameters": _rope_parameters(spec),
         "attention_dropout": spec.dropout,
@@ -138,8 +142,8 @@ def _gpt2(spec: ModelSpec) -> Architecture:
         "n_layer": spec.num_layers,
         "n_head": spec.num_heads,
         "n_positions": spec.max_tokens,
-        "activation_function": TANH_GELU,
-        "layer_norm_epsilon": EPS,
+        "activation_function": GELUS[spec.activation],
+        "layer_norm_epsilon": spec.norm_eps,
         "embd_pdrop": spec.dropout,
         "attn_pdrop": spec.dropout,
         "resid_pdrop": spec.dropout,
@@ -172,8 +176,8 @@ def _bert(spec: ModelSpec) -> Architecture:
         "num_attention_heads": spec.num_heads,
         "max_position_embeddings": spec.max_tokens,
         "type_vocab_size": 2,
-        "hidden_act": TANH_GELU,
-        "layer_norm_eps": EPS,
+        "hidden_act": GELUS[spec.activation],
+        "layer_norm_eps": spec.norm_eps,
         "hidden_dropout_prob": spec.dropout,
         "attention_probs_dropout_prob": spec.dropout,
     }
@@ -183,7 +187,7 @@ def _bert(spec: ModelSpec) -> Architecture:
 def _bert_places(spec: ModelSpec) -> Iterator[Place]:
     yield Place("bert.embeddings.word_embeddings.weight", "embedding.weight")
     yield Place("bert.embeddings.position_embeddings.weight", "positions.weight")
-    yield Place("bert.embeddings.token_type_embeddings.weight", None, shape=(2, spec.width))
+    yield Place("bert.embeddings.token_type_embeddings.weight", None, shape=(2, spec.width), into="positions.weight")
     yield from _norm(spec, "bert.embeddings.LayerNorm", "embedding_norm")
     for number in range(spec.num_layers):
         theirs, ours = f"bert.encoder.layer.{number}", f"blocks.{number}"

@@ -25,6 +25,7 @@ def export(run_storage: Storage, config: RunConfig, out: str) -> int:
     if not isinstance(spec, ModelSpec):
         raise ConfigError(f"model.factory={spec.path} builds a model of your own, which transformers does not know")
     architecture = architecture_of(spec)
+    encoder = encoder_of(tokens, manifest)
     step, weights = newest_weights(run_storage)
     folder.write(
         out,
@@ -33,7 +34,8 @@ def export(run_storage: Storage, config: RunConfig, out: str) -> int:
         tied=spec.tied,
         vocab_size=spec.vocab_size,
         max_tokens=spec.max_tokens,
-        tokenizer_json=encoder_of(tokens, manifest).json,
+        tokenizer_json=encoder.json,
         special_ids=manifest.special_ids,
+        special_tokens=encoder.special_tokens,
     )
     return step

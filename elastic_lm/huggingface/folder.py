@@ -34,6 +34,7 @@ def write(
     max_tokens: int,
     tokenizer_json: str,
     special_ids: Mapping[str, int],
+    special_tokens: Mapping[str, str],
 ) -> None:
     """`weights`: ours, by name. `folder` must not be there, or be empty.    Raises: ConfigError when it cannot be written."""
     scheme, separator, rest = folder.partition("://")
@@ -59,7 +60,7 @@ def write(
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             _write_json(beside / "config.json", config)
-            _write_json(beside / "tokenizer_config.json", _tokenizer_config(max_tokens))
+            _write_json(beside / "tokenizer_config.json", _tokenizer_config(max_tokens, special_tokens))
             (beside / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             tensors = {place.theirs: _theirs(place, weights) for place in architecture.places}
             safetensors.torch.save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
@@ -80,13 +81,13 @@ def _theirs(place: Place, weights: Mapping[str, Tensor]) -> Tensor:
     return (tensor.T if place.turned else tensor).contiguous()
 
 
-def _tokenizer_config(max_tokens: int) -> dict[str, Any]:
+def _tokenizer_config(max_tokens: int, special_tokens: Mapping[str, str]) -> dict[str, Any]:
     names = {"eos": "end_of_text", "bos": "end_of_text", "pad": "pad", "mask": "mask", "cls": "cls", "sep": "sep"}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,
         "clean_up_tokenization_spaces": False,
-        **{f"{role}_token": f"<|{name}|>" for role, name in names.items()},
+        **{f"{role}_token": special_tokens[name] for role, name in names.items()},
     }
 
 

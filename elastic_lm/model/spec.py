@@ -9,12 +9,13 @@ from elastic_lm.errors import ConfigError
 
 Position = Literal["learned", "sinusoidal", "rotary"]
 Norm = Literal["rmsnorm", "layernorm"]
-Activation = Literal["swiglu", "gelu"]
+Activation = Literal["swiglu", "gelu", "gelu_erf"]
 Sight = Literal["causal", "bidirectional"]
 Placement = Literal["pre", "post", "sandwich"]
 RopeScaling = Literal["linear", "yarn", "llama3"]
 
 ROTARY_BASE = 10_000.0
+NORM_EPS = 1e-5
 # Turns of a pair within the original context: with more of them its frequency stays, with less it is divided (Peng et al. 2023).
 YARN_FAST, YARN_SLOW = 32, 1
 LLAMA3_HIGH, LLAMA3_LOW = 4, 1  # the same in Llama 3.1
@@ -32,6 +33,7 @@ LATER = {
     "norm_placement": "pre",
     "embedding_norm": False,
     "head_transform": False,
+    "norm_eps": NORM_EPS,
     "rope_theta": ROTARY_BASE,
     "rope_scaling": None,
     "rope_factor": None,
@@ -46,6 +48,7 @@ class ModelSpec:
 
     `max_tokens` is the longest sequence, `hidden` the width inside a feed-forward block. Groups of `num_heads / num_kv_heads`
     queries share keys and values. `norm_placement`: before each part of a block, after its sum, or on both sides of it.
+    `norm_eps`: what norms add to the mean square. `gelu` is its approximation by tanh, `gelu_erf` the function itself.
     `head_transform`: a layer, activation and norm before the head, which then has a bias of its own (BERT). `rope_theta` and
     `rope_scaling` are of rotary positions: their base, and how a context of `rope_original_tokens` is stretched by
     `rope_factor`. `document_separator`: the token that begins a document; tokens of different ones do not see each other.
@@ -69,6 +72,7 @@ class ModelSpec:
     norm_placement: Placement = "pre"
     embedding_norm: bool = False
     head_transform: bool = False
+    norm_eps: float = NORM_EPS
     rope_theta: float = ROTARY_BASE
     rope_scaling: RopeScaling | None = None
     rope_factor: float | None = None
@@ -97,6 +101,8 @@ class ModelSpec:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout} is not in [0, 1)")
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"model.norm_eps={self.norm_eps} is not in (0, 1); use {NORM_EPS}")
         self._check_rotary()
 
     def _check_rotary(self) -> None:
@@ -124,7 +130,7 @@ class ModelSpec:
         """4·D for GELU; 8/3·D rounded up to a multiple of 16 for SwiGLU, which has three matrices (Shazeer, 2020)."""
         if self.hidden is not None:
             return self.hidden
-        if self.activation == "gelu":
+        if self.activation != "swiglu":
             return 4 * self.width
         return -(-8 * self.width // 3 // 16) * 16
 

@@ -122,8 +122,8 @@ class Attention(nn.Module):
         self.is_grouped = spec.kv_width != spec.width
         self.dropout, self.is_causal = spec.dropout, spec.attention == "causal"
         self.qkv = nn.Linear(spec.width, spec.width + 2 * spec.kv_width, bias=spec.bias)
-        self.q_norm = nn.RMSNorm(spec.head_size, eps=1e-5) if spec.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(spec.head_size, eps=1e-5) if spec.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(spec.head_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(spec.head_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.residual = nn.Linear(spec.width, spec.width, bias=spec.bias)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, sight_B1TT: Tensor | None = None) -> Tensor:
@@ -166,12 +166,13 @@ class GELU(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        self.gelu = make_gelu(spec)
         self.dropout = spec.dropout
         self.up = nn.Linear(spec.width, spec.hidden_width, bias=spec.bias)
         self.residual = nn.Linear(spec.hidden_width, spec.width, bias=spec.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.dropout(self.residual(F.gelu(self.up(x_BTD), approximate="tanh")), self.dropout, self.training)
+        return F.dropout(self.residual(self.gelu(self.up(x_BTD))), self.dropout, self.training)
 
 
 class HeadTransform(nn.Module):
@@ -181,14 +182,17 @@ class HeadTransform(nn.Module):
         super().__init__()
         self.dense = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm = make_norm(spec)
-        self.is_gelu = spec.activation == "gelu"
+        self.activation = nn.SiLU() if spec.activation == "swiglu" else make_gelu(spec)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        x_ND = self.dense(x_ND)
-        return self.norm(F.gelu(x_ND, approximate="tanh") if self.is_gelu else F.silu(x_ND))
+        return self.norm(self.activation(self.dense(x_ND)))
+
+
+def make_gelu(spec: ModelSpec) -> nn.GELU:
+    return nn.GELU("none" if spec.activation == "gelu_erf" else "tanh")
 
 
 def make_norm(spec: ModelSpec) -> nn.Module:
     if spec.norm == "rmsnorm":
-        return nn.RMSNorm(spec.width, eps=1e-5)
-    return nn.LayerNorm(spec.width, eps=1e-5, bias=spec.bias)
+        return nn.RMSNorm(spec.width, eps=spec.norm_eps)
+    return nn.LayerNorm(spec.width, eps=spec.norm_eps, bias=spec.bias)

@@ -70,6 +70,7 @@ class Plan:
     start_reader: Callable[[], Any]  # -> actor handle
     newest: CheckpointInfo | None  # the newest complete checkpoint
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
+    init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
 
     def environment_changes(self, now: dict[str, str]) -> list[str]:
         """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
@@ -233,6 +234,7 @@ class Coordinator:
             heartbeat_interval_s=config.control.heartbeat_interval_s,
             form_timeout_s=config.control.form_timeout_s,
             failpoints=tuple(config.failpoints),
+            init=plan.init,
         )
 
     def _worker_options(self) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import CheckpointInfo
-from elastic_lm.config import RunConfig
+from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.errors import CheckpointError, ConfigError
+from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -28,6 +28,7 @@ def make_plan(config: RunConfig) -> Plan:
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
+    config, init = _initial(config, tokens, manifest, run_storage)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(
@@ -45,7 +46,30 @@ def make_plan(config: RunConfig) -> Plan:
         ),
         newest=newest,
         skipped=tuple(skipped),
+        init=init,
     )
+
+
+def _initial(
+    config: RunConfig, tokens: Storage, manifest: Manifest, run_storage: Storage
+) -> tuple[RunConfig, tuple[Storage, str] | None]:
+    """The config with what model.init's folder says; where its weights are, and their sha256."""
+    if config.model.init is None:
+        return config, None
+    from elastic_lm.huggingface import initial  # it imports torch
+
+    begun = _begun(run_storage)
+    config = (begun and initial.as_begun(config, begun)) or initial.settled(config, tokens, manifest)
+    assert config.model.init_hash is not None
+    return config, (initial.folder_of(config), config.model.init_hash)
+
+
+def _begun(run_storage: Storage) -> RunConfig | None:
+    """What the run was last trained with; None when it begins, or another version trained it."""
+    try:
+        return RunConfig.from_yaml(run_storage.read(CONFIG_FILE).decode(errors="replace"), CONFIG_FILE)
+    except (NotFoundError, ConfigError):
+        return None
 
 
 def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:

@@ -77,6 +77,7 @@ class WorkerBoot:
     heartbeat_interval_s: float
     form_timeout_s: float
     failpoints: tuple[str, ...] = ()
+    init: tuple[Storage, str] | None = None  # weights to begin from, and their sha256
 
 
 class LeaseControl:
@@ -196,6 +197,7 @@ class Worker:
         )
         self._tokens.set_readers(list(self._readers))  # others may have been told since the line above looked
         self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
+        self._member.initial = None if boot.init is None else self._initial
         node_id, pid = self.locate()
         found = environment(boot.spec.threads, boot.spec.device)
         return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
@@ -261,6 +263,24 @@ class Worker:
             lambda _: store.load(self._boot.run_storage, step, on_part=on_part).tensors,
             control.cancelled,
         )
+
+    def _initial(self, on_part: Callable[[], None]) -> dict[str, Any]:
+        """The weights that the run begins from, verified."""
+        from elastic_lm.errors import ConfigError, DataError
+        from elastic_lm.huggingface import initial
+        from elastic_lm.model.spec import ModelSpec
+        from elastic_lm.runtime.patience import Patience
+
+        control, spec = self._control, self._boot.spec.model
+        assert control is not None and self._boot.init is not None and isinstance(spec, ModelSpec)
+        folder, digest = self._boot.init
+        patience = Patience(self._boot.storage_timeout_s)
+        try:
+            return patience.outlast(
+                "initial weights", lambda _: initial.read(folder, spec, digest, on_part)[0], control.cancelled
+            )
+        except ConfigError as error:  # it was in order when the run was planned
+            raise DataError(str(error)) from error
 
     def snapshot(self, attempt: Attempt, step: int, share: int, num_shares: int) -> None:
         """Copy a share of the state that is to be saved, and begin to upload it. Ends before the next lease begins."""

@@ -7,8 +7,10 @@ from typing import Any
 from elastic_lm.config import RunConfig
 from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
-from elastic_lm.engine.lease import Member, run_lease
+from elastic_lm.engine.lease import Member, Restore, run_lease
 from elastic_lm.engine.step import Replica, StepRunner
+from elastic_lm.huggingface import initial
+from elastic_lm.model.spec import ModelSpec
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.plan import make_plan
@@ -30,15 +32,23 @@ def undisturbed(config: RunConfig) -> tuple[str, tuple[Bits, ...]]:
 
 def _train(plan: Plan) -> tuple[str, tuple[Bits, ...]]:
     make_deterministic("cpu", exact=True, threads=1)
-    member = Member(
-        "w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore=lambda step, on_part: {}
-    )
+    member = member_of(plan, restore=lambda step, on_part: {})
     slots = tuple(range(plan.spec.micro_batches))
     lease = Lease(Generation(1, 1), ("w0",), None, 0, plan.config.training.steps, (slots,))
     watch = _Watch()
     report = run_lease(member, lease, watch)
     assert report.end is LeaseEnd.COMPLETED, report.error
     return member.state.digest(), tuple(watch.steps)
+
+
+def member_of(plan: Plan, restore: Restore) -> Member:
+    """The only member of a run, in this process."""
+    member = Member("w0", StepRunner(Replica(plan.spec), LocalTokens(*plan.start_reader.args)), restore)
+    if plan.init is not None:
+        (folder, digest), spec = plan.init, plan.spec.model
+        assert isinstance(spec, ModelSpec)
+        member.initial = lambda on_part: initial.read(folder, spec, digest, on_part)[0]
+    return member
 
 
 class _Watch:

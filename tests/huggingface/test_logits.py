@@ -59,6 +59,7 @@ def write(model: GPT, out: Path | str, tokenizer: str = "{}") -> None:
     folder.write(
         str(out), architecture_of(model.spec), dict(model.named_parameters()), tied=model.spec.tied, vocab_size=VOCAB,
         max_tokens=LENGTH, tokenizer_json=tokenizer, special_ids=SPECIAL,
+        special_tokens={name: f"<|{name}|>" for name in SPECIAL},
     )  # fmt: skip
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.faults.harness import Run, assert_same_bits
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.passages import encoder_of
+from elastic_lm.events.types import EventKind
+from elastic_lm.huggingface.architecture import architecture_of
+from elastic_lm.huggingface.folder import write
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
+from elastic_lm.runtime.cluster import LocalCluster
+from elastic_lm.storage import Storage
+from tests.faults.harness import Fault, Injector, Run, assert_same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -38,6 +49,31 @@ def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]
 def test_kind_of_model_keeps_the_promise(changes: dict, start: Callable[..., Run]) -> None:
     run = start(steps=20, workers={"min": 3, "max": 3}, **changes)
     assert_same_bits(run, run.result())
+
+
+def test_run_that_begins_from_a_folder_keeps_the_promise(
+    start: Callable[..., Run], cluster: LocalCluster, corpus: str, tmp_path: Path
+) -> None:
+    """All workers are lost before there is a checkpoint: the folder is read again."""
+    write_folder(tmp_path / "model", corpus)
+    run = start(steps=30, model={"init": f"hf:{tmp_path}/model"})
+    Injector(cluster, run).inject([Fault("kill_all", at_step=5)])
+    result = run.result()
+    assert_same_bits(run, result)
+    assert run.count(EventKind.MEMBER_LOST) >= 2 and run.count(EventKind.CHECKPOINT_SAVED) == 1  # the last one
+
+
+def write_folder(folder: Path, corpus: str) -> None:
+    """As `export --format hf` writes it, of a model that no run here begins with."""
+    tokens = Storage.open(corpus)
+    manifest = Manifest.load(tokens)
+    encoder = encoder_of(tokens, manifest)
+    torch.manual_seed(7)
+    model = GPT(ModelSpec(manifest.vocab_size, num_layers=1, num_heads=2, width=32, max_tokens=64, norm_eps=1e-6))
+    write(
+        str(folder), architecture_of(model.spec), dict(model.named_parameters()), tied=True, vocab_size=manifest.vocab_size,
+        max_tokens=64, tokenizer_json=encoder.json, special_ids=encoder.special_ids, special_tokens=encoder.special_tokens,
+    )  # fmt: skip
 
 
 def test_resumed_at_another_size_it_ends_with_the_same_bits(start: Callable[..., Run]) -> None:

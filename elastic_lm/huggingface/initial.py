@@ -1,0 +1,287 @@
+"""A run that begins from the weights of a folder that transformers wrote: `model.init`.
+
+Invariant: what a run begins from is part of what it is: the sha256 of the weights is settled with its config, and whoever reads
+them again checks it. All that can be wrong with a folder is found where the run is planned: its shape, each of its tensors, and
+that the corpus was made with its tokenizer. Whatever the folder's type of numbers, weights are fp32 here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.passages import encoder_of
+from elastic_lm.data.tokenizer import TextEncoder
+from elastic_lm.errors import ConfigError, DataError, NotFoundError
+from elastic_lm.huggingface.architecture import Place, architecture_of
+from elastic_lm.huggingface.folder import WEIGHTS
+from elastic_lm.huggingface.shape import Shape, shape_of
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
+from elastic_lm.storage import Storage
+
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+TOKENIZER = "tokenizer.json"
+SCHEME = "hf:"
+PREFIXES = ("model.", "transformer.", "bert.")  # a folder of the model without its head has none
+# Of their classes, and without a say in what ours computes: a tied head, buffers, and heads of other objectives.
+IDLE = ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", ".attn.bias", ".attn.masked_bias",
+        ".inv_freq", ".position_ids")  # fmt: skip
+IDLE_PARTS = ("bert.pooler.", "pooler.", "cls.seq_relationship.")
+GROWING = ("embedding.weight", "head.weight", "head.bias")  # a row for each token
+
+SETTLED = {*ModelSpec.__dataclass_fields__, "init_hash"} - {"dropout", "document_separator"}
+
+
+def settled(config: RunConfig, tokens: Storage, manifest: Manifest) -> RunConfig:
+    """`config` with the shape of model.init's folder and the sha256 of its weights, once all of it suits the corpus at `tokens`.
+
+    Raises: ConfigError naming what stands in the way; DataError when the sha256 is not the one in `config`; StorageError.
+    """
+    found = with_shape(config, manifest.vocab_size)
+    folder = folder_of(config)
+    with _told(config):
+        _check_tokenizer(config, folder, tokens, manifest)
+    spec = found.model_spec(found.model.vocab_size or manifest.vocab_size)
+    assert isinstance(spec, ModelSpec)
+    return _replaced(found, {"init_hash": read(folder, spec, found.model.init_hash)[1]})
+
+
+def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig | None:
+    """`config` with what was found in its folder when the run began as `begun`; None when they do not begin from the same.
+
+    So a run that goes on needs its folder no more.
+    """
+    found = {name: getattr(begun.model, name) for name in ("init", *SETTLED)}
+    chosen = {name: value for name, value in config.model if name in found and value is not None}
+    if found["init_hash"] is None or any(found[name] != value for name, value in chosen.items()):
+        return None
+    return _replaced(config, found)
+
+
+def with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
+    """`config` with the shape that model.init's folder describes, for a corpus of so many tokens. Reads its config.json alone.
+
+    Raises: ConfigError when a field of the config says something else, or we do not compute what the folder holds; StorageError.
+    """
+    shape = _shape(config)
+    fields = {name: value for name, value in shape.fields.items() if value is not None}
+    chosen = config.model.shape()
+    if config.model.max_tokens is not None:
+        chosen["max_tokens"] = config.model.max_tokens
+    for name, value in shape.fields.items():
+        if (mine := chosen.get(name)) is None or mine == value or _is_free(name, mine, value, shape):
+            continue
+        raise ConfigError(
+            f"model.{name}={mine} is not what the folder of model.init={config.model.init} has, {name}={value}; remove it, or "
+            "leave model.init out"
+        )
+    fields |= {name: mine for name, mine in chosen.items() if name in shape.fields and mine is not None}
+    rows = shape.spec.vocab_size
+    if config.model.vocab_size is not None and config.model.vocab_size < rows:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is less than the {rows} rows of model.init={config.model.init}; use at "
+            f"least {max(rows, vocab_size)}, or remove it"
+        )
+    fields["vocab_size"] = config.model.vocab_size or max(rows, vocab_size)
+    return _replaced(config, fields)
+
+
+def read(
+    folder: Storage, spec: ModelSpec, expected: str | None = None, on_part: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Tensor], str]:
+    """(weights in fp32 by the names of a model of `spec`, sha256 of the files they are from).
+
+    The embedding, and what else has a row for each token, may have fewer of them than `spec` wants.
+    Args: `expected`: the sha256 that it has to be; `on_part` is called after each file, and may raise to end it.
+    Raises: ConfigError when a tensor is missing, unknown, of another shape, or not zero where ours has none; DataError when the
+    sha256 is another; StorageError.
+    """
+    theirs: dict[str, Tensor] = {}
+    names = _files(folder)
+    hashes = []
+    for name in names:
+        data = _read(folder, name)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        try:
+            theirs |= safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise ConfigError(f"{folder.url}/{name} is damaged: {error}; copy the folder again") from error
+        on_part()
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    if expected not in (None, digest):
+        raise DataError(
+            f"the weights in {folder.url} have the sha256 {digest[:12]} instead of {str(expected)[:12]}: they are not those that "
+            "the run was planned with; put those back, or begin a run of another name"
+        )
+    try:
+        return _ours(theirs, spec), digest
+    except ConfigError as error:
+        raise ConfigError(f"{folder.url} cannot be begun from: {error}") from None
+
+
+def folder_of(config: RunConfig) -> Storage:
+    """Where model.init is."""
+    assert config.model.init is not None
+    return Storage.open(config.model.init.removeprefix(SCHEME))
+
+
+# -- config.json and tokenizer ---------------------------------------------------------------------------------------
+
+
+class _told:
+    """Says in a ConfigError which folder it is about."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._init = config.model.init
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"model.init={self._init} cannot be begun from: {error}") from None
+
+
+def _shape(config: RunConfig) -> Shape:
+    folder = folder_of(config)
+    with _told(config):
+        try:
+            told = json.loads(_read(folder, "config.json"))
+        except ValueError as error:
+            raise ConfigError(f"its config.json is damaged: {error}; copy the folder again") from error
+        if not isinstance(told, dict):
+            raise ConfigError("its config.json is damaged; copy the folder again")
+        return shape_of(told)
+
+
+def _is_free(name: str, mine: Any, value: Any, shape: Shape) -> bool:
+    """Whether the config may say something else than the folder."""
+    if name == "num_kv_heads":
+        return bool(mine == shape.spec.num_heads) and value is None
+    if name == "max_tokens" or name.startswith("rope_"):  # nothing is stored for a position: a context may be stretched
+        return shape.spec.position == "rotary"
+    return name == "bias" and mine is False and shape.may_lack_bias  # they have to be zero then
+
+
+def _check_tokenizer(config: RunConfig, folder: Storage, tokens: Storage, manifest: Manifest) -> None:
+    """Raises: ConfigError unless every token of the folder's has the same id in the corpus's tokenizer."""
+    text = _read(folder, TOKENIZER)
+    try:
+        theirs = TextEncoder(text.decode("utf-8", "replace")).vocabulary
+    except DataError as error:
+        raise ConfigError(f"its {TOKENIZER} is of no use: {error}") from error
+    ours = encoder_of(tokens, manifest).vocabulary
+    for token, number in sorted(theirs.items(), key=lambda item: item[1]):
+        if ours.get(token) != number:
+            known = f"has the id {ours[token]}" if token in ours else "is none"
+            raise ConfigError(
+                f"its token {token!r}, id {number}, {known} in the corpus at data.tokens={config.data.tokens}, which was made "
+                f"with another tokenizer; make one with this: elastic-lm prepare --tokenizer {folder.url}/{TOKENIZER}"
+            )
+
+
+def _replaced(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
+    model = config.model.model_dump() | fields
+    return RunConfig(**{name: value for name, value in config if name != "model"}, model=model)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Storage) -> list[str]:
+    if folder.exists(WEIGHTS):
+        return [WEIGHTS]
+    try:
+        names = sorted(set(json.loads(folder.read(INDEX))["weight_map"].values()))
+    except NotFoundError:
+        raise ConfigError(
+            f"{folder.url} has neither {WEIGHTS} nor {INDEX}; write it with save_pretrained, which makes safetensors"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder.url}/{INDEX} is damaged: {error}; copy the folder again") from error
+    if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
+        raise ConfigError(f"{folder.url}/{INDEX} names files that are no safetensors; write the folder again")
+    return names
+
+
+def _read(folder: Storage, name: str) -> bytes:
+    try:
+        return folder.read(name)
+    except NotFoundError:
+        raise ConfigError(
+            f"{folder.url} has no {name}; name a folder that transformers wrote, with its tokenizer, where every worker sees it"
+        ) from None
+
+
+def _ours(theirs: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in GPT(spec).named_parameters()}
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    added: dict[str, Tensor] = {}
+    left = set(theirs)
+    for place in architecture_of(spec).places:
+        name = _found(place.theirs, theirs)
+        left.discard(name)
+        tensor = theirs[name].float()
+        if place.into is not None:
+            added[place.into] = tensor
+        elif place.ours is None:
+            _check_zero(name, tensor, spec)
+        else:
+            pieces.setdefault(place.ours, []).append(_piece(place, tensor))
+    if unknown := sorted(name for name in left if not _is_idle(name, spec)):
+        raise ConfigError(f"its tensor {unknown[0]} has no place in our model; choose another model")
+    ours = {name: _joined(name, parts, shapes[name]) for name, parts in pieces.items()}
+    for name, tensor in added.items():
+        if not len(tensor) or tensor.shape[1:] != ours[name].shape[1:]:
+            raise ConfigError(f"its tensor that is added to {name} is {list(tensor.shape)}; copy the folder again")
+        ours[name] = ours[name] + tensor[0]
+    return ours
+
+
+def _found(name: str, theirs: dict[str, Tensor]) -> str:
+    for candidate in (name, *(name.removeprefix(prefix) for prefix in PREFIXES)):
+        if candidate in theirs:
+            return candidate
+    raise ConfigError(f"it has no tensor {name}; write the folder again with save_pretrained")
+
+
+def _piece(place: Place, tensor: Tensor) -> tuple[int, Tensor]:
+    return (place.rows[0] if place.rows else 0), (tensor.T if place.turned else tensor)
+
+
+def _joined(name: str, parts: list[tuple[int, Tensor]], shape: torch.Size) -> Tensor:
+    try:
+        tensor = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])]).contiguous()
+    except (RuntimeError, IndexError) as error:
+        raise ConfigError(f"its tensors for {name} do not fit each other: {error}; copy the folder again") from error
+    fits = tensor.shape == shape or (
+        name in GROWING and tensor.shape[1:] == shape[1:] and len(tensor.shape) and tensor.shape[0] <= shape[0]
+    )
+    if not fits:
+        raise ConfigError(
+            f"its tensor for {name} is {list(tensor.shape)}, and its config.json means {list(shape)}; copy the folder again"
+        )
+    return tensor
+
+
+def _check_zero(name: str, tensor: Tensor, spec: ModelSpec) -> None:
+    if tensor.count_nonzero():
+        remedy = "choose another model" if spec.bias or "bias" not in name else "remove model.bias=false"
+        raise ConfigError(f"its tensor {name} is not zero, and our model has none; {remedy}")
+
+
+def _is_idle(name: str, spec: ModelSpec) -> bool:
+    if name == "lm_head.weight" and not spec.tied:
+        return False
+    return name.endswith(IDLE) or name.startswith(IDLE_PARTS)
