@@ -234,18 +234,34 @@ class BatchConfig(Part):
 
 
 class OptimizerConfig(Part):
-    """AdamW. Weight decay applies to matrices only."""
+    """How weights follow from gradients. Weight decay applies to matrices only."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the matrices within the model and AdamW for embeddings, head and vectors. Learning rates that suit one
+    suit the other."""
     learning_rate: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate. The default suits models around 100M parameters."""
     betas: tuple[Share, Share] = Field(default=(0.9, 0.95), strict=False)
-    """Decay of the two moments, each below 1. 0.95 is the usual choice for language models."""
+    """Decay of AdamW's two moments, each below 1. 0.95 is the usual choice for language models."""
     eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
     """Added to the root of the second moment."""
     weight_decay: Amount = 0.1
     """Decoupled weight decay, per unit of learning rate."""
     clip_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Largest global L2 norm of the gradient. None: no clipping."""
+    momentum: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False, examples=[0.9])
+    """Decay of Muon's momentum, below 1. None: 0.95."""
+
+    def engine_fields(self) -> dict[str, Any]:
+        """Those of OptimizerSpec."""
+        return {name: value for name, value in self if value is not None or name == "clip_norm"}
+
+    def identity(self) -> dict[str, Any]:
+        """Runs with AdamW are the ones that they were before there was another."""
+        chosen = self.engine_fields()
+        if self.kind == "adamw":
+            del chosen["kind"]
+        return {"momentum": OptimizerSpec.momentum, **chosen} if self.kind == "muon" else chosen
 
 
 class ScheduleConfig(Part):
@@ -416,7 +432,7 @@ class RunConfig(Part):
     objective: ObjectiveConfig = ObjectiveConfig()
     """What is learned."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW."""
+    """AdamW or Muon."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over steps."""
     reduction: ReductionConfig = ReductionConfig()
@@ -540,7 +556,7 @@ class RunConfig(Part):
             micro_batches=self.batch.micro_batches,
             micro_batch_size=self.batch.micro_batch_size,
             sequence_length=self.batch.sequence_length,
-            optimizer=OptimizerSpec(**dict(self.optimizer)),
+            optimizer=OptimizerSpec(**self.optimizer.engine_fields()),
             schedule=ScheduleSpec(**{**dict(self.schedule), "total_steps": self.schedule_steps}),
             objective=self.objective.name,
             masking=self._masking(vocab_size, special_ids),
@@ -600,7 +616,7 @@ class RunConfig(Part):
             "model": model,
             "objective": self.objective.identity(),
             "batch": self.batch.model_dump(),
-            "optimizer": self.optimizer.model_dump(),
+            "optimizer": self.optimizer.identity(),
             "schedule": schedule,
             "training": self.training.model_dump(exclude={"steps", "recompute", "on_nonfinite"}),
             "reduction": self.reduction.model_dump(),

@@ -27,8 +27,8 @@ WANDB_KEY = re.compile(r"[0-9a-f]{40}|wandb_v\d", re.IGNORECASE)
 def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
     rules = (
-        _check_model, _check_objective, _check_schedule, _check_skip, _check_workers, _check_checkpoint, _check_control,
-        _check_tracking, _check_failpoints,
+        _check_model, _check_objective, _check_optimizer, _check_schedule, _check_skip, _check_workers, _check_checkpoint,
+        _check_control, _check_tracking, _check_failpoints,
     )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
         raise ConfigError("\n".join(broken))
@@ -120,9 +120,18 @@ def _check_schedule(config: RunConfig) -> Iterator[str]:
         yield (
             f"schedule.decay_steps={schedule.decay_steps} has no effect with kind {schedule.kind}; remove it or use kind: wsd"
         )
-    for index, beta in enumerate(config.optimizer.betas):
+
+
+def _check_optimizer(config: RunConfig) -> Iterator[str]:
+    optimizer = config.optimizer
+    for index, beta in enumerate(optimizer.betas):
         if beta >= 1:
             yield f"optimizer.betas[{index}]={beta} is not below 1; 0.9 and 0.95 are usual"
+    if optimizer.momentum is not None and optimizer.kind != "muon":
+        yield (
+            f"optimizer.momentum={optimizer.momentum} has no effect with kind {optimizer.kind}, whose decays are "
+            "optimizer.betas; remove it or use kind: muon"
+        )
 
 
 def _check_skip(config: RunConfig) -> Iterator[str]:

@@ -19,6 +19,7 @@ from elastic_lm.model.spec import ModelSpec
 EXACT_BYTES = {"weights": 4.0, "moments": 8.0, "gradient": 4.0, "accumulator": 8.0}
 FAST_BYTES = {"measured": 25.3}
 CHECKPOINT_BYTES = 12  # weights and two moments in fp32
+MOMENT_BYTES = 4
 
 MOST_ROWS = 12
 POOR_WORST, POOR_MEAN = 0.8, 0.9  # below either, another number of micro-batches is looked for
@@ -32,17 +33,21 @@ Split = tuple[int, int]  # micro-batches, and samples in each
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a model. `matmul_parameters` and `flops_per_token` are None for one whose inside we do not know."""
+    """Sizes of a model. `matmul_parameters` and `flops_per_token` are None for one whose inside we do not know.
+
+    `hidden_parameters`: those in matrices between embedding and head, as far as we know.
+    """
 
     num_parameters: int
     matmul_parameters: int | None = None
     flops_per_token: int | None = None
+    hidden_parameters: int = 0
 
     @classmethod
     def of(cls, spec: ModelSpec, sequence_length: int, predicted: float = 1.0) -> Model:
         """Of a shape, with an objective that predicts this share of the tokens."""
         flops = training_flops_per_token(spec, sequence_length, predicted)
-        return cls(spec.num_parameters, spec.matmul_parameters, flops)
+        return cls(spec.num_parameters, spec.matmul_parameters, flops, spec.hidden_parameters)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Estimate:
         """For every number of workers in the run's range; `tokens_per_s`: of one worker, if it is known."""
         batch, steps, low, high = config.batch, config.training.steps, config.workers.min, config.workers.max
         tokens, flops = batch.tokens * steps, model.flops_per_token
+        one_moment = model.hidden_parameters if config.optimizer.kind == "muon" else 0
         worst, worst_workers, mean = profile(batch.micro_batches, range(low, high + 1))
         return cls(
             run=config.name,
@@ -104,8 +110,8 @@ class Estimate:
             tokens_in_all=tokens,
             flops_per_token=flops,
             training_flops=None if flops is None else flops * tokens,
-            bytes_per_worker=bytes_per_worker(model.num_parameters, exact=config.reduction.kind == "exact"),
-            checkpoint_bytes=CHECKPOINT_BYTES * model.num_parameters,
+            bytes_per_worker=bytes_per_worker(model.num_parameters, one_moment, exact=config.reduction.kind == "exact"),
+            checkpoint_bytes=CHECKPOINT_BYTES * model.num_parameters - MOMENT_BYTES * one_moment,
             checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
             workers=tuple(rows(batch, steps, low, high, tokens_per_s)),
             worst_efficiency=worst,
@@ -119,10 +125,12 @@ class Estimate:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def bytes_per_worker(num_parameters: int, *, exact: bool) -> dict[str, int]:
-    """What a worker holds through a step, by part; activations are not in it."""
+def bytes_per_worker(num_parameters: int, one_moment: int = 0, *, exact: bool) -> dict[str, int]:
+    """What a worker holds through a step, by part; activations are not in it. `one_moment`: parameters that have no second."""
     parts = EXACT_BYTES if exact else FAST_BYTES
-    return {name: round(size * num_parameters) for name, size in parts.items()}
+    held = {name: round(size * num_parameters) for name, size in parts.items()}
+    held["moments" if exact else "measured"] -= MOMENT_BYTES * one_moment
+    return held
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------

@@ -166,6 +166,8 @@ FIELDS = (
     number("objective.z_loss", "-1", NOT_BELOW_0, "1e-4", identity=True),
     Row("objective.name", "mask", "'mask'", f"is neither causal nor masked nor {NO_PATH[7:]}", "pack.age:loss", True),
     number("objective.mask_ratio", "0", ABOVE_0, "0.2", identity=True, under=(MASKED,)),
+    Row("optimizer.kind", "sgd", "'sgd'", "should be adamw or muon", "muon", True),
+    number("optimizer.momentum", "1", "should be less than 1", "0.8", identity=True, under=("optimizer.kind=muon",)),
     number("optimizer.learning_rate", "0", ABOVE_0, "1e-3", identity=True),
     Row("optimizer.betas", "0.9", "0.9", NO_LIST, "[0.9, 0.99]", True),
     number("optimizer.eps", "0", ABOVE_0, "1e-6", identity=True),

@@ -188,7 +188,7 @@ def test_sizes_of_a_shape_are_its_own() -> None:
     spec = ModelSpec(vocab_size=10, num_layers=2, num_heads=2, width=4, max_tokens=8, activation="gelu")
     model = Model.of(spec, 8)
     # 424 elements in matrices: tests/model/test_flops.py. Beside them 2 norms a block and one at the end, of 4 each.
-    assert (model.num_parameters, model.matmul_parameters) == (424 + 5 * 4, 424)
+    assert (model.num_parameters, model.matmul_parameters, model.hidden_parameters) == (424 + 5 * 4, 424, 424 - 40)
     assert model.flops_per_token == 6 * 424 + 12 * 2 * 4 * 8
 
 
@@ -207,6 +207,15 @@ def test_estimate_of_a_run_adds_up() -> None:
     assert (found.worst_efficiency, found.worst_workers) == (pytest.approx(8 / 9), 3)
     assert found.mean_efficiency == pytest.approx((1 + 8 / 9 + 1) / 3)
     assert found.suggestions == ()
+
+
+def test_muon_keeps_one_moment_of_the_matrices_within() -> None:
+    model = Model(1000, 900, 7000, hidden_parameters=800)
+    found = Estimate.of(config("optimizer.kind=muon"), model, None)
+    assert found.bytes_per_worker == {"weights": 4000, "moments": 8000 - 3200, "gradient": 4000, "accumulator": 8000}
+    assert found.checkpoint_bytes == 12_000 - 3200
+    fast = Estimate.of(config("optimizer.kind=muon", "reduction.kind=fast"), model, None)
+    assert fast.bytes_per_worker == {"measured": 25_300 - 3200}
 
 
 def test_fast_sums_are_estimated_as_measured() -> None:

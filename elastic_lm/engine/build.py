@@ -42,6 +42,30 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameters[name][: len(tensor)].copy_(tensor)
 
 
+def hidden_matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The matrices within a model, by name of their parameter: rows of the parts that are matrices of their own.
+
+    Raises: ConfigError when a model of the user's own does not tell, or tells of what is none of its matrices.
+    """
+    told = getattr(module, "hidden_matrices", None)
+    if told is None:
+        raise ConfigError(
+            f"optimizer.kind=muon updates the matrices within a model, and {type(module).__name__} does not tell which those "
+            "are; give it a method hidden_matrices() -> {parameter name: (rows of each part, ...)} without embeddings and the "
+            "head, or use optimizer.kind: adamw"
+        )
+    found = {name: tuple(rows) for name, rows in told().items()}
+    parameters = dict(module.named_parameters())
+    for name, rows in found.items():
+        shape = parameters[name].shape if name in parameters else ()
+        if len(shape) != 2 or sum(rows) != shape[0] or min(rows, default=0) < 1:
+            raise ConfigError(
+                f"hidden_matrices() of {type(module).__name__} says {name}: {rows}, and the parameter's shape is {list(shape)}; "
+                "name matrices, with rows that add up to theirs"
+            )
+    return found
+
+
 def count_parameters(model: FactorySpec) -> int:
     """Elements that are trained, by building the module.    Raises: ConfigError, with what the factory raised.
 

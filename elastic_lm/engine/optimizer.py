@@ -1,4 +1,4 @@
-"""AdamW over the flat buffers of a replica: PyTorch's fused kernel, called once per weight-decay group."""
+"""The update of a replica's flat buffers: AdamW, PyTorch's fused kernel once per weight-decay group; Muon, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
+from elastic_lm.engine import muon
 from elastic_lm.engine.schedule import learning_rate
 from elastic_lm.engine.spec import OptimizerSpec, ScheduleSpec
-from elastic_lm.engine.state import ReplicaState
+from elastic_lm.engine.state import ReplicaState, Slot
 
 NORM_BLOCK = 1 << 16  # elements: one fp32 sum over 124 M elements is off by 1.3 %, over blocks of this size by 2e-7
 
 
-class AdamW:
-    """Updates `state` in place. Everything that a step needs is an argument or in `state`; nothing is kept here."""
+class Optimizer:
+    """Updates `state` in place: its hidden matrices by Muon, if it has any, all else by AdamW.
+
+    Everything that a step needs is an argument or in `state`; nothing is kept here.
+    """
 
     def __init__(self, state: ReplicaState, optimizer: OptimizerSpec, schedule: ScheduleSpec) -> None:
         self._state, self._spec, self._schedule = state, optimizer, schedule
@@ -38,11 +42,34 @@ class AdamW:
         state = self._state
         assert state.next_step == step and not state.torn
         with state.writing(step + 1), torch.no_grad():
-            self._update(slice(0, state.decayed), self._spec.weight_decay, gradient, step)
+            for slot, rows in state.hidden:
+                self._update_hidden(slot, rows, gradient, step)
+            self._update(slice(state.hidden_size, state.decayed), self._spec.weight_decay, gradient, step)
             failpoints.hit("optimizer.middle", step)
             self._update(slice(state.decayed, state.size), 0.0, gradient, step)
             if state.loss_scale is not None and loss_exponent is not None:
                 state.loss_scale.settle(loss_exponent)
+
+    def _update_hidden(self, slot: Slot, rows: tuple[int, ...], gradient: Tensor, step: int) -> None:
+        """Each part of the matrix is one of its own."""
+        state, spec = self._state, self._spec
+        parts = (slot.of(flat).view(slot.shape).split(rows) for flat in (state.weights, gradient, state.exp_avg))
+        for weight_RC, gradient_RC, exp_avg_RC in zip(*parts, strict=True):
+            muon.update(
+                weight_RC,
+                gradient_RC,
+                exp_avg_RC,
+                learning_rate=self.learning_rate(step),
+                momentum=spec.momentum,
+                weight_decay=spec.weight_decay,
+            )
+
+    def trial(self) -> list[Tensor]:
+        """What of an update may depend on the machine beside a gradient: of the weights' bits, one for each shape."""
+        state = self._state
+        parts = [part for slot, rows in state.hidden for part in slot.of(state.weights).view(slot.shape).split(rows)]
+        with torch.no_grad():
+            return [muon.orthogonalised(part) for part in {part.shape: part for part in parts}.values()]
 
     def _update(self, part: slice, weight_decay: float, gradient: Tensor, step: int) -> None:
         if part.start == part.stop:
@@ -52,7 +79,7 @@ class AdamW:
             [state.weights[part]],
             [gradient[part]],
             [state.exp_avg[part]],
-            [state.exp_avg_sq[part]],
+            [state.exp_avg_sq[part.start - state.hidden_size : part.stop - state.hidden_size]],
             [],
             [torch.tensor(float(step + 1), device=gradient.device)],
             lr=self.learning_rate(step),

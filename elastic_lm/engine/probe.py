@@ -26,7 +26,10 @@ def environment(threads: int, device: str) -> dict[str, str]:
 
 
 def probe(replica: Replica) -> str:
-    """sha256 of the summed gradient of one synthetic micro-batch on the initial weights. Warms the process up, too."""
+    """sha256 of the summed gradient of one synthetic micro-batch on the initial weights, and of what Muon makes of those.
+
+    Warms the process up, too.
+    """
     spec = replica.spec
     reduction = replica.new_reduction()
     reduction.begin(0)
@@ -34,4 +37,7 @@ def probe(replica: Replica) -> str:
     positions = torch.arange(shape[0] * shape[1])
     tokens_BS = (positions * 2_654_435_761 % 2**32 % spec.model.vocab_size).reshape(shape)
     replica.add_micro_batch(reduction, tokens_BS, step=0, micro_batch=0)
-    return hashlib.sha256(reduction.raw_total()).hexdigest()
+    digest = hashlib.sha256(reduction.raw_total())
+    for tensor in replica.optimizer.trial():
+        digest.update(tensor.float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -14,13 +14,18 @@ Collectives = Literal["auto", "gloo", "nccl"]  # auto: shared memory where all m
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW (Loshchilov and Hutter, 2019). Weight decay applies to matrices, not to vectors."""
+    """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al. 2024) for the matrices within a model and AdamW for the rest.
+
+    Weight decay applies to matrices, not to vectors. `betas` and `eps` are AdamW's, `momentum` is Muon's.
+    """
 
     learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
+    kind: Literal["adamw", "muon"] = "adamw"
+    momentum: float = 0.95
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ source, never saved, never hashed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from elastic_lm.engine.loss_scale import LossScale
 from elastic_lm.errors import CheckpointError, ConfigError
 
 ALIGNMENT = 16  # fp32 elements = 64 bytes: every parameter starts on a cache line, as an allocation of its own would
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,37 @@ class Slot:
 
 
 class ReplicaState:
-    """Owns the parameters of `module`. `decayed` elements at the front get weight decay (matrices), the rest do not."""
+    """Owns the parameters of `module`. `decayed` elements at the front get weight decay (matrices), the rest do not.
+
+    `hidden`: the matrices that are updated as such, by name with the rows of their parts. They come first, `hidden_size`
+    elements, and have no second moment: `exp_avg_sq` begins behind them.
+    """
 
     def __init__(
-        self, module: nn.Module, device: torch.device | str = "cpu", loss_scale: LossScale | None = None
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        loss_scale: LossScale | None = None,
+        hidden: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         _refuse_stateful_buffers(module)
         named = list(enumerate(module.named_parameters()))  # a tied parameter is listed once
-        matrices = [(i, n, p) for i, (n, p) in named if p.dim() >= 2]
+        first = [(i, n, p) for i, (n, p) in named if n in hidden]
+        matrices = [(i, n, p) for i, (n, p) in named if p.dim() >= 2 and n not in hidden]
         vectors = [(i, n, p) for i, (n, p) in named if p.dim() < 2]
         self.slots: list[Slot] = []
-        self.decayed = self._lay_out(matrices, 0)
+        self.hidden_size = self._lay_out(first, 0)
+        self.hidden = [(slot, hidden[slot.name]) for slot in self.slots]
+        self.decayed = self._lay_out(matrices, self.hidden_size)
         self.size = self._lay_out(vectors, self.decayed)
         self.weights = torch.zeros(self.size, dtype=torch.float32, device=device)
         self.exp_avg = torch.zeros_like(self.weights)
-        self.exp_avg_sq = torch.zeros_like(self.weights)
+        self.exp_avg_sq = torch.zeros_like(self.weights[self.hidden_size :])
         self.loss_scale = loss_scale
         self.next_step = 0
         self.torn = True  # nobody's state yet: a lease initialises, restores or receives it
         module.to(device)
-        self.parameters = [p for _, _, p in matrices + vectors]
+        self.parameters = [p for _, _, p in first + matrices + vectors]
         with torch.no_grad():
             for slot, parameter in zip(self.slots, self.parameters, strict=True):
                 slot.of(self.weights).copy_(parameter.flatten())
@@ -98,13 +109,17 @@ class ReplicaState:
     def flats(self) -> tuple[Tensor, ...]:
         """The buffers that make up a state, in the order in which a copy sends them."""
         scale = () if self.loss_scale is None else (self.loss_scale.flat,)
-        return self.weights, self.exp_avg, self.exp_avg_sq, *scale
+        return tuple(flat for flat in (self.weights, self.exp_avg, self.exp_avg_sq, *scale) if flat.numel())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Views by name: `parameters/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>`, and `loss_scale` where there is one."""
+        """Views by name: `parameters/<name>`, `exp_avg/<name>`, `exp_avg_sq/<name>` but of hidden matrices, and `loss_scale`
+        where there is one."""
         named = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.flat}
-        for kind, flat in zip(("parameters", *MOMENTS), self.flats(), strict=False):
+        for kind, flat in (("parameters", self.weights), ("exp_avg", self.exp_avg)):
             named.update({f"{kind}/{slot.name}": slot.of(flat).view(slot.shape) for slot in self.slots})
+        for slot in self.slots[len(self.hidden) :]:
+            second = self.exp_avg_sq[slot.start - self.hidden_size :][: slot.size]
+            named[f"exp_avg_sq/{slot.name}"] = second.view(slot.shape)
         return named
 
     def begin(self, module: nn.Module) -> None:

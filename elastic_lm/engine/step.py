@@ -19,13 +19,13 @@ from torch import Tensor
 
 from elastic_lm import failpoints
 from elastic_lm.engine import fixed_point, kernel, nccl
-from elastic_lm.engine.build import build, fill
+from elastic_lm.engine.build import build, fill, hidden_matrices
 from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.group import Group, IsCancelled, synchronize
 from elastic_lm.engine.loss_scale import LOWEST, LossScale
 from elastic_lm.engine.objectives import find_objective
-from elastic_lm.engine.optimizer import AdamW
+from elastic_lm.engine.optimizer import Optimizer
 from elastic_lm.engine.precision import LOW_PRECISIONS, refuse_lacking
 from elastic_lm.engine.reduce import Commit, InconsistentSum, Reduction, size_bytes
 from elastic_lm.engine.spec import EngineSpec
@@ -85,9 +85,12 @@ class Replica:
         self.model.train()
         if isinstance(self.model, GPT):
             self.model.recomputes = spec.recompute
-        self.state = ReplicaState(self.model, self.device, self._new_loss_scale())
+        self.state = ReplicaState(self.model, self.device, self._new_loss_scale(), self._hidden_matrices())
         self.objective = find_objective(spec.objective, spec.masking, spec.z_loss)
-        self.optimizer = AdamW(self.state, spec.optimizer, spec.schedule)
+        self.optimizer = Optimizer(self.state, spec.optimizer, spec.schedule)
+
+    def _hidden_matrices(self) -> dict[str, tuple[int, ...]]:
+        return hidden_matrices(self.model) if self.spec.optimizer.kind == "muon" else {}
 
     def _new_loss_scale(self) -> LossScale | None:
         if self.spec.precision != "fp16":

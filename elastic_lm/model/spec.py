@@ -156,6 +156,11 @@ class ModelSpec:
         return self.num_layers * (attention + feed_forward) + self.head_parameters
 
     @property
+    def hidden_parameters(self) -> int:
+        """Elements of the matrices between embedding and head."""
+        return self.matmul_parameters - self.vocab_size * self.width
+
+    @property
     def num_parameters(self) -> int:
         """Elements that are trained; a tied head is the embedding once more and counts once."""
         embedding = self.vocab_size * self.width

@@ -76,6 +76,19 @@ class GPT(nn.Module):
         sight_BTT = document_BT[:, :, None] == document_BT[:, None, :]
         return (sight_BTT.tril() if self.spec.attention == "causal" else sight_BTT)[:, None]
 
+    def hidden_matrices(self) -> dict[str, tuple[int, ...]]:
+        """All but embeddings and head, by name of the parameter: rows of those that were put together to one product."""
+        spec = self.spec
+        together = {
+            "qkv.weight": (spec.width, spec.kv_width, spec.kv_width),
+            "gate_and_up.weight": (spec.hidden_width, spec.hidden_width),
+        }
+        return {
+            name: together.get(".".join(name.split(".")[-2:]), (parameter.shape[0],))
+            for name, parameter in self.named_parameters()
+            if parameter.dim() == 2 and name.startswith(("blocks.", "transform."))
+        }
+
     def _initialise(self) -> None:
         """Normal(0, 0.02), biases 0; projections back into the residual stream are scaled by 1/sqrt(2·layers).
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm import failpoints
-from elastic_lm.engine.optimizer import AdamW
+from elastic_lm.engine.optimizer import Optimizer
 from elastic_lm.engine.spec import OptimizerSpec, ScheduleSpec
 from elastic_lm.engine.state import ReplicaState
 
@@ -38,12 +38,12 @@ def make_model(seed: int = 0) -> nn.Module:
     return model
 
 
-def make(spec: OptimizerSpec, schedule: ScheduleSpec = STEADY) -> tuple[nn.Module, ReplicaState, AdamW]:
+def make(spec: OptimizerSpec, schedule: ScheduleSpec = STEADY) -> tuple[nn.Module, ReplicaState, Optimizer]:
     model = make_model()
     state = ReplicaState(model)
     with state.writing(0):
         pass
-    return model, state, AdamW(state, spec, schedule)
+    return model, state, Optimizer(state, spec, schedule)
 
 
 def random_gradient(state: ReplicaState, seed: int) -> Tensor:
@@ -114,7 +114,7 @@ def test_models_of_one_kind_of_parameter_are_updated(shape: str) -> None:
     with state.writing(0):
         pass
     before = state.weights.clone()
-    AdamW(state, OptimizerSpec(), STEADY).apply(torch.ones(state.size), 0)
+    Optimizer(state, OptimizerSpec(), STEADY).apply(torch.ones(state.size), 0)
     assert all((slot.of(before) != slot.of(state.weights)).all() for slot in state.slots)
 
 

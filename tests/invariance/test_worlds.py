@@ -40,11 +40,11 @@ def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]
     [
         {"training": {"precision": "bf16"}},
         {"training": {"precision": "fp16"}, "model": {"preset": "tiny", "document_masking": True}},
-        {"model": {"preset": "tiny", "dropout": 0.2}},
+        {"model": {"preset": "tiny", "dropout": 0.2}, "optimizer": {"kind": "muon"}},
         {"model": {"preset": "tiny", "position": "learned", "norm": "layernorm", "activation": "gelu", "tied": True}},
         {"model": {"preset": "bert-tiny", "dropout": 0.1}, "objective": {"name": "masked"}},
     ],
-    ids=["bf16", "fp16, documents apart", "dropout", "gpt2 parts", "masked"],
+    ids=["bf16", "fp16, documents apart", "dropout, muon", "gpt2 parts", "masked"],
 )
 def test_kind_of_model_keeps_the_promise(changes: dict, start: Callable[..., Run]) -> None:
     run = start(steps=20, workers={"min": 3, "max": 3}, **changes)
