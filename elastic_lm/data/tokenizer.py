@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -38,17 +39,17 @@ class TextEncoder:
     `vocabulary`: the id of each token, as the tokenizer spells it. `special_tokens`: the spelling of each of SPECIAL_NAMES.
     """
 
-    def __init__(self, json: str) -> None:
+    def __init__(self, text: str) -> None:
         try:
-            self._tokenizer = Tokenizer.from_str(json)
+            self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"this is no tokenizer.json: {error}") from error
+        self._tokenizer.encode_special_tokens = True
         self.special_tokens = {name: self._spelled(name) for name in SPECIAL_NAMES}
         missing = [text for text in self.special_tokens.values() if self._tokenizer.token_to_id(text) is None]
         self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
         self.json: str = self._tokenizer.to_str()
         self.hash = hashlib.sha256(self.json.encode()).hexdigest()
         self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -84,9 +85,20 @@ class TextEncoder:
     def _spelled(self, name: str) -> str:
         known = self._tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in known if token.special}
-        if self._tokenizer.token_to_id(_ours(name)) is None:
-            return next((text for text in OTHER_SPELLINGS[name] if text in special), _ours(name))
-        return _ours(name)
+        if self._tokenizer.token_to_id(_ours(name)) is not None:
+            return _ours(name)
+        others = (text for text in OTHER_SPELLINGS[name] if text in special and not self._is_text(text))
+        return next(others, _ours(name))
+
+    def _is_text(self, special: str) -> bool:
+        """Whether a document may come to this token: as its spelling is a piece of text, too, or stands for what is unknown."""
+        number = self._tokenizer.token_to_id(special)
+        model = json.loads(self._tokenizer.to_str())["model"]
+        if number in (model.get("unk_id"), self._tokenizer.token_to_id(model.get("unk_token") or "")):
+            return True
+        with contextlib.suppress(DataError):
+            return number in self._ids(special)
+        return False
 
     def _check_special_ids(self, num_owners: Counter[int]) -> None:
         """Raises: DataError when a special id stands for something else, too, so that text could produce it."""

@@ -6,9 +6,18 @@ import os
 
 import torch
 
+from elastic_lm.engine.spec import EngineSpec
+
 CUDA_SETTINGS = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS picks its algorithm by workspace; must be set before its first use
 }
+
+
+def prepare(spec: EngineSpec) -> None:
+    """`make_deterministic` as a run wants it: in each process and thread that computes for it."""
+    make_deterministic(
+        spec.device, exact=spec.reduction == "exact", threads=spec.threads, tf32=spec.precision == "tf32"
+    )
 
 
 def make_deterministic(device: str, *, exact: bool, threads: int, tf32: bool = False) -> None:

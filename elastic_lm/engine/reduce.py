@@ -106,6 +106,7 @@ class Reduction:
             self._buffer = self._total
         self._mine = [0] * HEADER
         self._refused: int | Tensor = 0
+        self._losses: list[Tensor] = []
         self._untouched: set[int] = set()
         self._buckets = self._cut()
         self._early: Group | None = None  # the group, in the last micro-batch
@@ -137,7 +138,7 @@ class Reduction:
         self._mine = [0] * HEADER
         self._mine[Field.MEMBERS] = 1
         self._mine[Field.STEPS] = step + 1
-        self._refused = 0
+        self._refused, self._losses = 0, []
         self._untouched = set(range(len(self._slots)))
         self._early, self._over, self._pending = None, set(), []
 
@@ -181,10 +182,9 @@ class Reduction:
     def _send_next(self, group: Group) -> None:
         self._pending.append(group.all_reduce(self._next_bucket.part))
 
-    def add_micro_batch(self, loss: float, num_targets: int, sample_hash: int) -> None:
-        units = fixed_point.number_to_units(loss, self._loss_unit)
-        self._mine[Field.LOSS] += units or 0
-        self._mine[Field.REFUSED] += units is None
+    def add_micro_batch(self, loss: Tensor, num_targets: int, sample_hash: int) -> None:
+        """What a micro-batch came to. `loss` (scalar) is read when all are done: until then a device need not be waited for."""
+        self._losses.append(loss.detach())
         self._mine[Field.TARGETS] += num_targets
         self._mine[Field.MICRO_BATCHES] += 1
         self._mine[Field.SAMPLE_HASH] = (self._mine[Field.SAMPLE_HASH] + sample_hash) & HASH_MASK
@@ -194,6 +194,7 @@ class Reduction:
 
         Raises: Cancelled, GroupBroken: the buffer is then lost to this generation and nothing was applied.
         """
+        self._read_losses()
         self._mine[Field.END_VOTES] = int(wants_end)
         self._mine[Field.REFUSED] += int(self._refused)
         for index in self._untouched:
@@ -207,6 +208,13 @@ class Reduction:
             group.wait(self._pending, cancelled)
         total = self._header.tolist()
         return self._checked(total, 1 if group is None else group.world_size)
+
+    def _read_losses(self) -> None:
+        for loss in torch.stack(self._losses).tolist() if self._losses else ():
+            units = fixed_point.number_to_units(loss, self._loss_unit)
+            self._mine[Field.LOSS] += units or 0
+            self._mine[Field.REFUSED] += units is None
+        self._losses = []
 
     def _checked(self, total: list[int], world_size: int) -> Commit:
         if total[Field.MEMBERS] != world_size or total[Field.STEPS] != self._mine[Field.STEPS] * world_size:

@@ -21,7 +21,7 @@ from elastic_lm import failpoints
 from elastic_lm.engine import fixed_point, kernel, nccl
 from elastic_lm.engine.build import build, fill, hidden_matrices
 from elastic_lm.engine.cancelled import Cancelled
-from elastic_lm.engine.determinism import make_deterministic
+from elastic_lm.engine.determinism import prepare
 from elastic_lm.engine.group import Group, IsCancelled, synchronize
 from elastic_lm.engine.loss_scale import LOWEST, LossScale
 from elastic_lm.engine.objectives import find_objective
@@ -71,9 +71,7 @@ class Replica:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        make_deterministic(
-            spec.device, exact=spec.reduction == "exact", threads=spec.threads, tf32=spec.precision == "tf32"
-        )
+        prepare(spec)
         refuse_lacking(spec.precision, torch.device(spec.device))
         if spec.collectives == "nccl":
             nccl.prepare()
@@ -146,7 +144,7 @@ class Replica:
         ]
         try:
             with self._autocast():
-                loss, num_targets = self.objective(self.model, tokens_BS.to(self.device))
+                loss, num_targets = self.objective(self.model, self._sent(tokens_BS))
             exponent = reduction.loss_exponent
             (loss if exponent is None else loss * 2.0**exponent).backward()
         finally:
@@ -154,7 +152,13 @@ class Replica:
                 handle.remove()
             for parameter in self.state.parameters:
                 parameter.grad = None
-        reduction.add_micro_batch(loss.item(), num_targets, sample_hash(step, micro_batch, tokens_BS))
+        reduction.add_micro_batch(loss, num_targets, sample_hash(step, micro_batch, tokens_BS))
+
+    def _sent(self, tokens_BS: Tensor) -> Tensor:
+        """On the device; to a GPU from pinned memory, so that the copy waits for what is under way there, and nobody for it."""
+        if self.device.type == "cuda":
+            return tokens_BS.pin_memory().to(self.device, non_blocking=True)
+        return tokens_BS.to(self.device)
 
     def _seed(self, step: int, micro_batch: int) -> None:
         """Dropout and the like depend on what is computed, never on who computes it."""
@@ -264,9 +268,10 @@ class StepRunner:
             if micro_batch == micro_batches[-1]:
                 reduction.send_early(group)
             self._micro_batch(step, micro_batch, reduction, control, clock)
+        synchronize(self.replica.device)
+        clock.lap("compute")
         failpoints.hit("reduce.begin", step)
         control.report(Phase.REDUCE)
-        synchronize(self.replica.device)
         commit = reduction.complete(group, control.wants_end(), control.cancelled)
         clock.lap("reduce")
         return commit

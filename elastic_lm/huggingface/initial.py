@@ -36,6 +36,11 @@ PREFIXES = ("model.", "transformer.", "bert.")  # a folder of the model without 
 # Of their classes, and without a say in what ours computes: a tied head, buffers, and heads of other objectives.
 IDLE = ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", ".attn.bias", ".attn.masked_bias",
         ".inv_freq", ".position_ids")  # fmt: skip
+TIED = {
+    "lm_head.weight": ("embed_tokens.weight", "wte.weight"),
+    "cls.predictions.decoder.weight": ("word_embeddings.weight",),
+    "cls.predictions.decoder.bias": ("cls.predictions.bias",),
+}
 IDLE_PARTS = ("bert.pooler.", "pooler.", "cls.seq_relationship.")
 GROWING = ("embedding.weight", "head.weight", "head.bias")  # a row for each token
 
@@ -53,17 +58,20 @@ def settled(config: RunConfig, tokens: Storage, manifest: Manifest) -> RunConfig
         _check_tokenizer(config, folder, tokens, manifest)
     spec = found.model_spec(found.model.vocab_size or manifest.vocab_size)
     assert isinstance(spec, ModelSpec)
-    return _replaced(found, {"init_hash": read(folder, spec, found.model.init_hash)[1]})
+    rows = _shape(config).spec.vocab_size
+    return _replaced(found, {"init_hash": read(folder, spec, found.model.init_hash, num_rows=rows)[1]})
 
 
 def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig | None:
     """`config` with what was found in its folder when the run began as `begun`; None when they do not begin from the same.
 
-    So a run that goes on needs its folder no more.
+    So a run that goes on needs its folder no more. The corpus has to be the one that was found suitable then.
     """
     found = {name: getattr(begun.model, name) for name in ("init", *SETTLED)}
     chosen = {name: value for name, value in config.model if name in found and value is not None}
-    if found["init_hash"] is None or any(found[name] != value for name, value in chosen.items()):
+    if begun.data.manifest != config.data.manifest or found["init_hash"] is None:
+        return None
+    if any(found[name] != value for name, value in chosen.items()):
         return None
     return _replaced(config, found)
 
@@ -97,12 +105,17 @@ def with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
 
 
 def read(
-    folder: Storage, spec: ModelSpec, expected: str | None = None, on_part: Callable[[], None] = lambda: None
+    folder: Storage,
+    spec: ModelSpec,
+    expected: str | None = None,
+    on_part: Callable[[], None] = lambda: None,
+    num_rows: int | None = None,
 ) -> tuple[dict[str, Tensor], str]:
     """(weights in fp32 by the names of a model of `spec`, sha256 of the files they are from).
 
     The embedding, and what else has a row for each token, may have fewer of them than `spec` wants.
-    Args: `expected`: the sha256 that it has to be; `on_part` is called after each file, and may raise to end it.
+    Args: `expected`: the sha256 that it has to be; `on_part` is called after each file, and may raise to end it; `num_rows`: how
+    many there have to be for tokens, by the folder's config.json.
     Raises: ConfigError when a tensor is missing, unknown, of another shape, or not zero where ours has none; DataError when the
     sha256 is another; StorageError.
     """
@@ -121,10 +134,10 @@ def read(
     if expected not in (None, digest):
         raise DataError(
             f"the weights in {folder.url} have the sha256 {digest[:12]} instead of {str(expected)[:12]}: they are not those that "
-            "the run was planned with; put those back, or begin a run of another name"
+            "the run was planned with; put those back, or begin a run of another name without model.init_hash"
         )
     try:
-        return _ours(theirs, spec), digest
+        return _ours(theirs, spec, num_rows), digest
     except ConfigError as error:
         raise ConfigError(f"{folder.url} cannot be begun from: {error}") from None
 
@@ -174,20 +187,31 @@ def _is_free(name: str, mine: Any, value: Any, shape: Shape) -> bool:
 
 
 def _check_tokenizer(config: RunConfig, folder: Storage, tokens: Storage, manifest: Manifest) -> None:
-    """Raises: ConfigError unless every token of the folder's has the same id in the corpus's tokenizer."""
+    """Raises: ConfigError unless every token of the folder's has the same id in the corpus's tokenizer, which cuts as it does."""
     text = _read(folder, TOKENIZER)
     try:
-        theirs = TextEncoder(text.decode("utf-8", "replace")).vocabulary
+        their_encoder = TextEncoder(text.decode("utf-8", "replace"))
     except DataError as error:
         raise ConfigError(f"its {TOKENIZER} is of no use: {error}") from error
-    ours = encoder_of(tokens, manifest).vocabulary
-    for token, number in sorted(theirs.items(), key=lambda item: item[1]):
+    our_encoder = encoder_of(tokens, manifest)
+    ours = our_encoder.vocabulary
+    remedy = (
+        f"the corpus at data.tokens={config.data.tokens}, which was made with another tokenizer; make one with this: "
+        f"elastic-lm prepare --tokenizer {folder.url}/{TOKENIZER}"
+    )
+    for token, number in sorted(their_encoder.vocabulary.items(), key=lambda item: item[1]):
         if ours.get(token) != number:
             known = f"has the id {ours[token]}" if token in ours else "is none"
-            raise ConfigError(
-                f"its token {token!r}, id {number}, {known} in the corpus at data.tokens={config.data.tokens}, which was made "
-                f"with another tokenizer; make one with this: elastic-lm prepare --tokenizer {folder.url}/{TOKENIZER}"
-            )
+            raise ConfigError(f"its token {token!r}, id {number}, {known} in {remedy}")
+    for part in ("normalizer", "pre_tokenizer", "model"):
+        if _behaviour(their_encoder, part) != _behaviour(our_encoder, part):
+            raise ConfigError(f"its tokenizer cuts text in another way ({part}) than that of {remedy}")
+
+
+def _behaviour(encoder: TextEncoder, part: str) -> Any:
+    """How it cuts text, apart from the ids."""
+    found = json.loads(encoder.json)[part]
+    return {name: value for name, value in found.items() if name != "vocab"} if isinstance(found, dict) else found
 
 
 def _replaced(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
@@ -223,7 +247,7 @@ def _read(folder: Storage, name: str) -> bytes:
         ) from None
 
 
-def _ours(theirs: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+def _ours(theirs: dict[str, Tensor], spec: ModelSpec, num_rows: int | None) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in GPT(spec).named_parameters()}
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
@@ -239,9 +263,10 @@ def _ours(theirs: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
             _check_zero(name, tensor, spec)
         else:
             pieces.setdefault(place.ours, []).append(_piece(place, tensor))
+    _check_tied(theirs, left)
     if unknown := sorted(name for name in left if not _is_idle(name, spec)):
         raise ConfigError(f"its tensor {unknown[0]} has no place in our model; choose another model")
-    ours = {name: _joined(name, parts, shapes[name]) for name, parts in pieces.items()}
+    ours = {name: _joined(name, parts, shapes[name], num_rows) for name, parts in pieces.items()}
     for name, tensor in added.items():
         if not len(tensor) or tensor.shape[1:] != ours[name].shape[1:]:
             raise ConfigError(f"its tensor that is added to {name} is {list(tensor.shape)}; copy the folder again")
@@ -260,19 +285,32 @@ def _piece(place: Place, tensor: Tensor) -> tuple[int, Tensor]:
     return (place.rows[0] if place.rows else 0), (tensor.T if place.turned else tensor)
 
 
-def _joined(name: str, parts: list[tuple[int, Tensor]], shape: torch.Size) -> Tensor:
+def _joined(name: str, parts: list[tuple[int, Tensor]], shape: torch.Size, num_rows: int | None) -> Tensor:
     try:
         tensor = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])]).contiguous()
     except (RuntimeError, IndexError) as error:
         raise ConfigError(f"its tensors for {name} do not fit each other: {error}; copy the folder again") from error
-    fits = tensor.shape == shape or (
-        name in GROWING and tensor.shape[1:] == shape[1:] and len(tensor.shape) and tensor.shape[0] <= shape[0]
-    )
+    fits = tensor.shape == shape
+    if name in GROWING and tensor.shape[1:] == shape[1:] and tensor.dim():
+        fits = tensor.shape[0] == num_rows if num_rows is not None else tensor.shape[0] <= shape[0]
+        shape = torch.Size([num_rows or shape[0], *shape[1:]])
     if not fits:
         raise ConfigError(
             f"its tensor for {name} is {list(tensor.shape)}, and its config.json means {list(shape)}; copy the folder again"
         )
     return tensor
+
+
+def _check_tied(theirs: dict[str, Tensor], left: set[str]) -> None:
+    """Two tensors that are one for us have to be: transformers uses the second where it differs."""
+    for ending, same in TIED.items():
+        for name in (name for name in left if name.endswith(ending)):
+            first = next((theirs[other] for other in theirs if other.endswith(same) and other != name), None)
+            if first is None or not torch.equal(first, theirs[name]):
+                raise ConfigError(
+                    f"its tensor {name} is not the embedding's, though its config.json ties them; write "
+                    "tie_word_embeddings=false there, or choose another model"
+                )
 
 
 def _check_zero(name: str, tensor: Tensor, spec: ModelSpec) -> None:

@@ -122,10 +122,15 @@ def _decoder(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope(said: Mapping[str, Any]) -> dict[str, Any]:
     """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as earlier versions wrote them."""
+    older, newer = said.get("rope_scaling") or {}, said.get("rope_parameters") or {}
+    if older and newer and {**newer, **older} != newer:
+        raise ConfigError(
+            f"its config.json says rope_scaling={older} and rope_parameters={newer}; remove the one that is out of date"
+        )
     rope = {
         "rope_theta": said.get("rope_theta", 10_000.0),
-        **(said.get("rope_scaling") or {}),
-        **said.get("rope_parameters", {}),
+        **older,
+        **newer,
     }
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)
@@ -137,7 +142,8 @@ def _rope(said: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "default":
         found["rope_factor"] = float(rope.pop("factor"))
     if kind in ("yarn", "llama3"):
-        original = rope.pop("original_max_position_embeddings", None) or said["max_position_embeddings"]
+        original = rope.pop("original_max_position_embeddings", None)
+        original = said.get("original_max_position_embeddings") or original or said["max_position_embeddings"]
         found["rope_original_tokens"] = int(original)
     if kind == "default":  # of no effect there
         rope = {

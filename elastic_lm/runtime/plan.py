@@ -28,7 +28,7 @@ def make_plan(config: RunConfig) -> Plan:
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
-    config, init = _initial(config, tokens, manifest, run_storage)
+    config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(
@@ -51,14 +51,17 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _initial(
-    config: RunConfig, tokens: Storage, manifest: Manifest, run_storage: Storage
+    config: RunConfig, tokens: Storage, manifest: Manifest, run_storage: Storage, *, is_new: bool
 ) -> tuple[RunConfig, tuple[Storage, str] | None]:
-    """The config with what model.init's folder says; where its weights are, and their sha256."""
+    """The config with what model.init's folder says; where its weights are, and their sha256.
+
+    A run that goes on, and a coordinator that is told all of it, need the folder no more.
+    """
     if config.model.init is None:
         return config, None
     from elastic_lm.huggingface import initial  # it imports torch
 
-    begun = _begun(run_storage)
+    begun = None if is_new and config.model.init_hash is None else _begun(run_storage)
     config = (begun and initial.as_begun(config, begun)) or initial.settled(config, tokens, manifest)
     assert config.model.init_hash is not None
     return config, (initial.folder_of(config), config.model.init_hash)

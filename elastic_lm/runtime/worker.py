@@ -207,13 +207,12 @@ class Worker:
 
         A lease of a generation that is over is not begun: what this member keeps belongs to a later one.
         """
-        from elastic_lm.engine.determinism import make_deterministic
+        from elastic_lm.engine.determinism import prepare
         from elastic_lm.engine.lease import run_lease
 
         if self._is_over(lease.generation):
             return self._refusal(lease)
-        spec = self._boot.spec
-        make_deterministic(spec.device, exact=spec.reduction == "exact", threads=spec.threads)  # it is per thread
+        prepare(self._boot.spec)  # it is per thread
         control = LeaseControl(lease, self._boot.member_id, self._pulse, self._lifeline)
         self._pulse.generation = lease.generation
         self._control = control

@@ -207,3 +207,35 @@ def test_added_words_of_a_tokenizer_are_no_special_tokens() -> None:
     assert encoder.vocab_size == ENCODER.vocab_size + 1
     assert ENCODER.vocab_size in encoder.encode("the zebra runs")
     assert encoder.decode(encoder.encode("the zebra runs")) == "the zebra runs"
+
+
+# -- special tokens of others ----------------------------------------------------------------------------------------
+
+
+def with_special(model: models.Model, *spelled: str) -> TextEncoder:
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(list(spelled))
+    return TextEncoder(tokenizer.to_str())
+
+
+def test_special_tokens_that_are_called_otherwise_are_kept() -> None:
+    """As BERT's and GPT-2's: a model that was trained with them knows them."""
+    bert = with_special(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"), "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    assert bert.special_tokens == {
+        "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "end_of_text": "[SEP]",
+    }  # fmt: skip
+    assert bert.special_ids["end_of_text"] == bert.special_ids["sep"] and bert.vocab_size == 6
+    assert set(bert.encode("a [MASK] [SEP]")[:-1]) <= {0, 1}
+    gpt2 = with_special(models.BPE({"a": 0}, []), "<|endoftext|>")
+    assert gpt2.special_tokens["end_of_text"] == "<|endoftext|>" and gpt2.special_tokens["mask"] == "<|mask|>"
+    assert TextEncoder(gpt2.json).special_ids == gpt2.special_ids
+
+
+def test_special_token_that_text_may_come_to_is_not_taken() -> None:
+    """A piece of a unigram model's, and what stands for the unknown."""
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0), ("<", -3.0), ("/", -3.0), ("s", -3.0), (">", -3.0)]
+    t5 = with_special(models.Unigram(pieces, 0), "</s>")
+    unknown = with_special(models.BPE({"a": 0, "<|endoftext|>": 1}, [], unk_token="<|endoftext|>"), "<|endoftext|>")
+    for encoder in (t5, unknown):
+        assert encoder.special_tokens["end_of_text"] == "<|end_of_text|>"
+        assert encoder.special_ids["end_of_text"] not in encoder.encode("a </s> <|endoftext|> é")[:-1]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from elastic_lm.engine import determinism
 from elastic_lm.engine.determinism import make_deterministic
+from tests.engine.members import tiny_spec
 
 FLAGS = [
     (torch.backends.cudnn, "benchmark"),
@@ -84,3 +87,12 @@ def test_workspace_that_somebody_chose_is_kept(monkeypatch: pytest.MonkeyPatch) 
 def test_threads_are_those_of_the_run(device: str, exact: bool, threads: int) -> None:
     make_deterministic(device, exact=exact, threads=threads)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_settings_of_a_run_follow_from_its_spec(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each process and thread: tf32 is on where it was chosen."""
+    told: list[Any] = []
+    monkeypatch.setattr(determinism, "make_deterministic", lambda device, **settings: told.append((device, settings)))
+    determinism.prepare(tiny_spec(precision=precision, reduction="fast", threads=2, device="cuda:0"))
+    assert told == [("cuda:0", {"exact": False, "threads": 2, "tf32": precision == "tf32"})]

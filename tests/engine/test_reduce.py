@@ -81,7 +81,7 @@ def fill(reduction: Reduction, seed: int, *, step: int = 3, loss: float = 1.5, s
     mine = gradients(seed)
     for index, gradient in enumerate(mine):
         reduction.add_gradient(index, gradient)
-    reduction.add_micro_batch(loss, 16, sample_hash)
+    reduction.add_micro_batch(torch.tensor(loss), 16, sample_hash)
     return mine
 
 
@@ -112,8 +112,8 @@ def mean_gradient(reduction: Reduction, commit: Commit) -> list[Tensor]:
 def test_commit_of_one_member_holds_the_sums_of_its_micro_batches(exact: bool) -> None:
     reduction = make_reduction(exact=exact)
     reduction.begin(3)
-    reduction.add_micro_batch(2.25, 16, 1000)
-    reduction.add_micro_batch(0.5, 15, 24)
+    reduction.add_micro_batch(torch.tensor(2.25), 16, 1000)
+    reduction.add_micro_batch(torch.tensor(0.5), 15, 24)
     commit = complete(reduction, wants_end=True)
     assert commit == Commit(
         loss_units=int(2.75 * 2**30), num_targets=31, micro_batches=2, refused=0, sample_hash=1024, end_votes=1
@@ -176,7 +176,7 @@ def test_slots_without_a_gradient_are_zero_and_the_others_are_not(exact: bool) -
     assert all(slot.of(before).count_nonzero() > 0 for slot in SLOTS)  # something was there
     reduction.begin(4)
     reduction.add_gradient(1, torch.ones(SLOTS[1].shape))
-    reduction.add_micro_batch(1.0, 1, 0)
+    reduction.add_micro_batch(torch.tensor(1.0), 1, 0)
     mean = mean_gradient(reduction, complete(reduction))
     assert torch.equal(mean[1], torch.ones(SLOTS[1].shape))
     assert [m.count_nonzero() for i, m in enumerate(mean) if i != 1] == [0, 0, 0]
@@ -250,7 +250,7 @@ def test_refused_gradients_of_one_member_are_counted_by_all(bad: float) -> None:
     gradient = torch.ones(SLOTS[0].shape)
     gradient[2, 3] = gradient[4, 1] = bad
     poisoned.add_gradient(0, gradient)
-    poisoned.add_micro_batch(1.0, 16, 0)
+    poisoned.add_micro_batch(torch.tensor(1.0), 16, 0)
     complete(poisoned, theirs)
     reduction = make_reduction()
     fill(reduction, 0)
@@ -282,7 +282,7 @@ def test_a_non_finite_gradient_stays_visible_in_a_fast_sum() -> None:
     reduction = make_reduction(exact=False)
     reduction.begin(0)
     reduction.add_gradient(0, torch.full(SLOTS[0].shape, math.nan))
-    reduction.add_micro_batch(1.0, 16, 0)
+    reduction.add_micro_batch(torch.tensor(1.0), 16, 0)
     commit = complete(reduction)
     assert commit.refused == 0
     assert reduction.gradient(commit, torch.empty(STATE.size)).isnan().any()
@@ -296,7 +296,7 @@ def test_hashes_are_added_modulo_2_to_63(num_members: int) -> None:
     reduction = make_reduction()
     reduction.begin(3)
     for _ in range(5):
-        reduction.add_micro_batch(0.0, 1, values[0])
+        reduction.add_micro_batch(torch.tensor(0.0), 1, values[0])
     commit = complete(reduction, WithPeers(*others))
     assert commit.sample_hash == (5 * values[0] + sum(values[1:])) % 2**63
     assert 0 <= commit.sample_hash <= HASH_MASK
@@ -366,7 +366,7 @@ def run_early(
             reduction.add_gradient(index, gradients(seed)[index])
             if last:
                 left.append(len(group.sent) if group else 0)
-        reduction.add_micro_batch(1.5, 16, 5)
+        reduction.add_micro_batch(torch.tensor(1.5), 16, 5)
     return complete(reduction, group), left
 
 

@@ -149,6 +149,7 @@ def test_vocabulary_may_grow(tmp_path: Path) -> None:
         ("llama", {"num_attention_heads": 5}, "model.width=32 is not a multiple of model.num_heads=5"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='dynamic'"),
         ("llama", {"rope_parameters": {**YARN, "beta_fast": 16}}, "beta_fast=16 of rotary positions, and we compute 32 alone"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "remove the one that is out of date"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
@@ -207,6 +208,35 @@ def test_weights_that_do_not_fit_are_refused_by_their_name(
     with pytest.raises(ConfigError) as caught:
         initial.read(Storage.open(str(tmp_path / "model")), spec)
     assert message in str(caught.value)
+
+
+def test_head_that_is_not_the_embedding_is_no_tied_one(tmp_path: Path) -> None:
+    """transformers takes it as it is, whatever config.json says."""
+    write(make({}), tmp_path / "model")
+    spec = shape_of(config_of(tmp_path / "model")).spec
+    embedding = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    having(**{"lm_head.weight": embedding.clone()})(tmp_path / "model")
+    initial.read(Storage.open(str(tmp_path / "model")), spec)
+    having(**{"lm_head.weight": embedding + 1})(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"its tensor lm_head\.weight is not the embedding's"):
+        initial.read(Storage.open(str(tmp_path / "model")), spec)
+
+
+def test_fewer_rows_than_config_json_says_are_missed(tmp_path: Path) -> None:
+    write(make({}), tmp_path / "model")
+    spec = shape_of(config_of(tmp_path / "model")).spec
+    having(**{"model.embed_tokens.weight": torch.ones(VOCAB - 1, 32)})(tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match=rf"embedding\.weight is \[{VOCAB - 1}, 32\], and its config.json means \[{VOCAB}, 32\]"
+    ):
+        initial.read(Storage.open(str(tmp_path / "model")), spec, num_rows=VOCAB)
+
+
+def test_original_length_beside_the_rope_parameters_counts(tmp_path: Path) -> None:
+    MODELS["llama, yarn"]().save_pretrained(tmp_path / "model")
+    said = config_of(tmp_path / "model")
+    assert shape_of(said).spec.rope_original_tokens == 6
+    assert shape_of(said | {"original_max_position_embeddings": 5}).spec.rope_original_tokens == 5
 
 
 def test_index_that_is_damaged_is_told(tmp_path: Path) -> None:
@@ -363,6 +393,33 @@ def test_corpus_of_another_tokenizer_is_refused_with_the_command_that_makes_one(
     made = run("prepare", source, "--tokenizer", tokenizer, "--out", f"{tmp_path}/suitable")
     assert made.exit_code == 0, made.output
     assert make_plan(config.replace(f"data.tokens=file://{tmp_path}/suitable")).config.model.vocab_size == 300
+
+
+def test_tokenizer_that_cuts_text_in_another_way_is_refused(
+    parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path
+) -> None:
+    """The same tokens with the same ids."""
+
+    def lowercasing(path: Path) -> None:
+        told = json.loads((path / "tokenizer.json").read_text())
+        (path / "tokenizer.json").write_text(json.dumps({**told, "normalizer": {"type": "Lowercase"}}))
+
+    folder = copied(parent[1], tmp_path / "model", lowercasing)
+    with pytest.raises(ConfigError, match=r"cuts text in another way \(normalizer\) than that of the corpus"):
+        make_plan(child_config(small_corpus, tmp_path, folder))
+
+
+def test_corpus_that_was_put_in_anothers_place_is_looked_at_again(
+    parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path
+) -> None:
+    """Before there is a checkpoint; a coordinator's own config names the corpus."""
+    config = Solo(child_config(small_corpus, tmp_path, parent[1])).plan.config
+    assert make_plan(config).init
+    source = write_lines(tmp_path / "text.jsonl", texts(100, seed=3))
+    tokens = Storage.open(f"file://{tmp_path}/tokens")
+    prepare([source], tokens, PrepareOptions(vocab_size=280, block_tokens=257))
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        make_plan(config.replace(f"data.tokens={tokens.url}", "data.manifest=null"))
 
 
 def test_commands_know_the_shape(parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path) -> None:
