@@ -48,7 +48,7 @@ CHOSEN = {
 }
 
 
-OFTEN = ("two at once", "all at once", "freeze and kill at once", "drain, then scale up", "node and a new one")
+OFTEN = ("all at once", "freeze and kill at once", "node and a new one")
 
 
 @pytest.mark.parametrize(

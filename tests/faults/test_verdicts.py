@@ -68,6 +68,7 @@ def test_missing_shard_is_named(start: Callable[..., Run], damaged: tuple[str, P
     assert shard in result.message
 
 
+@pytest.mark.thorough
 def test_truncated_shard_is_named(start: Callable[..., Run], damaged: tuple[str, Path, str]) -> None:
     tokens, file, shard = damaged
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +23,18 @@ from tests.faults.harness import Fault, Injector, Run, assert_same_bits
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def thorough(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
+@pytest.mark.parametrize("world_size", [1, thorough(2), 3, thorough(4), 5])
 def test_world_size_does_not_show(world_size: int, start: Callable[..., Run]) -> None:
     run = start(steps=30, workers={"min": world_size, "max": world_size})
     assert_same_bits(run, run.result())
     assert {event.fields["world_size"] for event in run.committed()} == {world_size}
 
 
-@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("readers", [thorough(1), 3])
 def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]) -> None:
     run = start(steps=60, data={"readers": readers, "prefetch_windows": readers})
     assert_same_bits(run, run.result())
@@ -38,13 +43,15 @@ def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training": {"precision": "bf16"}},
         {"training": {"precision": "fp16"}, "model": {"preset": "tiny", "document_masking": True}},
         {"model": {"preset": "tiny", "dropout": 0.2}, "optimizer": {"kind": "muon"}},
-        {"model": {"preset": "tiny", "position": "learned", "norm": "layernorm", "activation": "gelu", "tied": True}},
+        {
+            "model": {"preset": "tiny", "position": "learned", "norm": "layernorm", "activation": "gelu", "tied": True},
+            "training": {"precision": "bf16"},
+        },
         {"model": {"preset": "bert-tiny", "dropout": 0.1}, "objective": {"name": "masked"}},
     ],
-    ids=["bf16", "fp16, documents apart", "dropout, muon", "gpt2 parts", "masked"],
+    ids=["fp16, documents apart", "dropout, muon", "gpt2 parts, bf16", "masked"],
 )
 def test_kind_of_model_keeps_the_promise(changes: dict, start: Callable[..., Run]) -> None:
     run = start(steps=20, workers={"min": 3, "max": 3}, **changes)
