@@ -191,6 +191,7 @@ NOT_IN_THE_SCHEMA = {
     "data.tokens",
     "model.preset",
     "model.factory",
+    "model.init",
     "objective.name",
     "tracking.folder",
     "checkpoint.fallback",
