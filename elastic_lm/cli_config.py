@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elastic_lm import cli_run
+from elastic_lm.cli_estimate import with_shape
 from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import deliver, say, told_errors
 
@@ -123,10 +124,7 @@ def _derived(config: RunConfig) -> dict[str, Any]:
     from elastic_lm.model.spec import ModelSpec
 
     batch = config.batch
-    if config.model.is_open:
-        from elastic_lm.huggingface import initial
-
-        config = initial.with_shape(config, 0)
+    config = with_shape(config, 0)
     model = config.model_spec(config.model.vocab_size or 0)
     derived = {
         "run_folder": config.run_url,

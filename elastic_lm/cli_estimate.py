@@ -56,7 +56,7 @@ def estimate(
         _check_options(tokens_per_second, vocab_size)
         run = RunConfig.load(config, set_ or ())
         vocab_size = vocab_size or _vocab_size_of(run)
-        run = _with_shape(run, vocab_size)
+        run = with_shape(run, vocab_size)
         spec = run.engine_spec(vocab_size).model
         rate, source = (tokens_per_second, "as given") if tokens_per_second else logged_rate(run)
         found = Estimate.of(run, sizes_of(spec, run), rate)
@@ -121,7 +121,7 @@ def logged_rate(config: RunConfig) -> tuple[float | None, str]:
     return statistics.median(rates), f"the median of the last {len(rates)} steps in its log"
 
 
-def _with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
+def with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
     """With the shape that is in model.init's folder.    Raises: ConfigError, StorageError."""
     if config.model.init is None:
         return config

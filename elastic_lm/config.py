@@ -252,16 +252,17 @@ class OptimizerConfig(Part):
     momentum: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False, examples=[0.9])
     """Decay of Muon's momentum, below 1. None: 0.95."""
 
-    def engine_fields(self) -> dict[str, Any]:
-        """Those of OptimizerSpec."""
-        return {name: value for name, value in self if value is not None or name == "clip_norm"}
+    def spec(self) -> OptimizerSpec:
+        """For the engine."""
+        momentum = OptimizerSpec.momentum if self.momentum is None else self.momentum
+        return OptimizerSpec(**{**dict(self), "momentum": momentum})
 
     def identity(self) -> dict[str, Any]:
         """Runs with AdamW are the ones that they were before there was another."""
-        chosen = self.engine_fields()
+        chosen = asdict(self.spec())
         if self.kind == "adamw":
-            del chosen["kind"]
-        return {"momentum": OptimizerSpec.momentum, **chosen} if self.kind == "muon" else chosen
+            del chosen["kind"], chosen["momentum"]
+        return chosen
 
 
 class ScheduleConfig(Part):
@@ -556,7 +557,7 @@ class RunConfig(Part):
             micro_batches=self.batch.micro_batches,
             micro_batch_size=self.batch.micro_batch_size,
             sequence_length=self.batch.sequence_length,
-            optimizer=OptimizerSpec(**self.optimizer.engine_fields()),
+            optimizer=self.optimizer.spec(),
             schedule=ScheduleSpec(**{**dict(self.schedule), "total_steps": self.schedule_steps}),
             objective=self.objective.name,
             masking=self._masking(vocab_size, special_ids),

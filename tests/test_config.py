@@ -576,7 +576,7 @@ def test_argument_that_only_resembles_a_secret_is_accepted(name: str) -> None:
         ("data.reader", "readers"),
         ("learning_rate", "optimizer.learning_rate"),  # right name, wrong section
         ("training.warmup_steps", "schedule.warmup_steps"),
-        ("kind", "schedule.kind or reduction.kind"),
+        ("kind", "optimizer.kind or schedule.kind or reduction.kind"),
     ],
 )
 def test_unknown_field_names_the_nearest_known_one(name: str, near: str) -> None:

@@ -183,8 +183,8 @@ class Reduction:
         self._pending.append(group.all_reduce(self._next_bucket.part))
 
     def add_micro_batch(self, loss: Tensor, num_targets: int, sample_hash: int) -> None:
-        """What a micro-batch came to. `loss` (scalar) is read when all are done: until then a device need not be waited for."""
-        self._losses.append(loss.detach())
+        """What a micro-batch came to. `loss` (one element) is read when all are done; no device is waited for before."""
+        self._losses.append(loss.detach().reshape(()))
         self._mine[Field.TARGETS] += num_targets
         self._mine[Field.MICRO_BATCHES] += 1
         self._mine[Field.SAMPLE_HASH] = (self._mine[Field.SAMPLE_HASH] + sample_hash) & HASH_MASK

@@ -29,18 +29,19 @@ from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.transformer import GPT
 from elastic_lm.storage import Storage
 
+PART_BYTES = 64 * 2**20
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 TOKENIZER = "tokenizer.json"
 SCHEME = "hf:"
 PREFIXES = ("model.", "transformer.", "bert.")  # a folder of the model without its head has none
-# Of their classes, and without a say in what ours computes: a tied head, buffers, and heads of other objectives.
-IDLE = ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", ".attn.bias", ".attn.masked_bias",
-        ".inv_freq", ".position_ids")  # fmt: skip
+# Of their classes, and without a say in what ours computes: a tied head, which has to be the same, buffers, and heads of other
+# objectives.
 TIED = {
     "lm_head.weight": ("embed_tokens.weight", "wte.weight"),
     "cls.predictions.decoder.weight": ("word_embeddings.weight",),
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
 }
+IDLE = (*TIED, ".attn.bias", ".attn.masked_bias", ".inv_freq", ".position_ids")
 IDLE_PARTS = ("bert.pooler.", "pooler.", "cls.seq_relationship.")
 GROWING = ("embedding.weight", "head.weight", "head.bias")  # a row for each token
 
@@ -114,8 +115,8 @@ def read(
     """(weights in fp32 by the names of a model of `spec`, sha256 of the files they are from).
 
     The embedding, and what else has a row for each token, may have fewer of them than `spec` wants.
-    Args: `expected`: the sha256 that it has to be; `on_part` is called after each file, and may raise to end it; `num_rows`: how
-    many there have to be for tokens, by the folder's config.json.
+    Args: `expected`: the sha256 that it has to be; `on_part` is called after each part read, and may raise to end it;
+    `num_rows`: how many there have to be for tokens, by the folder's config.json.
     Raises: ConfigError when a tensor is missing, unknown, of another shape, or not zero where ours has none; DataError when the
     sha256 is another; StorageError.
     """
@@ -123,13 +124,12 @@ def read(
     names = _files(folder)
     hashes = []
     for name in names:
-        data = _read(folder, name)
+        data = _read_in_parts(folder, name, on_part)
         hashes.append(hashlib.sha256(data).hexdigest())
         try:
             theirs |= safetensors.torch.load(data)
         except SafetensorError as error:
             raise ConfigError(f"{folder.url}/{name} is damaged: {error}; copy the folder again") from error
-        on_part()
     digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     if expected not in (None, digest):
         raise DataError(
@@ -247,6 +247,19 @@ def _read(folder: Storage, name: str) -> bytes:
         ) from None
 
 
+def _read_in_parts(folder: Storage, name: str, on_part: Callable[[], None]) -> bytes:
+    """Gigabytes: whoever waits for the end of it asks after each part."""
+    parts = []
+    try:
+        size = folder.size(name)
+        for offset in range(0, size, PART_BYTES):
+            parts.append(folder.read_range(name, offset, min(PART_BYTES, size - offset)))
+            on_part()
+    except NotFoundError:
+        raise ConfigError(f"{folder.url} has no {name}, which its {INDEX} names; copy the folder again") from None
+    return b"".join(parts)
+
+
 def _ours(theirs: dict[str, Tensor], spec: ModelSpec, num_rows: int | None) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in GPT(spec).named_parameters()}
@@ -262,9 +275,9 @@ def _ours(theirs: dict[str, Tensor], spec: ModelSpec, num_rows: int | None) -> d
         elif place.ours is None:
             _check_zero(name, tensor, spec)
         else:
-            pieces.setdefault(place.ours, []).append(_piece(place, tensor))
+            pieces.setdefault(place.ours, []).append(_piece(name, place, tensor))
     _check_tied(theirs, left)
-    if unknown := sorted(name for name in left if not _is_idle(name, spec)):
+    if unknown := sorted(name for name in left if not name.endswith(IDLE) and not name.startswith(IDLE_PARTS)):
         raise ConfigError(f"its tensor {unknown[0]} has no place in our model; choose another model")
     ours = {name: _joined(name, parts, shapes[name], num_rows) for name, parts in pieces.items()}
     for name, tensor in added.items():
@@ -281,8 +294,16 @@ def _found(name: str, theirs: dict[str, Tensor]) -> str:
     raise ConfigError(f"it has no tensor {name}; write the folder again with save_pretrained")
 
 
-def _piece(place: Place, tensor: Tensor) -> tuple[int, Tensor]:
-    return (place.rows[0] if place.rows else 0), (tensor.T if place.turned else tensor)
+def _piece(name: str, place: Place, tensor: Tensor) -> tuple[int, Tensor]:
+    """(the row of ours that it begins at, its rows)"""
+    if place.turned and tensor.dim() == 2:
+        tensor = tensor.T
+    begin, stop = place.rows or (0, None)
+    if stop is not None and (not tensor.dim() or len(tensor) != stop - begin):
+        raise ConfigError(
+            f"its tensor {name} is {list(tensor.shape)}, and its config.json means {stop - begin} rows; copy the folder again"
+        )
+    return begin, tensor
 
 
 def _joined(name: str, parts: list[tuple[int, Tensor]], shape: torch.Size, num_rows: int | None) -> Tensor:
@@ -317,9 +338,3 @@ def _check_zero(name: str, tensor: Tensor, spec: ModelSpec) -> None:
     if tensor.count_nonzero():
         remedy = "choose another model" if spec.bias or "bias" not in name else "remove model.bias=false"
         raise ConfigError(f"its tensor {name} is not zero, and our model has none; {remedy}")
-
-
-def _is_idle(name: str, spec: ModelSpec) -> bool:
-    if name == "lm_head.weight" and not spec.tied:
-        return False
-    return name.endswith(IDLE) or name.startswith(IDLE_PARTS)

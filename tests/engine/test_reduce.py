@@ -108,6 +108,15 @@ def mean_gradient(reduction: Reduction, commit: Commit) -> list[Tensor]:
     return [slot.of(flat).view(slot.shape) for slot in SLOTS]
 
 
+def test_loss_of_one_element_is_one_whatever_its_shape() -> None:
+    """An objective of the user's own may keep a dimension; backward takes it, too."""
+    reduction = make_reduction()
+    reduction.begin(3)
+    reduction.add_micro_batch(torch.tensor([2.25]), 16, 0)
+    reduction.add_micro_batch(torch.tensor([[0.5]]), 15, 0)
+    assert complete(reduction).loss_units == int(2.75 * 2**30)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_commit_of_one_member_holds_the_sums_of_its_micro_batches(exact: bool) -> None:
     reduction = make_reduction(exact=exact)

@@ -106,7 +106,7 @@ def test_what_goes_out_comes_in_again(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours(tmp_path / "model")(tokens()), model(tokens()), rtol=ROUNDING, atol=ROUNDING)
 
 
-def test_several_files_and_other_numbers_are_read_as_fp32(tmp_path: Path) -> None:
+def test_several_files_and_other_numbers_are_read_as_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = shaken(MODELS["llama"]()).bfloat16()
     theirs.save_pretrained(tmp_path / "one")
     theirs.save_pretrained(tmp_path / "many", max_shard_size="10KB")
@@ -116,6 +116,11 @@ def test_several_files_and_other_numbers_are_read_as_fp32(tmp_path: Path) -> Non
     parts = []
     many, other = initial.read(Storage.open(str(tmp_path / "many")), spec, on_part=lambda: parts.append(1))
     assert digest != other and len(parts) == len(list((tmp_path / "many").glob("*.safetensors")))
+    monkeypatch.setattr(initial, "PART_BYTES", 1000)
+    parts.clear()
+    again, same = initial.read(Storage.open(str(tmp_path / "one")), spec, on_part=lambda: parts.append(1))
+    assert same == digest and len(parts) == -(-(tmp_path / "one" / "model.safetensors").stat().st_size // 1000)
+    assert all(torch.equal(tensor, one[name]) for name, tensor in again.items())
     for name, tensor in one.items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, many[name])
 
@@ -183,6 +188,11 @@ def having(**more: torch.Tensor) -> Callable[[Path], None]:
     return change
 
 
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
+SWAPPED = {
+    QUERIES: torch.ones(31, 32),
+    QUERIES.replace("q_proj", "k_proj"): torch.ones(33, 32),
+}  # together as many rows
 NORM, BIAS = "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"
 
 
@@ -190,6 +200,7 @@ NORM, BIAS = "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"
     ("change", "message"),
     [
         (without(NORM), f"it has no tensor {NORM}"),
+        (having(**SWAPPED), f"its tensor {QUERIES} is [31, 32], and its config.json means 32 rows"),
         (having(**{BIAS: torch.ones(32)}), f"its tensor {BIAS} has no place in our model"),
         (having(**{NORM: torch.ones(31)}), "its tensor for norm.weight is [31], and its config.json means [32]"),
         (having(**{NORM: torch.tensor(1.0)}), "its tensors for norm.weight do not fit"),
@@ -197,7 +208,7 @@ NORM, BIAS = "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"
         (lambda path: (path / "model.safetensors").unlink(), "neither model.safetensors nor model.safetensors.index.json"),
         (lambda path: (path / "model.safetensors").write_bytes(b"no"), "model.safetensors is damaged"),
     ],
-    ids=["missing", "unknown", "shape", "scalar", "too many rows", "no weights", "damaged"],
+    ids=["missing", "cut elsewhere", "unknown", "shape", "scalar", "too many rows", "no weights", "damaged"],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_by_their_name(
     change: Callable[[Path], None], message: str, tmp_path: Path
