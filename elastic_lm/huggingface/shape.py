@@ -35,7 +35,6 @@ class Shape:
     `may_lack_bias`: its class has biases always, and they may all be zero.
     """
 
-    name: str
     fields: dict[str, Any]
     spec: ModelSpec
     may_lack_bias: bool
@@ -43,8 +42,7 @@ class Shape:
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """What a config.json describes.    Raises: ConfigError naming what we do not compute."""
-    name = _name_of(config)
-    kind = _KINDS[name]
+    kind = _KINDS[_name_of(config)]
     said = {**kind.defaults, **{key: value for key, value in config.items() if value is not None}}
     try:
         fields = {**kind.constant, **kind.read(said)}
@@ -61,7 +59,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         )
     spec = ModelSpec(**fields, vocab_size=vocab_size)
     _check(said, spec, kind)
-    return Shape(name, fields, spec, kind.may_lack_bias)
+    return Shape(fields, spec, kind.may_lack_bias)
 
 
 def _name_of(config: Mapping[str, Any]) -> str:

@@ -21,10 +21,9 @@ from tests.faults import proxy as p
 from tests.faults.harness import Fault, HostedRun, Injector, assert_nothing_left, assert_same_bits
 from tests.faults.proxy import FaultyProxy
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
-
 STEPS = 400
 RUN_S = 300.0
+SLICE = 220
 NODES = 3
 
 # By role; a role is drawn first, so that none is rare because others have more ways to fail.
@@ -78,6 +77,18 @@ class Soaker(Injector):
         return f"the store {name}"
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_slice_of_a_soak(
+    start: Callable[..., HostedRun], cluster: LocalCluster, proxy: FaultyProxy, on_s3: str
+) -> None:
+    """A seed with a worker, a reader, a node and the store."""
+    done = soak_one(SLICE, start, cluster, proxy, on_s3)
+    assert {"kill", "kill_node", "store"} <= set(done)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
 def test_soak(start: Callable[..., HostedRun], cluster: LocalCluster, proxy: FaultyProxy, on_s3: str) -> None:
     ends_at = time.monotonic() + float(os.environ["SOAK_SECONDS"])
     total: Counter[str] = Counter()
