@@ -159,6 +159,9 @@ class Run:
 class Host:
     """The actor that a coordinator lives in, so that it can be killed and frozen: what Ray Train's worker is to `fit`."""
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def run(self, config: RunConfig, mailbox: Any, number: int) -> RunResult:
         failpoints.arm(config.failpoints, f"c{number}")
         return coordinate(config, mailbox, config.name)
@@ -169,6 +172,7 @@ class HostedRun(Run):
 
     def __init__(self, config: RunConfig) -> None:
         self.num_coordinators = 0
+        self.host_pids: list[int] = []
         self.given_up: list[ray.ObjectRef] = []  # what came of those that were given up
         self._frozen: list[int] = []
         self._gives_up = threading.Event()
@@ -179,6 +183,7 @@ class HostedRun(Run):
             self.num_coordinators += 1
             ray.get(self.mailbox.begin_attempt.remote(("", self.num_coordinators)))
             host = ray.remote(Host).options(num_cpus=0, resources=ON_HEAD).remote()
+            self.host_pids.append(ray.get(host.pid.remote()))
             outcome = host.run.remote(self.config, self.mailbox, self.num_coordinators)
             while not ray.wait([outcome], timeout=0.05)[0] and not self._gives_up.is_set():
                 pass
@@ -196,9 +201,21 @@ class HostedRun(Run):
         """And have another one succeed it, as Ray Train does after a while. Returns: its process id."""
         pid = self.coordinator_pid()
         os.kill(pid, signal.SIGSTOP)
+        self._give_up(pid)
+        return pid
+
+    def await_frozen(self, number: int) -> None:
+        """Until the coordinator of this number has stopped itself; then another one succeeds it, too."""
+
+        def is_stopped() -> bool:
+            return len(self.host_pids) >= number and psutil.Process(self.host_pids[number - 1]).status() == "stopped"
+
+        wait_for(is_stopped, timeout_s=WAIT_S, what=f"coordinator {number} frozen")
+        self._give_up(self.host_pids[number - 1])
+
+    def _give_up(self, pid: int) -> None:
         self._frozen.append(pid)
         self._gives_up.set()
-        return pid
 
     def result(self, timeout_s: float = WAIT_S) -> RunResult:
         try:

@@ -95,6 +95,23 @@ def test_size_that_was_asked_for_holds_under_the_successor(start: Start) -> None
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("edge", [*EDGES, f"coordinator.finish@{STEPS}"])
+def test_coordinator_that_freezes_at_an_edge_is_succeeded(edge: str, start: Start) -> None:
+    """The first one where it begins, the second one everywhere else; a worker's death has whoever leads fence."""
+    number = 1 if edge.endswith("@0") else 2
+    run = start(
+        steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 20},
+        failpoints=[f"c{number}:{edge}=freeze", "w0:step.end@80=kill"],
+    )  # fmt: skip
+    if number == 2:
+        run.await_step(20)
+        os.kill(run.coordinator_pid(), signal.SIGKILL)
+    run.await_frozen(number)
+    assert_same_bits(run, run.result())
+    assert run.num_coordinators == number + 1
+
+
+@pytest.mark.thorough
 def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     run = start(steps=2 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20})
     run.await_step(30)
