@@ -44,6 +44,7 @@ from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
 from elastic_lm.runtime.members import Members
 from elastic_lm.runtime.nodes import NodeWatcher
+from elastic_lm.runtime.placement import worker_options
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
@@ -195,7 +196,7 @@ class Coordinator:
         self._members = Members(
             self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
             roster,
-            self._worker_options(),
+            worker_options(self._plan.config),
             self._inbox.put,
             retire_timeout_s=self._plan.config.control.retire_timeout_s,
         )
@@ -236,10 +237,6 @@ class Coordinator:
             failpoints=tuple(config.failpoints),
             init=plan.init,
         )
-
-    def _worker_options(self) -> dict[str, Any]:
-        workers = self._plan.config.workers
-        return {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus, "resources": dict(workers.resources)}
 
     def _on_reader_news(self, news: ReaderNews) -> None:
         self._inbox.put(ev.ReaderReplaced(news.lost, news.replacement, news.cause))

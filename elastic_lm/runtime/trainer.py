@@ -30,6 +30,7 @@ from elastic_lm.result import RunResult
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.claim import claim, new_token
 from elastic_lm.runtime.mailbox import Attempt, Command, create_mailbox
+from elastic_lm.runtime.placement import refuse_lacking
 from elastic_lm.runtime.roster import Reassurance, Roster, reap
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
     config = plan.config
     with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
+        refuse_lacking(config, ray.nodes())
         mailbox = create_mailbox(config.name)
         job: Ownership | None = None
         result: RunResult | None = None
