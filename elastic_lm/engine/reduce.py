@@ -41,6 +41,7 @@ class Field(IntEnum):
     END_VOTES = 5
     MEMBERS = 6
     STEPS = 7  # every member adds step + 1: all must be at the same step
+    REFUSED_LOSSES = 8  # of those refused
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Commit:
     num_targets: int
     micro_batches: int
     refused: int
+    refused_losses: int
     sample_hash: int
     end_votes: int
 
@@ -214,6 +216,7 @@ class Reduction:
             units = fixed_point.number_to_units(loss, self._loss_unit)
             self._mine[Field.LOSS] += units or 0
             self._mine[Field.REFUSED] += units is None
+            self._mine[Field.REFUSED_LOSSES] += units is None
         self._losses = []
 
     def _checked(self, total: list[int], world_size: int) -> Commit:
@@ -224,6 +227,7 @@ class Reduction:
             num_targets=total[Field.TARGETS],
             micro_batches=total[Field.MICRO_BATCHES],
             refused=total[Field.REFUSED],
+            refused_losses=total[Field.REFUSED_LOSSES],
             sample_hash=total[Field.SAMPLE_HASH] & HASH_MASK,
             end_votes=total[Field.END_VOTES],
         )

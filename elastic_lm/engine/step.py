@@ -223,8 +223,8 @@ class StepRunner:
         scale = self.replica.state.loss_scale
         exponent = None if scale is None else scale.exponent
         commit = self._sum(step, micro_batches, reduction, group, control, clock, exponent)
-        while commit.refused and exponent is not None and exponent > LOWEST:
-            exponent -= 1
+        while commit.refused and not commit.refused_losses and exponent is not None and exponent > LOWEST:
+            exponent -= 1  # a loss itself is not scaled: when that is refused, no scale helps
             commit = self._sum(step, micro_batches, reduction, group, control, clock, exponent)
         self._check(commit, step)
         before_update()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elastic_lm.engine import loss_scale
-from elastic_lm.engine.loss_scale import FIRST, LossScale
+from elastic_lm.engine.loss_scale import FIRST, LOWEST, LossScale
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.step import PoisonedStep
 from elastic_lm.protocol import LeaseEnd
@@ -77,12 +77,16 @@ def test_a_scaled_loss_has_the_gradient_of_one_that_is_not() -> None:
     assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-2)
 
 
-def test_what_no_scale_helps_is_poisoned_and_leaves_the_state() -> None:
-    trainee = Trainee(spec_of(objective="tests.engine.user_code:nan_loss"))
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+@pytest.mark.parametrize(("objective", "attempts"), [("nan_loss", 1), ("infinite_gradient", BEGIN - LOWEST + 1)])
+def test_what_no_scale_helps_is_poisoned_and_leaves_the_state(reduction: Any, objective: str, attempts: int) -> None:
+    """The loss is not scaled before it is looked at, so one that is not finite is tried once; a gradient, with every scale."""
+    trainee = Trainee(spec_of(objective=f"tests.engine.user_code:{objective}", reduction=reduction))
     before = trainee.state.digest()
     with pytest.raises(PoisonedStep, match="not finite"):
         trainee.run()
     assert trainee.state.digest() == before
+    assert len(trainee.tokens.asked) == attempts * M
 
 
 def test_scale_is_saved_loaded_and_hashed() -> None:

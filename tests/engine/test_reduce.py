@@ -125,7 +125,13 @@ def test_commit_of_one_member_holds_the_sums_of_its_micro_batches(exact: bool) -
     reduction.add_micro_batch(torch.tensor(0.5), 15, 24)
     commit = complete(reduction, wants_end=True)
     assert commit == Commit(
-        loss_units=int(2.75 * 2**30), num_targets=31, micro_batches=2, refused=0, sample_hash=1024, end_votes=1
+        loss_units=int(2.75 * 2**30),
+        num_targets=31,
+        micro_batches=2,
+        refused=0,
+        refused_losses=0,
+        sample_hash=1024,
+        end_votes=1,
     )
     assert reduction.loss(commit) == 2.75 / 31
 
@@ -140,8 +146,17 @@ def test_commit_of_three_members_is_the_sum_of_theirs(exact: bool) -> None:
     fill(reduction, 0, loss=1.0, sample_hash=30)
     commit = complete(reduction, WithPeers(*others))
     assert commit == Commit(
-        loss_units=6 * 2**30, num_targets=48, micro_batches=3, refused=0, sample_hash=60, end_votes=2
+        loss_units=6 * 2**30, num_targets=48, micro_batches=3, refused=0, refused_losses=0, sample_hash=60, end_votes=2
     )
+
+
+def test_a_refused_loss_is_told_from_a_refused_gradient() -> None:
+    reduction = make_reduction()
+    reduction.begin(0)
+    reduction.add_gradient(0, torch.full(SLOTS[0].shape, math.inf))
+    reduction.add_micro_batch(torch.tensor(math.nan), 16, 0)
+    commit = complete(reduction)
+    assert (commit.refused, commit.refused_losses) == (SLOTS[0].size + 1, 1)
 
 
 @pytest.mark.parametrize("exact", [True, False])
