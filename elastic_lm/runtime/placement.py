@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+import ray
 
 from elastic_lm import gpus
 from elastic_lm.config import RunConfig
@@ -25,15 +27,14 @@ def _fits(config: RunConfig, node: Mapping[str, Any]) -> bool:
     return bool(node["Alive"]) and all(has.get(name, 0.0) >= amount for name, amount in wanted.items())
 
 
-def refuse_lacking(config: RunConfig, nodes: Iterable[Mapping[str, Any]]) -> None:
+def refuse_lacking(config: RunConfig) -> None:
     """Of a run on GPUs. A GPU that is not known here is left to the worker that gets it, which refuses by itself.
 
-    Args: `nodes` as `ray.nodes()` gives them.
     Raises: ConfigError when a worker could come to a node whose GPU has no units for the run's precision.
     """
     if config.device != "cuda":
         return
-    for node in nodes:
+    for node in ray.nodes():
         if not _fits(config, node):
             continue
         for gpu in (name.removeprefix(ACCELERATOR) for name in node["Resources"] if name.startswith(ACCELERATOR)):

@@ -101,7 +101,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
     config = plan.config
     with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
-        refuse_lacking(config, ray.nodes())
+        refuse_lacking(config)
         mailbox = create_mailbox(config.name)
         job: Ownership | None = None
         result: RunResult | None = None

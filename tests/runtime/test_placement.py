@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
+@pytest.fixture
+def cluster_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make a cluster of these nodes the one that Ray knows."""
+
+    def are(*nodes: dict[str, Any]) -> None:
+        monkeypatch.setattr(ray, "nodes", lambda: list(nodes))
+
+    return are
+
+
 def with_precision(config: RunConfig, precision: str) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
 
@@ -51,9 +62,12 @@ def with_precision(config: RunConfig, precision: str) -> RunConfig:
         ("K80", "bf16", "use fp32,"),
     ],
 )
-def test_a_gpu_without_units_is_refused_by_node(config: RunConfig, gpu: str, precision: str, remedy: str) -> None:
+def test_a_gpu_without_units_is_refused_by_node(
+    config: RunConfig, cluster_of: Callable[..., None], gpu: str, precision: str, remedy: str
+) -> None:
+    cluster_of(node("A100"), node(gpu))
     with pytest.raises(ConfigError) as caught:
-        refuse_lacking(with_precision(config, precision), [node("A100"), node(gpu)])
+        refuse_lacking(with_precision(config, precision))
     assert f"training.precision={precision} needs a GPU of compute capability" in str(caught.value)
     assert f"the {gpu} of node box-7 has" in str(caught.value)
     assert remedy in str(caught.value)
@@ -70,30 +84,36 @@ def test_a_gpu_without_units_is_refused_by_node(config: RunConfig, gpu: str, pre
         [node("T4", alive=False)],
     ],
 )
-def test_others_are_taken(config: RunConfig, nodes: list[dict[str, Any]]) -> None:
-    refuse_lacking(config, nodes)
+def test_others_are_taken(config: RunConfig, cluster_of: Callable[..., None], nodes: list[dict[str, Any]]) -> None:
+    cluster_of(*nodes)
+    refuse_lacking(config)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_t4_is_taken_for_what_it_can(config: RunConfig, precision: str) -> None:
-    refuse_lacking(with_precision(config, precision), [node("T4")])
+def test_a_t4_is_taken_for_what_it_can(config: RunConfig, cluster_of: Callable[..., None], precision: str) -> None:
+    cluster_of(node("T4"))
+    refuse_lacking(with_precision(config, precision))
 
 
-def test_a_run_on_cpus_asks_for_no_gpu(config: RunConfig) -> None:
+def test_a_run_on_cpus_asks_for_no_gpu(config: RunConfig, cluster_of: Callable[..., None]) -> None:
     on_cpus = config.model_copy(update={"workers": config.workers.model_copy(update={"num_gpus": 0.0})})
-    refuse_lacking(on_cpus, [node("T4")])
+    cluster_of(node("T4"))
+    refuse_lacking(on_cpus)
 
 
-def test_a_node_that_no_worker_fits_is_not_asked(config: RunConfig) -> None:
+def test_a_node_that_no_worker_fits_is_not_asked(config: RunConfig, cluster_of: Callable[..., None]) -> None:
     pinned = {"accelerator_type:A100": 0.001}
     kept = config.model_copy(update={"workers": config.workers.model_copy(update={"resources": pinned})})
-    refuse_lacking(kept, [node("T4"), node("A100")])
+    cluster_of(node("T4"), node("A100"))
+    refuse_lacking(kept)
     assert worker_options(kept) == {"num_cpus": 1.0, "num_gpus": 1.0, "resources": pinned}
 
 
-def test_fit_refuses_before_any_actor(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_refuses_before_any_actor(
+    config: RunConfig, cluster_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "connected", lambda min_cpus: contextlib.nullcontext("connected"))
-    monkeypatch.setattr(ray, "nodes", lambda: [node("T4")])
+    cluster_of(node("T4"))
     monkeypatch.setattr(trainer, "create_mailbox", lambda name: pytest.fail("an actor was made"))
     with pytest.raises(ConfigError, match="training.precision=bf16 needs a GPU"):
         trainer.fit(config, quiet=True)
