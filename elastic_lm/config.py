@@ -294,10 +294,18 @@ class TrainingConfig(Part):
     recompute: bool = False
     """Whether the insides of each block are computed again in backward instead of kept: about a third more work, and the memory
     of one block in place of all. The same bits, so it can be changed when a run is resumed."""
+    compile: bool = False
+    """Whether blocks are compiled (torch.compile), without run-time choice of kernels. Faster on GPUs; on CPUs about as fast. A
+    worker's start takes up to a minute longer, once per machine. Needs a C++ compiler on every node, on GPUs Triton."""
     on_nonfinite: Literal["stop"] = "stop"
     """What a non-finite or out-of-range gradient does: stop the run before it touches the weights."""
     skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])
     """Batches that are left out: half-open ranges of batch indices, ascending. The learning rate follows the step."""
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the bits. Compilation came later: without it, runs have the fingerprint they had."""
+        operational = {"steps", "recompute", "on_nonfinite"}
+        return self.model_dump(exclude=operational if self.compile else {*operational, "compile"})
 
 
 class ReductionConfig(Part):
@@ -567,6 +575,7 @@ class RunConfig(Part):
             reduction=self.reduction.kind,
             on_nonfinite=self.training.on_nonfinite,
             recompute=self.training.recompute,
+            compile=self.training.compile,
             device=self.device,
             threads=self.workers.threads,
             collectives=self.collectives,
@@ -619,7 +628,7 @@ class RunConfig(Part):
             "batch": self.batch.model_dump(),
             "optimizer": self.optimizer.identity(),
             "schedule": schedule,
-            "training": self.training.model_dump(exclude={"steps", "recompute", "on_nonfinite"}),
+            "training": self.training.identity(),
             "reduction": self.reduction.model_dump(),
         }
 

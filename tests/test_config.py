@@ -144,6 +144,7 @@ FIELDS = (
     number("training.seed", "9223372036854775808", "should be less than 9223372036854775808", "1", identity=True),
     Row("training.precision", "fp8", "'fp8'", "should be fp32, tf32, bf16 or fp16", "bf16", True),
     Row("training.recompute", "1", "1", "is neither true nor false", "true", False),
+    Row("training.compile", "1", "1", "is neither true nor false", "true", True),
     Row("training.on_nonfinite", "skip", "'skip'", "should be stop", None, False),
     Row("training.skip", "5", "5", NO_LIST, "[[3, 5]]", True),
     number("model.num_kv_heads", "0", NOT_BELOW_1, "2", identity=True),

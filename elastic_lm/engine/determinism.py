@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from elastic_lm.engine import compiled
 from elastic_lm.engine.spec import EngineSpec
 
 CUDA_SETTINGS = {
@@ -15,6 +16,8 @@ CUDA_SETTINGS = {
 
 def prepare(spec: EngineSpec) -> None:
     """`make_deterministic` as a run wants it: in each process and thread that computes for it."""
+    if spec.compile:
+        compiled.prepare()
     make_deterministic(
         spec.device, exact=spec.reduction == "exact", threads=spec.threads, tf32=spec.precision == "tf32"
     )

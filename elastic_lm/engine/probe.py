@@ -7,10 +7,11 @@ import platform
 
 import torch
 
+from elastic_lm.engine.compiled import compiler
 from elastic_lm.engine.step import Replica
 
 
-def environment(threads: int, device: str) -> dict[str, str]:
+def environment(threads: int, device: str, *, compiles: bool = False) -> dict[str, str]:
     """What a gradient's bits may depend on besides the run's identity, for people to compare."""
     found = {
         "torch": str(torch.__version__),  # else whoever unpickles it imports PyTorch
@@ -22,6 +23,8 @@ def environment(threads: int, device: str) -> dict[str, str]:
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
+    if compiles:
+        found["compiler"] = compiler(torch.device(device))
     return found
 
 

@@ -70,7 +70,7 @@ class EngineSpec:
     `objective` is `causal` or `masked` (which takes `masking`), both with `z_loss`; or an import path
     `package.module:function` with (model, tokens [m, T+1]) -> (loss sum, number of targets). A batch is `micro_batches` x
     `micro_batch_size` samples of `sequence_length` tokens. `recompute`: a block's insides are computed again in backward
-    instead of kept; the same bits.
+    instead of kept; the same bits. `compile`: blocks are compiled; other bits.
     """
 
     model: ModelSpec | FactorySpec
@@ -87,6 +87,7 @@ class EngineSpec:
     reduction: Literal["exact", "fast"] = "exact"
     on_nonfinite: Literal["stop"] = "stop"
     recompute: bool = False
+    compile: bool = False
     device: str = "cpu"
     threads: int = 1
     collectives: Collectives = "auto"

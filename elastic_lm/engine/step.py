@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from elastic_lm import failpoints
-from elastic_lm.engine import fixed_point, kernel, nccl
+from elastic_lm.engine import compiled, fixed_point, kernel, nccl
 from elastic_lm.engine.build import build, fill, hidden_matrices
 from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import prepare
@@ -84,6 +84,8 @@ class Replica:
         if isinstance(self.model, GPT):
             self.model.recomputes = spec.recompute
         self.state = ReplicaState(self.model, self.device, self._new_loss_scale(), self._hidden_matrices())
+        if spec.compile:
+            compiled.compile_blocks(self.model, self.device)
         self.objective = find_objective(spec.objective, spec.masking, spec.z_loss)
         self.optimizer = Optimizer(self.state, spec.optimizer, spec.schedule)
 

@@ -199,7 +199,7 @@ class Worker:
         self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
         self._member.initial = None if boot.init is None else self._initial
         node_id, pid = self.locate()
-        found = environment(boot.spec.threads, boot.spec.device)
+        found = environment(boot.spec.threads, boot.spec.device, compiles=boot.spec.compile)
         return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
 
     def run_lease(self, lease: Lease) -> LeaseReport:

@@ -50,8 +50,9 @@ def test_number_of_readers_does_not_show(readers: int, start: Callable[..., Run]
             "training": {"precision": "bf16"},
         },
         {"model": {"preset": "bert-tiny", "dropout": 0.1}, "objective": {"name": "masked"}},
+        thorough({"model": {"preset": "tiny", "dropout": 0.1}, "training": {"compile": True}}),
     ],
-    ids=["fp16, documents apart", "dropout, muon", "gpt2 parts, bf16", "masked"],
+    ids=["fp16, documents apart", "dropout, muon", "gpt2 parts, bf16", "masked", "compiled"],
 )
 def test_kind_of_model_keeps_the_promise(changes: dict, start: Callable[..., Run]) -> None:
     run = start(steps=20, workers={"min": 3, "max": 3}, **changes)
