@@ -24,7 +24,7 @@ from elastic_lm.protocol import Generation, Lease, Phase, StepRecord
 FOR_EVER = 1_000_000
 
 
-def make_spec(reduction: str, device: str = "cpu", collectives: str = "auto") -> EngineSpec:
+def make_spec(reduction: str, device: str = "cpu", collectives: str = "auto", *, compiles: bool = False) -> EngineSpec:
     """The benchmark's run."""
     return EngineSpec(
         model=ModelSpec(vocab_size=common.VOCAB_SIZE, max_tokens=common.SEQUENCE_LENGTH, **common.MODEL),
@@ -32,6 +32,7 @@ def make_spec(reduction: str, device: str = "cpu", collectives: str = "auto") ->
         micro_batch_size=common.MICRO_BATCH_SIZE,
         sequence_length=common.SEQUENCE_LENGTH,
         reduction=reduction,  # type: ignore[arg-type]
+        compile=compiles,
         device=device,
         collectives=collectives,  # type: ignore[arg-type]
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--reduction", choices=("exact", "fast"), default="exact")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--collectives", choices=("auto", "gloo", "nccl"), default="auto")
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     world_size = arguments.world_size
     store = RendezvousServer("127.0.0.1") if world_size > 1 else None
@@ -93,7 +95,7 @@ def main() -> None:
         assignments=tuple(tuple(range(rank, common.MICRO_BATCHES, world_size)) for rank in range(world_size)),
     )
     context = multiprocessing.get_context("spawn")
-    spec = make_spec(arguments.reduction, arguments.device, arguments.collectives)
+    spec = make_spec(arguments.reduction, arguments.device, arguments.collectives, compiles=arguments.compile)
     processes = [context.Process(target=member, args=(rank, lease, spec)) for rank in range(world_size)]
     for process in processes:
         process.start()
