@@ -295,8 +295,9 @@ class TrainingConfig(Part):
     """Whether the insides of each block are computed again in backward instead of kept: about a third more work, and the memory
     of one block in place of all. The same bits, so it can be changed when a run is resumed."""
     compile: bool = False
-    """Whether blocks are compiled (torch.compile), without run-time choice of kernels. Faster on GPUs; on CPUs about as fast. A
-    worker's start takes up to a minute longer, once per machine. Needs a C++ compiler on every node, on GPUs Triton."""
+    """Whether blocks are compiled (torch.compile), without run-time choice of kernels. Meant for GPUs, where it was not measured
+    yet; on CPUs about as fast. A worker's start takes up to a minute longer, once per machine. Needs a C++ compiler on every
+    node, on GPUs Triton."""
     on_nonfinite: Literal["stop"] = "stop"
     """What a non-finite or out-of-range gradient does: stop the run before it touches the weights."""
     skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])

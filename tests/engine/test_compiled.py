@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -154,6 +155,10 @@ def test_no_compiler_is_told_with_a_remedy(command: str, monkeypatch: pytest.Mon
         Replica(spec_of())
 
 
-def test_no_triton_is_told_with_a_remedy() -> None:
+def test_no_triton_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(compiled, "version", missing)  # a GPU machine has it
     with pytest.raises(ConfigError, match=r"needs Triton.*set training.compile: false"):
         compiled.compiler(torch.device("cuda"))
