@@ -119,4 +119,6 @@ def test_truncated_shard_is_told_from_a_cut_answer(
     proxy.calm()
     with pytest.raises(DataError, match="the shard ends before; it was truncated, prepare the corpus again"):
         read_block(copy, manifest, len(manifest.blocks) - 1)
-    assert len(proxy.requests) == 2, "the range, and how long the object is"
+    # Of this object alone: threads of a test before may still be giving up on theirs.
+    methods = [line.split()[0] for line in proxy.requests if "/truncated/" in line]
+    assert methods == ["GET", "HEAD"], "the range, and how long the object is"
