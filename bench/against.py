@@ -30,6 +30,7 @@ from jobs import MAX_WORKERS, Job, RayTrainJob, TorchftJob, TorchrunJob
 from reform import Injector, make_config, prepare_corpus
 from timeline import Done, Timeline
 from trial import STEADY_STEPS, Figures, System, Trial, join_values
+from workload import DEFAULT
 
 from elastic_lm import fit
 from elastic_lm.events.log import read
@@ -57,7 +58,7 @@ def measure_ours(name: str, repeats: int, seed: int) -> Iterator[Figures]:
     timeline = timeline_of(events)
     reformed = {i: next(e for e in events if e.kind is EventKind.REFORMED and e.time_s > i.at) for i in injector.done}
     for seconds in timeline.stretches(MAX_WORKERS):
-        yield Figures(name, "rate", {"tokens_per_s": common.TOKENS_PER_STEP / seconds})
+        yield Figures(name, "rate", {"tokens_per_s": DEFAULT.tokens_per_step / seconds})
     for injection, event in reformed.items():
         if injection.what == "kill":
             # A step that was complete when its worker died may be logged a moment later: it is not taken for the next one.
@@ -152,7 +153,7 @@ def read_figures(path: Path | None) -> list[Figures]:
 
 
 def report(gathered: Sequence[Figures], told_versions: str) -> None:
-    print(f"{common.machine()}; {told_versions}; {common.TOKENS_PER_STEP} tokens per step\n")
+    print(f"{common.machine()}; {told_versions}; {DEFAULT.tokens_per_step} tokens per step\n")
     names = [system.name for system in rivals(Path()).values()] + [OURS]
     rows = [row(name, [figures for figures in gathered if figures.system == name]) for name in names]
     head = ["system", "tokens/s", "kill: stall, s", "until any step is done, s", "stall beyond that step's work, s",

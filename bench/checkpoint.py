@@ -20,6 +20,7 @@ from pathlib import Path
 import common
 import torch
 from reform import make_config, prepare_corpus
+from workload import DEFAULT
 
 from elastic_lm import fit
 from elastic_lm.checkpoint import store
@@ -27,7 +28,6 @@ from elastic_lm.config import RunConfig
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.events.log import read
 from elastic_lm.events.types import EventKind
-from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.transformer import GPT
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
@@ -87,9 +87,7 @@ def uploads(rounds: int) -> Iterator[tuple[float, float]]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
         boto3.client("s3").create_bucket(Bucket="bench-bucket")
-        state = ReplicaState(
-            GPT(ModelSpec(vocab_size=common.VOCAB_SIZE, max_tokens=common.SEQUENCE_LENGTH, **common.MODEL))
-        )
+        state = ReplicaState(GPT(DEFAULT.model))
         tensors = {name: tensor.clone() for name, tensor in state.tensors().items()}
         for tensor in tensors.values():
             torch.nn.init.normal_(tensor)

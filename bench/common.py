@@ -1,4 +1,4 @@
-"""What the benchmarks share: the workload of the published figures, and how figures are told."""
+"""What the benchmarks share: how figures are told, and what a run on a cluster has beside its work."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
-MODEL = {"num_layers": 6, "num_heads": 6, "width": 384, "position": "learned", "norm": "layernorm",
-         "activation": "gelu", "bias": True, "tied": True}  # fmt: skip
-VOCAB_SIZE = 256
 CORPUS_VOCAB_SIZE = 512  # where the engine reads a corpus; the least that a tokenizer may have is more than 256
-SEQUENCE_LENGTH = 256
-MICRO_BATCHES, MICRO_BATCH_SIZE = 8, 2
-TOKENS_PER_STEP = MICRO_BATCHES * MICRO_BATCH_SIZE * SEQUENCE_LENGTH
 CHECKPOINT_STEPS = 20  # between two checkpoints of those who cannot do without
 
 
@@ -46,11 +39,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "|" + " --- |" * len(head)
     for row in rows:
         yield "| " + " | ".join(row) + " |"
-
-
-def synthetic_tokens(step: int, micro_batch: int, vocab_size: int = VOCAB_SIZE) -> Any:
-    """uint16 tokens [MICRO_BATCH_SIZE, SEQUENCE_LENGTH + 1], a pure function of (step, micro-batch)."""
-    import numpy as np
-
-    generator = np.random.default_rng([step, micro_batch])
-    return generator.integers(0, vocab_size, (MICRO_BATCH_SIZE, SEQUENCE_LENGTH + 1), dtype=np.uint16)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from workload import DEFAULT
 
 from elastic_lm import RunConfig, fit
 from elastic_lm.events.log import read
@@ -127,11 +128,11 @@ def make_config(folder: Path, tokens: str, num_workers: int) -> RunConfig:
         name=NAME,
         storage=f"file://{folder}",
         data={"tokens": tokens},
-        model={"preset": "10m"},
+        model={"preset": DEFAULT.preset},
         batch={
-            "micro_batches": common.MICRO_BATCHES,
-            "micro_batch_size": common.MICRO_BATCH_SIZE,
-            "sequence_length": common.SEQUENCE_LENGTH,
+            "micro_batches": DEFAULT.micro_batches,
+            "micro_batch_size": DEFAULT.micro_batch_size,
+            "sequence_length": DEFAULT.sequence_length,
         },
         training={"steps": 1_000_000},
         workers={"min": 1, "max": num_workers},
@@ -179,7 +180,7 @@ def report(injections: list[Injection], events: list[Event], num_workers: int) -
     steps = [event for event in events if event.kind is EventKind.STEP_COMMITTED]
     numbers = [event.step for event in steps]
     assert numbers == list(range(len(numbers))), "steps were lost or repeated"
-    pace = [e.fields["compute_s"] / (common.MICRO_BATCHES / e.fields["world_size"]) for e in steps]
+    pace = [e.fields["compute_s"] / (DEFAULT.micro_batches / e.fields["world_size"]) for e in steps]
     micro_batch_s = statistics.median(pace)
     print(f"{common.machine()}; {len(steps)} steps, each once and in order; one micro-batch: {micro_batch_s:.2f} s\n")
     rows = []

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import common
 from jobs import MAX_WORKERS, Job
 from timeline import Timeline
+from workload import DEFAULT
 
 START_S = 180.0
 STEADY_STEPS = 4
@@ -78,7 +79,7 @@ class Trial:
 
     def _rates(self, job: Job, num_workers: int) -> Iterator[Figures]:
         for seconds in job.timeline().stretches(num_workers):
-            yield Figures(self._system.name, "rate", {"tokens_per_s": common.TOKENS_PER_STEP / seconds})
+            yield Figures(self._system.name, "rate", {"tokens_per_s": DEFAULT.tokens_per_step / seconds})
 
     def _join(self, job: Job) -> Figures:
         added = job.start_worker(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def train(options: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    replica = work.Work(options["vocab_size"])
+    replica = work.Work(work.Workload(**options["workload"]))
     start = 0
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
@@ -35,10 +36,10 @@ def train(options: dict[str, Any]) -> None:
     teller = work.Teller(Path(options["steps"]), rank, world_size)
     for step in itertools.count(start):
         began = time.monotonic()
-        replica.gradient(wrapped, step, work.split(rank, world_size))
+        replica.gradient(wrapped, step, replica.split(rank, world_size))
         replica.update()
         teller.tell(step, began)
-        if (step + 1) % work.common.CHECKPOINT_STEPS == 0:
+        if (step + 1) % work.CHECKPOINT_STEPS == 0:
             with tempfile.TemporaryDirectory() as folder:
                 saved = None
                 if rank == 0:
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = work.arguments(__doc__, "--storage")
     trainer = ray.train.torch.TorchTrainer(
         train,
-        train_loop_config={"vocab_size": arguments.vocab_size, "steps": str(arguments.steps)},
+        train_loop_config={"workload": asdict(work.Workload.of(arguments)), "steps": str(arguments.steps)},
         scaling_config=ray.train.ScalingConfig(num_workers=(1, MAX_WORKERS)),
         run_config=ray.train.RunConfig(
             name="rival",

@@ -34,7 +34,7 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 def main() -> None:
     arguments = work.arguments(__doc__)
     group_id = int(os.environ["REPLICA_GROUP_ID"])
-    replica = work.Work(arguments.vocab_size, arguments.device)
+    replica = work.Work(work.Workload.of(arguments))
     # Timeouts are those of torchft's own example for DDP.
     manager = Manager(
         pg=ProcessGroupGloo(timeout=timedelta(seconds=5)),
@@ -51,7 +51,7 @@ def main() -> None:
         began = time.monotonic()
         step = manager.current_step()
         optimizer.zero_grad(set_to_none=False)
-        replica.gradient(replica.model, batch, work.split(group_id, NUM_GROUPS))
+        replica.gradient(replica.model, batch, replica.split(group_id, NUM_GROUPS))
         manager.allreduce(gradient).wait()
         replica.clip()
         optimizer.step()

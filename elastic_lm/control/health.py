@@ -65,7 +65,8 @@ class Health:
         if lost_at is not None and now - lost_at >= spec.lost_connection_grace_s:
             return "process died"  # the kernel closed its connection and nobody opened another
         if member.state is MemberState.STARTING and now - member.since > spec.start_timeout_s:
-            return f"not ready {spec.start_timeout_s:.0f} s after its process started"
+            waited = f"not ready {spec.start_timeout_s:.0f} s after its process started"
+            return f"{waited}; where a start takes longer (training.compile), raise control.start_timeout_s"
         returning = member.state is MemberState.RETURNING
         if not member.has_joined and not returning:
             return None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -18,6 +21,7 @@ from elastic_lm.engine.spec import EngineSpec, FactorySpec
 from elastic_lm.engine.step import Replica
 from elastic_lm.errors import ConfigError
 from elastic_lm.protocol import LeaseEnd
+from elastic_lm.runtime.cluster import wait_for
 from tests.engine.members import VOCAB, Cluster, tiny_spec
 from tests.engine.test_step import Recorder, Trainee, WithPeers
 
@@ -25,6 +29,7 @@ os.environ.update(compiled.SETTINGS)  # before any test imports torch._inductor
 from torch._inductor import config, cpp_builder
 
 CPU = torch.device("cpu")
+COLD_S = 240  # to compile with an empty cache on a busy machine; half a minute on an idle one
 
 pytestmark = pytest.mark.timeout(300)  # a cold cache costs half a minute
 
@@ -134,6 +139,40 @@ def test_members_that_come_later_have_the_bits_of_one_alone() -> None:
         assert {cluster.digest(name) for name in ("w0", "w1")} == {alone.state.digest()}
     finally:
         cluster.close()
+
+
+def compiles(pid: int) -> bool:
+    """A C++ compiler works for this process."""
+    return any("cc1plus" in child.name() for child in psutil.Process(pid).children(recursive=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_member_frozen_and_killed_while_it_compiles_costs_the_others_nothing_but_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It holds the lock of the machine's cache until its end, which sets the others free, with the same bits."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    cluster = Cluster(tiny_spec(compile=True))
+    try:
+        cluster.start("w0")
+        cluster.grant(["w0"], 0, 1)
+        frozen = cluster.members["w0"].process
+        wait_for(lambda: compiles(frozen.pid), timeout_s=COLD_S, what="w0 compiles")
+        os.kill(frozen.pid, signal.SIGSTOP)
+        cluster.start("w1", "w2")
+        cluster.grant(["w1", "w2"], 0, 2)
+        threading.Timer(20, frozen.kill).start()  # as whoever lost patience would
+        for name in ("w1", "w2"):
+            assert cluster.members[name].pipe.poll(COLD_S), f"no report from {name}"
+            assert cluster.report(name).end is LeaseEnd.COMPLETED
+        found = {cluster.digest(name) for name in ("w1", "w2")}
+    finally:
+        cluster.close()
+    alone = Trainee(tiny_spec(compile=True))
+    for _ in range(2):
+        alone.run()
+    assert found == {alone.state.digest()}
 
 
 def test_a_model_of_the_user_is_compiled_whole() -> None:
