@@ -28,19 +28,27 @@ RunName = Annotated[
 RunFile = Annotated[
     str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML", autocompletion=completion.configs)
 ]
+JobServer = Annotated[
+    str | None, typer.Option("--address", help="Ask the job server there for the run's job.", metavar="URL")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.", metavar="A.B=V")]
 
 
 @app.command()
-def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def status(
+    run: RunName,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    address: JobServer = None,
+) -> None:
     """Tell how a run is doing, by its log.
 
-    From any machine that sees its storage.
+    From any machine that sees its storage. With --address, how the job that `submit` began is doing.
     """
     with told_errors():
+        from elastic_lm import cli_jobs
         from elastic_lm.run import Run
 
-        facts = asdict(Run.open(run).status())
+        facts = asdict(Run.open(run).status()) if address is None else cli_jobs.status(address, run)
     if as_json:
         deliver(json.dumps(facts))
     else:
@@ -53,10 +61,20 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="F
 
 @app.command()
 def logs(
-    run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has finished.")] = False
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has finished.")] = False,
+    address: JobServer = None,
 ) -> None:
-    """Tell what happened in a run, a line each."""
+    """Tell what happened in a run, a line each.
+
+    With --address, what the job that `submit` began has printed; followed, it gives its exit code too.
+    """
     with told_errors():
+        if address is not None:
+            from elastic_lm import cli_jobs
+
+            cli_jobs.log(address, run, follow=follow)
+            return
         from elastic_lm.monitor.progress import news_of
         from elastic_lm.run import Run
 
@@ -163,15 +181,19 @@ def scale(
 
 
 @app.command()
-def stop(run: RunName) -> None:
+def stop(run: RunName, address: JobServer = None) -> None:
     """Stop a run after its running step, with a checkpoint.
 
-    The command that trained it goes on from there.
+    The command that trained it goes on from there. With --address, through the job that `submit` began.
     """
     with told_errors():
+        from elastic_lm import cli_jobs
         from elastic_lm.run import Run
 
-        Run.open(run).stop()
+        if address is None:
+            Run.open(run).stop()
+        else:
+            cli_jobs.stop(address, run)
     say("Asked to stop.")
 
 

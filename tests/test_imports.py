@@ -73,7 +73,7 @@ ALLOWED = {
         "elastic_lm.machine", "elastic_lm.privacy", "elastic_lm.storage", "elastic_lm.storage_probe",
         "elastic_lm.terminal",
     },
-    "elastic_lm.runtime": {"ray", "psutil", "elastic_lm"},
+    "elastic_lm.runtime": {"ray", "psutil", "aiohttp", "requests", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
         "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model", "elastic_lm.protocol",
@@ -96,6 +96,7 @@ ALLOWED = {
     "elastic_lm.cli_doctor": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
+    "elastic_lm.cli_jobs": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli_data": {"typer", "rich", "elastic_lm"},
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},

@@ -63,7 +63,7 @@ def connected(min_cpus: float = 1.0) -> Iterator[str]:
 
 def _join(address: str) -> None:
     try:
-        _knock(address)
+        knock(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ClusterError(
@@ -72,7 +72,7 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Connect and hang up: where nobody listens, Ray would go on trying for minutes.    Raises: OSError or OverflowError."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():  # not "auto" and the like

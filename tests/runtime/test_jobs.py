@@ -1,0 +1,280 @@
+"""Runs as Ray jobs, against a real head with its job server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import ray
+
+from elastic_lm import Run
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import ClusterError, ConfigError
+from elastic_lm.runtime import jobs
+from elastic_lm.runtime.cluster import wait_for
+from elastic_lm.runtime.jobs import Jobs, modules_of, pack
+from elastic_lm.terminal import Exit
+from tests.runtime.head import Head, running_head
+from tests.solo import solo_config
+
+RUN_S = 120
+WORKER = {"min": 1, "max": 1}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with running_head(num_cpus=2) as head:
+        yield head
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and no word about clusters in the environment."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(
+    *arguments: str, head: Head, timeout: float = RUN_S, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`elastic-lm ARGUMENTS --address` in the current folder."""
+    everything = {**os.environ, "PYTHONPATH": head.environment["PYTHONPATH"], **environment}
+    whole = [sys.executable, "-m", "elastic_lm", *arguments, "--address", head.address]
+    return subprocess.run(whole, env=everything, capture_output=True, text=True, timeout=timeout)
+
+
+def written(config: RunConfig) -> str:
+    Path("run.yaml").write_text(config.to_yaml())
+    return "run.yaml"
+
+
+# -- on a cluster ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_job_trains_a_model_of_this_folder_to_its_end_and_tells_all_of_it(
+    head: Head, here: Path, small_corpus: str
+) -> None:
+    """The code that it takes along is what is named, and nothing else that is here."""
+    Path("mine").mkdir()
+    Path("mine/__init__.py").touch()
+    Path("mine/models.py").write_text("from tests.engine.user_code import bag as build\n")
+    Path("secrets.txt").write_text("not for the cluster")
+    model = {"factory": "mine.models:build"}
+    config = solo_config(small_corpus, f"file://{here}", "of-a-job", workers=WORKER, model=model)
+    done = command("submit", written(config), "--follow", head=head)
+    assert done.returncode == Exit.DONE, done.stdout + done.stderr
+    assert "6 steps" in done.stdout or "step 6" in done.stdout.lower()
+    result = Run.open(config).result
+    assert result is not None and result.verdict == "done" and result.last_step == 6
+
+    again = command("logs", "of-a-job", "-f", head=head)
+    assert again.returncode == Exit.DONE
+    assert again.stdout and done.stdout.endswith(again.stdout)
+    told = json.loads(command("status", "of-a-job", "--json", head=head).stdout)
+    assert (told["job"], told["exit_code"], told["stored_in"]) == ("SUCCEEDED", 0, config.run_url)
+    assert "not for the cluster" not in json.dumps(told) + done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_again(
+    head: Head, here: Path, small_corpus: str
+) -> None:
+    config = solo_config(small_corpus, f"file://{here}", "stopped", steps=1_500, workers=WORKER)
+    name = written(config)
+    assert command("submit", name, head=head).returncode == Exit.DONE
+    wait_for(lambda: _step(config) > 3, timeout_s=RUN_S, what="the job trains", poll_s=0.2)
+    twice = command("submit", name, head=head)
+    assert twice.returncode == Exit.USAGE
+    assert "has a job at" in twice.stderr
+    assert command("stop", "stopped", head=head).returncode == Exit.DONE
+    assert command("logs", "stopped", "-f", head=head).returncode == Exit.STOPPED
+    result = Run.open(config).result
+    assert result is not None and result.verdict == "stopped" and result.last_step > 3
+    assert json.loads(command("status", "stopped", "--json", head=head).stdout)["job"] == "STOPPED"
+    assert command("stop", "stopped", head=head).returncode == Exit.USAGE
+
+    assert command("submit", name, "-f", head=head).returncode == Exit.DONE
+    assert Run.open(config).metrics()["step"].to_pylist() == list(range(1_500))
+
+
+def _step(config: RunConfig) -> int:
+    with suppress(Exception):
+        return Run.open(config).status().step
+    return 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_exit_code_is_that_of_the_command_in_the_job(head: Head, here: Path) -> None:
+    config = solo_config(f"file://{here}/nothing", f"file://{here}", "without-corpus", workers=WORKER)
+    done = command("submit", written(config), "-f", head=head)
+    assert done.returncode == Exit.DATA
+    assert "nothing" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_log_is_whole_however_often_the_connection_breaks(
+    head: Head, here: Path, small_corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = solo_config(small_corpus, f"file://{here}", "cut", steps=40, workers=WORKER)
+    Jobs(head.address).submit(config)
+    monkeypatch.setattr(jobs, "RETRY_S", 0.1)
+    away: list[str] = []
+    with Relay(head.address) as relay:
+        through = Jobs(relay.address)
+        told = ""
+        for piece in through.follow("cut", on_away=away.append):
+            told += piece
+            if len(away) < 3:
+                relay.cut()
+    assert told == Jobs(head.address).log("cut")
+    assert away and "asking again" in away[0]
+    assert Jobs(head.address).exit_code("cut") == Exit.DONE
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_cluster_with_tokens_refuses_who_has_none_or_another(here: Path, small_corpus: str) -> None:
+    secret = "canary-4f1c9a"
+    config = solo_config(small_corpus, f"file://{here}", "with-token", workers=WORKER)
+    name = written(config)
+    with running_head(num_cpus=2, token=secret) as head:
+        for environment in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}):
+            refused = command("submit", name, head=head, **environment)
+            assert refused.returncode == Exit.UNAVAILABLE
+            assert "RAY_AUTH_TOKEN" in refused.stderr
+        right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret}
+        done = command("submit", name, "-f", head=head, **right)
+        assert done.returncode == Exit.DONE, done.stdout + done.stderr
+        assert secret not in done.stdout + done.stderr + command("status", "with-token", head=head, **right).stdout
+
+
+# -- without one -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:1", "no answer from a job server at http://127.0.0.1:1"),
+        ("127.0.0.1:1", "no answer from a job server at http://127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "no address of a job server; write http://HEAD:8265"),
+        ("http://", "no address of a job server"),
+    ],
+)
+def test_address_that_is_none_is_told_with_a_remedy(address: str, told: str) -> None:
+    with pytest.raises(ClusterError, match=told):
+        Jobs(address)
+
+
+@pytest.mark.parametrize(("version", "fits"), [(ray.__version__, True), ("2.9.0", False)])
+def test_another_ray_version_is_refused_before_anything_is_sent(version: str, fits: bool) -> None:
+    asked: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = json.dumps({"ray_version": version, "version": "4"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        if fits:
+            Jobs(f"http://127.0.0.1:{server.server_port}")
+        else:
+            with pytest.raises(ClusterError, match=r"runs Ray 2\.9\.0, and here .*install ray==2\.9\.0"):
+                Jobs(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert set(asked) == {"/api/version"}
+
+
+def test_a_job_takes_along_the_named_modules_only(here: Path, tmp_path: Path) -> None:
+    config = solo_config("file:///tokens", "file:///runs", model={"factory": "mine.models:build"},
+                         objective={"name": "aim:loss"})  # fmt: skip
+    for path in ("mine/models.py", "mine/__pycache__/models.pyc", "aim.py", "other.py", "data/huge.bin"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text("")
+    out = Path("out")
+    out.mkdir()
+    assert modules_of(config) == {"mine", "aim"}
+    pack(config, out)
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == {"run.yaml", "aim.py", "mine/models.py"}
+    assert RunConfig.load(str(out / "run.yaml")) == config
+
+
+def test_code_that_is_too_much_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MAX_CODE_BYTES", 1_000_000)
+    Path("mine").mkdir()
+    Path("mine/weights.bin").write_bytes(bytes(2_000_000))
+    Path("out").mkdir()
+    config = solo_config("file:///tokens", "file:///runs", model={"factory": "mine.models:build"})
+    with pytest.raises(ConfigError, match="hold 2 MB, and a job may take 1 MB along; keep data out of them"):
+        pack(config, Path("out"))
+
+
+class Relay:
+    """Passes TCP connections on to a server, and cuts all of them when told to."""
+
+    def __init__(self, address: str) -> None:
+        place = urlsplit(address)
+        self._server = str(place.hostname), int(place.port or 80)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        while self._sockets:
+            with suppress(OSError):
+                self._sockets.pop().shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                ours, _ = self._listener.accept()
+                theirs = socket.create_connection(self._server)
+                self._sockets += [ours, theirs]
+                for source, sink in ((ours, theirs), (theirs, ours)):
+                    threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for one in (source, sink):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
