@@ -8,7 +8,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from elastic_lm.cli_run import Overrides, RunFile
-from elastic_lm.run_address import RunAddress
 from elastic_lm.terminal import deliver, say, told_errors, visible
 
 app = typer.Typer()
@@ -66,6 +65,7 @@ def end_with(address: str, run: str) -> NoReturn:
 
 def log(address: str, run: str, *, follow: bool) -> None:
     """What `logs --address` does."""
+    from elastic_lm.run_address import RunAddress
     from elastic_lm.runtime.jobs import Jobs
 
     name = RunAddress.find(run).name
@@ -76,6 +76,7 @@ def log(address: str, run: str, *, follow: bool) -> None:
 
 def status(address: str, run: str) -> dict[str, object]:
     """What `status --address` tells: the job's state beside the run's name."""
+    from elastic_lm.run_address import RunAddress
     from elastic_lm.runtime.jobs import Jobs
 
     jobs = Jobs(address)
@@ -91,6 +92,7 @@ def status(address: str, run: str) -> dict[str, object]:
 
 def stop(address: str, run: str) -> None:
     """What `stop --address` does."""
+    from elastic_lm.run_address import RunAddress
     from elastic_lm.runtime.jobs import Jobs
 
     Jobs(address).stop(RunAddress.find(run).name)
