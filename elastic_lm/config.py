@@ -405,6 +405,10 @@ class MetricsConfig(Part):
     """Port of the Prometheus endpoint; the next free one when it is taken, 0 for any, None for no endpoint."""
     host: str = "127.0.0.1"
     """Address that the endpoint listens on. 0.0.0.0 lets other machines scrape; there is no authentication."""
+    tls_certificate: LocalFolder | None = Field(default=None, examples=["/etc/elastic-lm/tls.crt"])
+    """PEM file on the head node, a chain that begins with the endpoint's certificate: it then speaks HTTPS alone."""
+    tls_key: LocalFolder | None = Field(default=None, examples=["/etc/elastic-lm/tls.key"])
+    """PEM file on the head node: the certificate's private key, without a passphrase."""
     interval_s: Seconds = 5.0
     """Time between two lines of progress."""
 

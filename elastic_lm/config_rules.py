@@ -28,7 +28,7 @@ def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
     rules = (
         _check_model, _check_objective, _check_optimizer, _check_schedule, _check_skip, _check_workers, _check_checkpoint,
-        _check_control, _check_tracking, _check_failpoints,
+        _check_control, _check_metrics, _check_tracking, _check_failpoints,
     )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
         raise ConfigError("\n".join(broken))
@@ -194,6 +194,15 @@ def _check_control(config: RunConfig) -> Iterator[str]:
         yield (
             f"control.backoff_base_s={control.backoff_base_s} is more than control.backoff_limit_s="
             f"{control.backoff_limit_s}; use at most {control.backoff_limit_s:g}"
+        )
+
+
+def _check_metrics(config: RunConfig) -> Iterator[str]:
+    certificate, key = config.metrics.tls_certificate, config.metrics.tls_key
+    if (certificate is None) != (key is None):
+        yield (
+            f"metrics.tls_certificate={certificate} and metrics.tls_key={key} belong together; set both for an endpoint that "
+            "speaks TLS, or neither"
         )
 
 

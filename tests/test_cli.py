@@ -262,6 +262,7 @@ def test_text_may_be_in_another_column(tmp_path: Path) -> None:
         ({"--vocab-size": "10"}, 2, "vocab_size=10 cannot hold"),
         ({"--vocab-size": "99999999999"}, 2, "use at most 4194304"),  # the library ended the process
         ({"--block-tokens": "1"}, 2, "block_tokens=1 holds no sample"),
+        ({"--block-tokens": "300000000"}, 2, "block_tokens=300000000 is too much to be read at once"),
         ({"--tokenizer": "absent.json"}, 2, "absent.json: there is no such file; name a tokenizer.json"),
         ({"--tokenizer": "/dev/null"}, 2, "/dev/null: this is no tokenizer.json"),
         ({"--held-out": "0.999999"}, 3, "no text to train on: 20 held out; add documents"),

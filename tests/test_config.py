@@ -215,6 +215,10 @@ FIELDS = (
     number("control.same_error_limit", "0", NOT_BELOW_1, "3"),
     number("metrics.port", "65536", "should be less than or equal to 65535", "9500"),
     Row("metrics.host", "0", "0", "is not text; put quotes around it", "0.0.0.0", False),
+    Row("metrics.tls_certificate", "s3://b/tls.crt", "'s3://b/tls.crt'", "is no folder of a machine", "/tls.crt", False,
+        ("metrics.tls_certificate=/1.crt", "metrics.tls_key=/1.key")),
+    Row("metrics.tls_key", "s3://b/tls.key", "'s3://b/tls.key'", "is no folder of a machine", "/tls.key", False,
+        ("metrics.tls_certificate=/1.crt", "metrics.tls_key=/1.key")),
     number("metrics.interval_s", "0", ABOVE_0, "6"),
     Row("tracking.tensorboard", "1", "1", "is neither true nor false", "true", False),
     Row("tracking.wandb_project", "a/b", "'a/b'", "should match pattern", "mine", False),
@@ -984,6 +988,11 @@ def test_corpus_with_another_manifest_is_refused_with_both() -> None:
 def test_replaced_config_is_checked_again() -> None:
     with pytest.raises(ConfigError, match=r"workers\.max=9 is more than"):
         config().replace("workers.max=9")
+
+
+@pytest.mark.parametrize("given", ["tls_certificate=/tls.crt", "tls_key=/tls.key"])
+def test_certificate_and_key_belong_together(given: str) -> None:
+    assert "belong together; set both for an endpoint that speaks TLS, or neither" in refusal(f"metrics.{given}")
 
 
 def test_run_lives_below_storage_under_its_name() -> None:

@@ -23,6 +23,7 @@ ITEM_SIZES = {"uint16": 2, "uint32": 4}
 SPECIAL_NAMES = ("pad", "cls", "sep", "mask", "end_of_text")
 WINDOW_BYTES = 32 * 2**20  # 1 MiB blocks: windows of 32; 4 MiB blocks: the least number that still mixes well, 16
 FEWEST_WINDOW_BLOCKS = 16
+MAX_BLOCK_BYTES = 2**30  # a block is read whole; what claims more is no corpus of ours
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ def _check(manifest: Manifest) -> None:
         or block_tokens < 2
     ):
         raise DataError(f"vocab_size={vocab_size} or block_tokens={block_tokens} is out of range")
+    if block_tokens * manifest.item_size > MAX_BLOCK_BYTES:
+        raise DataError(f"block_tokens={block_tokens} makes blocks of more than {MAX_BLOCK_BYTES} bytes")
     _check_special_ids(manifest.special_ids, vocab_size)
     for shards in (manifest.shards, manifest.held_out):
         _check_blocks(manifest, shards)

@@ -14,7 +14,7 @@ from functools import partial
 
 from elastic_lm.data.corpus import write_corpus
 from elastic_lm.data.documents import CHUNK_BYTES, Chunk
-from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.manifest import MAX_BLOCK_BYTES, Manifest
 from elastic_lm.data.mixture import Source, is_chosen, passes
 from elastic_lm.data.parts import Part, PartResult, encode_part, is_held_out
 from elastic_lm.data.progress import Progress, Unseen, View
@@ -49,6 +49,11 @@ class PrepareOptions:
         if self.block_tokens is not None and self.block_tokens < 2:
             raise ConfigError(
                 f"block_tokens={self.block_tokens} holds no sample; use a power of two plus one, e.g. 524289"
+            )
+        if self.block_tokens is not None and self.block_tokens > MAX_BLOCK_BYTES // 4:
+            raise ConfigError(
+                f"block_tokens={self.block_tokens} is too much to be read at once; use {MAX_BLOCK_BYTES // 4} or less, "
+                "e.g. 2097153"
             )
         if self.part_bytes < 1 or self.tokenizer_bytes < 1:
             raise ConfigError(

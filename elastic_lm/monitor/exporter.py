@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,10 +47,20 @@ class Exporter:
         self._server: _Server | None = None
         self.sentence = "No metrics endpoint, as configured."
 
-    def open(self, host: str, port: int | None) -> None:
-        """Listen. `port` None for no endpoint, 0 for any free port."""
-        if port is not None:
-            self._open(host, port)
+    def open(self, host: str, port: int | None, certificate: str | None = None, key: str | None = None) -> None:
+        """Listen. `port` None for no endpoint, 0 for any free port. With files of a certificate and its key: by TLS."""
+        if port is None:
+            return
+        try:
+            tls = None if certificate is None else _tls(certificate, key)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            self.sentence = (
+                f"No metrics endpoint: {certificate} and {key} are no certificate with its key ({error}). "
+                "Set metrics.tls_certificate and metrics.tls_key to PEM files of this node. Training goes on without it."
+            )
+            logger.warning("%s", self.sentence)
+            return
+        self._open(host, port, tls)
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -70,13 +81,14 @@ class Exporter:
             self._server.stop()
             self._server = None
 
-    def _open(self, host: str, port: int) -> None:
+    def _open(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         for candidate in range(port, min(port + PORTS_TRIED, 65_536)):
             try:
-                self._server = _Server(host, candidate, self)
+                self._server = _Server(host, candidate, self, tls)
                 got = self._server.server_address[1]
                 taken = f" (port {port} is taken)" if port not in (0, got) else ""
-                self.sentence = f"Metrics at http://{host}:{got}/metrics{taken}."
+                scheme = "http" if tls is None else "https"
+                self.sentence = f"Metrics at {scheme}://{host}:{got}/metrics{taken}."
                 return
             except (OSError, TypeError, ValueError) as error:  # the last two: a host name that cannot be one
                 ports = f"port {port}" if candidate == port else f"ports {port} to {candidate}"
@@ -89,13 +101,21 @@ class Exporter:
         logger.warning("%s", self.sentence)
 
 
+def _tls(certificate: str, key: str | None) -> ssl.SSLContext:
+    """Raises: OSError when one of the files is not what it should be."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key, password="")
+    return context
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 1024  # with 64, the kernel made 300 connections at once wait for 4 s; with this, 0.04 s
 
-    def __init__(self, host: str, port: int, exporter: Exporter) -> None:
+    def __init__(self, host: str, port: int, exporter: Exporter, tls: ssl.SSLContext | None) -> None:
         self.exporter = exporter
+        self._tls = tls
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
@@ -108,6 +128,8 @@ class _Server(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        if self._tls is not None:  # hands are shaken in a connection's own thread, which waits for nobody for long
+            self.socket = self._tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

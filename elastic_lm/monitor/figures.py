@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
-from elastic_lm.monitor.metrics import CAUSES, LOSSES, PHASES, by_name
+from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, by_name
 from elastic_lm.monitor.mfu import Mfu
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ Labels = tuple[str, ...]
 # Events that are counted one by one.
 COUNTED = {
     EventKind.MEMBER_READY: "members_ready_total",
-    EventKind.MEMBER_LEFT: "members_left_total",
     EventKind.MEMBER_REFUSED: "members_refused_total",
     EventKind.NODE_LOST: "nodes_lost_total",
     EventKind.NODE_QUARANTINED: "nodes_quarantined_total",
@@ -73,6 +72,8 @@ class Figures:
                 self._add("lost_seconds_total", fields["lost_s"], cause)
             case EventKind.MEMBER_LOST:
                 self._add("members_lost_total", 1, _loss(fields["cause"]))
+            case EventKind.MEMBER_LEFT:
+                self._add("members_left_total", 1, fields["cause"] if fields["cause"] in LEAVES else "drain")
             case EventKind.CHECKPOINT_SAVED:
                 if event.step is not None:
                     self._set("checkpoint_step", event.step)
@@ -140,6 +141,7 @@ class Figures:
     def _begin_counters(self) -> None:
         """Counters exist from the start: a series that appears with its first count hides it from `rate`."""
         label_values = {"rescales_total": CAUSES, "lost_seconds_total": CAUSES, "members_lost_total": LOSSES}
+        label_values["members_left_total"] = LEAVES
         label_values["step_phase_seconds_total"] = PHASES
         for metric in self._metrics.values():
             if metric.kind == "counter":

@@ -40,6 +40,7 @@ CAUSES = (
     "other",
 )
 LOSSES = ("crash", "hang", "preemption")
+LEAVES = ("drain", "resize", "preemption")
 PHASES = ("data", "compute", "reduce", "optimizer")
 
 CATALOGUE = (
@@ -73,7 +74,7 @@ CATALOGUE = (
     Metric("lost_seconds_total", "counter", "s", "Wall time for which training stood still.", ("cause",)),
     Metric("members_ready_total", "counter", "workers", "Workers that finished warming up."),
     Metric("members_lost_total", "counter", "workers", "Workers that died, hung or were preempted.", ("cause",)),
-    Metric("members_left_total", "counter", "workers", "Workers that left in peace between two leases."),
+    Metric("members_left_total", "counter", "workers", "Workers that left in peace between two leases.", ("cause",)),
     Metric("members_refused_total", "counter", "workers", "Workers that compute other bits than the run."),
     Metric("nodes_lost_total", "counter", "nodes", "Nodes that died while workers of the run were on them."),
     Metric("nodes_quarantined_total", "counter", "nodes", "Nodes that lost too many workers in a short time."),
@@ -116,7 +117,7 @@ def markdown() -> str:
     lines += [
         "",
         f"`cause` of `rescales_total` and `lost_seconds_total`: {', '.join(CAUSES)}.",
-        f"`cause` of `members_lost_total`: {', '.join(LOSSES)}.",
+        f"`cause` of `members_lost_total`: {', '.join(LOSSES)}; of `members_left_total`: {', '.join(LEAVES)}.",
         "`cause` of `lost_worker_seconds`: the same as of `lost_seconds_total`, and `warm_up` (workers that start while",
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
         "and `unnamed` (the rest).",

@@ -80,7 +80,9 @@ class Recorder:
             on_superseded=on_superseded,
         )
         self._recall(run_storage.child("events"))
-        self._exporter.open(config.metrics.host, config.metrics.port)  # a scrape never sees a counter that was behind
+        metrics = config.metrics
+        # Now, and not before: a scrape never sees a counter that was behind.
+        self._exporter.open(metrics.host, metrics.port, metrics.tls_certificate, metrics.tls_key)
         self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
         if (news := news_of(started)) is not None:

@@ -131,6 +131,7 @@ def changed(place: str, value: Any) -> str:
         ("vocab_size", 300.5, "300.5"),
         ("vocab_size", True, "True"),
         ("block_tokens", 1, "block_tokens=1"),
+        ("block_tokens", 2**29 + 1, "makes blocks of more than 1073741824 bytes"),  # nobody allocates that on its word
         ("block_tokens", 9, "has 10 tokens, not 9"),
         ("block_tokens", 11, "has 10 tokens, not 11"),
         ("block_tokens", 10.0, "10.0"),

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from prometheus_client.parser import text_string_to_metric_families
 
 from elastic_lm.events.types import Event, EventKind
@@ -37,9 +47,9 @@ HISTORY = [
 class Endpoint(Exporter):
     """An exporter that listens."""
 
-    def __init__(self, run: str, *, port: int | None, host: str) -> None:
+    def __init__(self, run: str, *, port: int | None, host: str, tls: tuple[str, str] | None = None) -> None:
         super().__init__(run, 4)
-        self.open(host, port)
+        self.open(host, port, *(tls or ()))
 
     def tell(self, *events: Event) -> None:
         for event in events:
@@ -55,8 +65,14 @@ def start() -> Iterator[Start]:
     """Starts exporters; afterwards all are closed."""
     with ExitStack() as stack:
 
-        def begin(*events: Event, port: int | None = 0, host: str = "127.0.0.1", run: str = "a-run") -> Endpoint:
-            exporter = Endpoint(run, port=port, host=host)
+        def begin(
+            *events: Event,
+            port: int | None = 0,
+            host: str = "127.0.0.1",
+            run: str = "a-run",
+            tls: tuple[str, str] | None = None,
+        ) -> Endpoint:
+            exporter = Endpoint(run, port=port, host=host, tls=tls)
             stack.callback(exporter.close)
             exporter.tell(*events)
             return exporter
@@ -152,6 +168,54 @@ def test_other_methods_are_refused(start: Start) -> None:
 
 
 # -- where it listens ------------------------------------------------------------------------------------------------
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str]:
+    """Files of a certificate for 127.0.0.1 that nobody but itself vouches for, and of its key."""
+    now = datetime.now(UTC)
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a run")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = builder.add_extension(hosts, critical=False).sign(key, hashes.SHA256())
+    (tmp_path / "tls.crt").write_bytes(made.public_bytes(Encoding.PEM))
+    (tmp_path / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return str(tmp_path / "tls.crt"), str(tmp_path / "tls.key")
+
+
+def test_endpoint_with_a_certificate_speaks_tls_alone(start: Start, certificate: tuple[str, str]) -> None:
+    exporter = start(*HISTORY, tls=certificate)
+    assert exporter.address is not None
+    host, port = exporter.address
+    assert exporter.sentence == f"Metrics at https://127.0.0.1:{port}/metrics."
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    with urllib.request.urlopen(f"https://{host}:{port}/metrics", context=trusting, timeout=10) as answer:
+        assert samples(answer.read().decode()) == samples(exporter.text())
+    with pytest.raises(OSError):
+        get(exporter)
+    half_open = [socket.create_connection((host, port)) for _ in range(40)]  # none of which shakes hands
+    with urllib.request.urlopen(f"https://{host}:{port}/metrics", context=trusting, timeout=10) as answer:
+        assert answer.status == 200
+    for connection in half_open:
+        connection.close()
+
+
+@pytest.mark.parametrize("damaged", ["tls.crt", "tls.key", "none"])
+def test_certificate_that_is_none_means_no_endpoint_and_is_said(
+    damaged: str, start: Start, certificate: tuple[str, str], tmp_path: Path
+) -> None:
+    if damaged == "none":
+        certificate = ("/no/tls.crt", certificate[1])
+    else:
+        (tmp_path / damaged).write_text("nothing of the kind")
+    exporter = start(tls=certificate)
+    assert exporter.address is None
+    assert "are no certificate with its key" in exporter.sentence
+    assert "metrics.tls_certificate" in exporter.sentence
 
 
 def test_sentence_tells_the_address(start: Start) -> None:

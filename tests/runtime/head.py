@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,11 +13,12 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import psutil
 
-from elastic_lm.runtime.cluster import wait_for
+from elastic_lm.runtime.cluster import HEALTH_CHECKS, wait_for
 
 START_S = 120
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def free_ports(number: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Head:
-    """`address` of the job server, `gcs` of the cluster."""
+    """`address` of the job server, `gcs` of the cluster. `environment`: of all that belongs to it."""
 
     address: str
     gcs: str
@@ -42,7 +43,7 @@ class Head:
 @contextlib.contextmanager
 def running_head(num_cpus: int, token: str | None = None) -> Iterator[Head]:
     """A head whose nodes find the `elastic-lm` of this source tree on their PATH. `token`: who has none is refused."""
-    gcs, dashboard, client, agent, metrics, runtime_env = free_ports(6)
+    gcs, dashboard, client = free_ports(3)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -52,21 +53,53 @@ def running_head(num_cpus: int, token: str | None = None) -> Iterator[Head]:
     }
     environment.pop("RAY_ADDRESS", None)
     options = {
-        "port": gcs, "dashboard-host": "127.0.0.1", "dashboard-port": dashboard, "ray-client-server-port": client,
-        "dashboard-agent-listen-port": agent, "metrics-export-port": metrics, "runtime-env-agent-port": runtime_env,
-        "num-cpus": num_cpus, "node-ip-address": "127.0.0.1", "object-store-memory": 200_000_000,
-    }  # fmt: skip
+        "port": gcs,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+    }
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={folder}"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        with open(Path(folder, "said"), "wb") as said:
-            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
-        head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
-        try:
+        flags = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
+        with _started([*flags, *_flags(options)], num_cpus, environment) as process:
+            head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
             wait_for(lambda: _answers(head.address), timeout_s=START_S, what="the job server answers", poll_s=0.2)
             yield head
-        finally:
-            _end(process)
+
+
+@contextlib.contextmanager
+def running_node(head: Head, num_cpus: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One more node, as `ray start --block` makes it, once it is up: two that start at once take each other's ports."""
+    before = nodes(head)
+    with _started([f"--address={head.gcs}"], num_cpus, {**head.environment, **environment}) as process:
+        wait_for(lambda: nodes(head) - before, timeout_s=START_S, what="the node is up", poll_s=0.2)
+        yield process
+
+
+def nodes(head: Head) -> set[str]:
+    """Ids of nodes that live, the head's too, as its dashboard has them: one that was killed stays for seconds."""
+    with urllib.request.urlopen(f"{head.address}/nodes?view=summary", timeout=10) as answer:
+        found = [node["raylet"] for node in json.load(answer)["data"]["summary"]]
+    return {raylet["nodeId"] for raylet in found if raylet.get("state") == "ALIVE"}
+
+
+@contextlib.contextmanager
+def _started(flags: list[str], num_cpus: int, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    options = {
+        "dashboard-agent-listen-port": free_ports(1)[0],  # Ray finds the others itself
+        "num-cpus": num_cpus,
+        "node-ip-address": "127.0.0.1",
+        "object-store-memory": 200_000_000,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags, *_flags(options)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
 def _answers(address: str) -> bool:
@@ -80,11 +113,11 @@ def _answers(address: str) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """All that it started, too."""
-    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(everybody, timeout=15)
-    for one in alive:
-        with contextlib.suppress(psutil.Error):
-            one.kill()
+    """All that it started, too; at once, without the notice that it would give to whoever trains there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in everybody:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        psutil.wait_procs(everybody, timeout=15)
     process.wait(10)

@@ -1,0 +1,107 @@
+"""Nodes that are told to go: SIGTERM to `ray start --block`, as Kubernetes and spot machines do, on a cluster of processes."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from elastic_lm import Run
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import NotFoundError
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.figures import Figures
+from elastic_lm.runtime.cluster import wait_for
+from elastic_lm.runtime.jobs import Jobs
+from tests.faults.harness import make_config
+from tests.faults.oracle import undisturbed
+from tests.runtime.head import Head, running_head, running_node
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+RUN_S = 180
+STEPS = 250
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with running_head(num_cpus=0) as head:
+        yield head
+
+
+@pytest.fixture(autouse=True)
+def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def train_through(config: RunConfig, head: Head, notice_s: int, *, at_step: int) -> list[Event]:
+    """Train on two nodes, of which one gets SIGTERM at that step, and `notice_s` to go.    Returns: the run's events."""
+    with ExitStack() as stack:
+        notice = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(notice_s)}
+        first, _ = (stack.enter_context(running_node(head, 1, **notice)) for _ in range(2))
+        jobs = Jobs(head.address)
+        jobs.submit(config)
+        run = Run.open(config)
+
+        def trains_on_both() -> bool:
+            assert not jobs.details(config.name).status.is_terminal(), jobs.log(config.name)
+            with suppress(NotFoundError):  # no log yet
+                return run.status().step >= at_step
+            return False
+
+        try:
+            wait_for(trains_on_both, timeout_s=RUN_S, what="two workers train", poll_s=0.1)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; the job: {jobs.log(config.name)}") from error
+        first.send_signal(signal.SIGTERM)
+        printed = "".join(jobs.follow(config.name))
+        assert jobs.exit_code(config.name) == 0, printed
+    return list(run.events())
+
+
+def assert_undisturbed(config: RunConfig, events: list[Event]) -> None:
+    digest, steps = undisturbed(config)
+    result = Run.open(config).result
+    assert result is not None and result.digest["state"] == digest
+    assert [event.step for event in events if event.kind is EventKind.STEP_COMMITTED] == list(range(STEPS))
+    assert [event.fields["loss"] for event in events if event.kind is EventKind.STEP_COMMITTED] == [s[1] for s in steps]
+
+
+def counted(events: list[Event], name: str, cause: str) -> float:
+    figures = Figures("run", "0", 1)
+    for event in events:
+        figures.observe(event)
+    return {(n, labels): value for n, labels, value in figures.values()}[(name, (cause,))]
+
+
+def test_worker_on_a_node_that_is_told_in_time_leaves_between_two_steps(
+    head: Head, corpus: str, tmp_path: Path
+) -> None:
+    config = make_config(corpus, f"file://{tmp_path}", "told-in-time", steps=STEPS, workers={"min": 2, "max": 2})
+    events = train_through(config, head, 30, at_step=20)
+    assert_undisturbed(config, events)
+    kinds = Counter(event.kind for event in events)
+    assert kinds[EventKind.MEMBER_LOST] == 0
+    (left,) = [event for event in events if event.kind is EventKind.MEMBER_LEFT]
+    assert left.fields["cause"] == "preemption"
+    assert not [e for e in events if e.kind is EventKind.REFORMED and e.fields["cause"] == "failure"]
+    assert counted(events, "members_left_total", "preemption") == 1
+
+
+def test_worker_that_cannot_leave_in_time_is_lost_as_ever_and_it_does_not_show(
+    head: Head, corpus: str, tmp_path: Path
+) -> None:
+    """Its micro-batch takes longer than the node has."""
+    config = make_config(corpus, f"file://{tmp_path}", "too-late", steps=STEPS, workers={"min": 2, "max": 2},
+                         failpoints=["*:micro_batch@20=delay:12"])  # fmt: skip
+    events = train_through(config, head, 2, at_step=20)
+    assert_undisturbed(config, events)
+    lost = [event for event in events if event.kind is EventKind.MEMBER_LOST]
+    assert lost and {event.fields["cause"] for event in lost} == {"preemption"}
+    assert counted(events, "members_lost_total", "preemption") == len(lost)
+    assert counted(events, "members_lost_total", "crash") == 0
