@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from elastic_lm.runtime.cluster import HEALTH_CHECKS, wait_for
 
@@ -41,8 +42,11 @@ class Head:
 
 
 @contextlib.contextmanager
-def running_head(num_cpus: int, token: str | None = None) -> Iterator[Head]:
-    """A head whose nodes find the `elastic-lm` of this source tree on their PATH. `token`: who has none is refused."""
+def running_head(num_cpus: int, token: str | None = None, *, flags: Sequence[str] = (), **more: str) -> Iterator[Head]:
+    """A head whose nodes find the `elastic-lm` of this source tree on their PATH.
+
+    `token`: who has none is refused. `flags` and `more` (environment): of its `ray start`.
+    """
     gcs, dashboard, client = free_ports(3)
     environment = {
         **os.environ,
@@ -50,6 +54,7 @@ def running_head(num_cpus: int, token: str | None = None) -> Iterator[Head]:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled" if token is None else "token",
         **({} if token is None else {"RAY_AUTH_TOKEN": token}),
+        **more,
     }
     environment.pop("RAY_ADDRESS", None)
     options = {
@@ -59,10 +64,10 @@ def running_head(num_cpus: int, token: str | None = None) -> Iterator[Head]:
         "ray-client-server-port": client,
     }
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
-        flags = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
-        with _started([*flags, *_flags(options)], num_cpus, environment) as process:
+        always = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
+        with _started([*always, *_flags(options), *flags], num_cpus, environment) as process:
             head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
-            wait_for(lambda: _answers(head.address), timeout_s=START_S, what="the job server answers", poll_s=0.2)
+            wait_for(lambda: _answers(head), timeout_s=START_S, what="the job server answers", poll_s=0.2)
             yield head
 
 
@@ -73,6 +78,38 @@ def running_node(head: Head, num_cpus: int, **environment: str) -> Iterator[subp
     with _started([f"--address={head.gcs}"], num_cpus, {**head.environment, **environment}) as process:
         wait_for(lambda: nodes(head) - before, timeout_s=START_S, what="the node is up", poll_s=0.2)
         yield process
+
+
+@contextlib.contextmanager
+def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
+    """A head that starts nodes of one CPU when something waits for them, and ends those that are idle for so long.
+
+    Ray's own stand-in for a cloud: the nodes are processes of this machine, the autoscaler is the real one.
+    """
+    types = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},
+    }
+    config = {
+        "cluster_name": "fake",
+        "max_workers": max_nodes,
+        "idle_timeout_minutes": idle_s / 60,
+        "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
+        "available_node_types": types,
+        "head_node_type": "ray.head.default",
+    }
+    environment = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(config, file)
+        file.flush()
+        with running_head(0, flags=[f"--autoscaling-config={file.name}"], **environment) as head:
+            yield head
 
 
 def nodes(head: Head) -> set[str]:
@@ -102,10 +139,10 @@ def _flags(options: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def _answers(address: str) -> bool:
+def _answers(head: Head) -> bool:
+    """It does, and knows of its own node."""
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=5):
-            return True
+        return bool(nodes(head))
     except HTTPError as error:
         return error.code == 401  # it wants a token
     except OSError:
