@@ -22,6 +22,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from elastic_lm.runtime.cluster import HEALTH_CHECKS, wait_for
 
 START_S = 120
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,7 +68,8 @@ def running_head(num_cpus: int, token: str | None = None, *, flags: Sequence[str
         always = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
         with _started([*always, *_flags(options), *flags], num_cpus, environment) as process:
             head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
-            wait_for(lambda: _answers(head), timeout_s=START_S, what="the job server answers", poll_s=0.2)
+            wait_for(lambda: process.poll() is not None or _answers(head), timeout_s=START_S, what="the job server answers", poll_s=0.2)
+            assert process.poll() is None, "the head ended as it began"
             yield head
 
 
@@ -94,9 +96,13 @@ def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
         "cluster_name": "fake",
         "max_workers": max_nodes,
         "idle_timeout_minutes": idle_s / 60,
-        "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
+        # By its module: what Ray knows under the name fake_multinode lacks a file in the package that is installed.
+        "provider": {"type": "external", "module": PROVIDER, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
         "available_node_types": types,
         "head_node_type": "ray.head.default",
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        **{f"{what}_commands": [] for what in ("initialization", "setup", "head_setup", "worker_setup")},
     }
     environment = {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
