@@ -17,7 +17,11 @@ from elastic_lm.monitor.exporter import MAX_CONNECTIONS, Exporter
 from elastic_lm.monitor.metrics import CATALOGUE, PREFIX
 from tests.monitor.story import at, committed, lost, ready, reformed, started
 
-CONFIG = {"training": {"steps": 20, "precision": "bf16"}}
+CONFIG = {
+    "training": {"steps": 20, "precision": "bf16"},
+    "workers": {"min": 1, "max": 2},
+    "checkpoint": {"every_steps": 5},
+}
 HISTORY = [
     at(0, EventKind.RUN_STARTED, config=CONFIG, flops_per_token=10**9),
     started(0, "w0"),
