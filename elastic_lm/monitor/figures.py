@@ -55,6 +55,11 @@ class Figures:
         self._end("")
         self._begin_counters()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a verdict, and no attempt since."""
+        return any(self._values["run_ended"].values())
+
     def observe(self, event: Event) -> None:
         """Take the event into account."""
         try:

@@ -56,3 +56,25 @@ def committed(
     attempt = more.pop("attempt", 0)
     event = at(elapsed_s, EventKind.STEP_COMMITTED, attempt=attempt, **{k: v for k, v in fields.items() if k != "step"})
     return Event(event.kind, event.message, step, "1.1", {**fields, **more}, event.time_s, elapsed_s, attempt)
+
+
+CONFIG = {
+    "training": {"steps": 20, "precision": "bf16"},
+    "workers": {"min": 1, "max": 2},
+    "checkpoint": {"every_steps": 5},
+}
+# Two workers, of whom one is lost after five steps; the run goes on with the other.
+HISTORY = [
+    at(0, EventKind.RUN_STARTED, config=CONFIG, flops_per_token=10**9),
+    started(0, "w0"),
+    started(0, "w1"),
+    ready(2, "w0", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
+    ready(2, "w1", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
+    Event(EventKind.LEASE_GRANTED, "", 0, "1.1", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
+    reformed(3, "start", lost_s=3),
+    *(committed(4 + step, step) for step in range(5)),
+    at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
+    lost(9.5, "w1"),
+    reformed(10, "failure", lost_s=0.5),
+    *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),
+]
