@@ -60,7 +60,7 @@ hooks: env
 	$(BIN)/pre-commit install
 
 # bench/against.py needs rivals' packages of its own: bench/README.md.
-BENCHES := step memory checkpoint commands load reader reform
+BENCHES := step memory checkpoint commands scrape load reader reform
 bench: env
 	for file in $(BENCHES:%=bench/%.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 

@@ -18,7 +18,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.figures import COUNTED, Figures
 from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, VERDICTS, by_name
 from tests.control.simulation import Cluster
-from tests.monitor.story import at, committed, left, lost, ready, reformed, started
+from tests.monitor.story import at, committed, left, lost, ready, reformed, started, storm
 
 COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
 START = [
@@ -203,6 +203,16 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
     figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), saved])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
+
+
+def test_a_thousand_workers_have_the_series_of_three() -> None:
+    few, many = (
+        {(name, labels) for name, labels, _ in after(storm(num_workers), num_micro_batches=num_workers).values()}
+        for num_workers in (3, 1_000)
+    )
+    assert few == many
+    assert {name for name, _ in few} == by_name().keys()
+    assert len(few) < 120
 
 
 # -- gauges that are no longer true ----------------------------------------------------------------------------------
