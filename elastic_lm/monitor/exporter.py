@@ -35,7 +35,7 @@ PORTS_TRIED = 100
 MAX_CONNECTIONS = 16
 CONNECTION_S = 5.0
 POLL_S = 0.5  # the longest that `close` waits for the server's loop; each look costs 50 us
-LAST_SCRAPE_S = 60.0  # whoever scrapes less often than Prometheus does by itself may miss the end of a run
+LAST_SCRAPE_S = 70.0  # by itself Prometheus scrapes every minute; whoever comes less often may miss the end of a run
 PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
 
