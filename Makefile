@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-all test-fast soak lint format hooks bench docs clean clean-env
+.PHONY: env demo test test-all test-fast soak lint format hooks bench docs cluster clean clean-env
 
 env: .venv/.installed
 
@@ -60,7 +60,7 @@ hooks: env
 	$(BIN)/pre-commit install
 
 # bench/against.py needs rivals' packages of its own: bench/README.md.
-BENCHES := step memory checkpoint commands load reader reform
+BENCHES := step memory checkpoint commands scrape load reader reform
 bench: env
 	for file in $(BENCHES:%=bench/%.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -70,6 +70,15 @@ docs: env
 	$(BIN)/python -m elastic_lm.cli_reference > docs/commands.md
 	$(BIN)/python -m elastic_lm.monitor.table > docs/steps.md
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
+	$(BIN)/python -m elastic_lm.monitor.rules runbook > docs/runbooks.md
+
+# What a Prometheus reads, on a machine or on Kubernetes. The same holds for it.
+cluster: env
+	$(BIN)/python -m elastic_lm.monitor.rules rules > cluster/prometheus/rules.yaml
+	$(BIN)/python -m elastic_lm.monitor.rules prometheus_rule > cluster/kuberay/prometheusrule.yaml
+	$(BIN)/python -m elastic_lm.monitor.scraping prometheus > cluster/prometheus/prometheus.yaml
+	$(BIN)/python -m elastic_lm.monitor.scraping podmonitor > cluster/kuberay/podmonitor.yaml
+	$(BIN)/python -m tests.cluster.scenarios > cluster/prometheus/rules_test.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

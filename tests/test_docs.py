@@ -25,7 +25,7 @@ PAGES = {
 }
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.annotation, type)
             and issubclass(field.annotation, BaseModel)}  # fmt: skip
-FILE = re.compile(r"^((?:elastic_lm|tests|bench|docs|examples)/[\w./-]+|[a-z_]+/[a-z_]+\.py)$")
+FILE = re.compile(r"^((?:elastic_lm|tests|bench|docs|examples|cluster)/[\w./-]+|[a-z_]+/[a-z_]+\.py)$")
 
 
 def prose(page: str) -> str:

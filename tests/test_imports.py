@@ -37,7 +37,7 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.errors", "elastic_lm.storage", "elastic_lm.failpoints",
     },
     "elastic_lm.monitor": {
-        "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "elastic_lm.__version__",
+        "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "yaml", "elastic_lm.__version__",
         "elastic_lm.data.progress", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.huggingface": {

@@ -3,6 +3,7 @@
 Invariant: whatever happens to the endpoint, the run goes on. A taken port means the next one, no port at all means none,
 and either is said. Scrapers that connect and then say nothing cost a thread each for a few seconds, and beyond
 `MAX_CONNECTIONS` the oldest is cut off, so they cannot pile up (the server of prometheus_client keeps a thread for each).
+A run that has ended keeps its endpoint until those who scrape it have seen the verdict: the price is a scrape's interval.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,6 +28,7 @@ from elastic_lm import __version__
 from elastic_lm.events.types import Event
 from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.metrics import PREFIX, by_name
+from elastic_lm.monitor.visitors import Visitors
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ PORTS_TRIED = 100
 MAX_CONNECTIONS = 16
 CONNECTION_S = 5.0
 POLL_S = 0.5  # the longest that `close` waits for the server's loop; each look costs 50 us
+LAST_SCRAPE_S = 70.0  # by itself Prometheus scrapes every minute; whoever comes less often may miss the end of a run
 PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
 
@@ -45,6 +49,7 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(self.figures))
         self._server: _Server | None = None
+        self.visitors = Visitors()
         self.sentence = "No metrics endpoint, as configured."
 
     def open(self, host: str, port: int | None, certificate: str | None = None, key: str | None = None) -> None:
@@ -76,8 +81,10 @@ class Exporter:
         return generate_latest(self._registry).decode()
 
     def close(self) -> None:
-        """End the server and its threads."""
+        """End the server and its threads; when the run has ended, as soon as its regular visitors know."""
         if self._server is not None:
+            if self.figures.has_ended:
+                self.visitors.await_all(LAST_SCRAPE_S)
             self._server.stop()
             self._server = None
 
@@ -169,12 +176,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404, "metrics are at /metrics")
             return
+        began_s = time.monotonic()
         body = self.server.exporter.text().encode()
         self.send_response(200)
         self.send_header("Content-Type", CONTENT_TYPE)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        who = f"{self.client_address[0]} {self.headers.get('User-Agent', '')}"
+        self.server.exporter.visitors.came(who, began_s)
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)

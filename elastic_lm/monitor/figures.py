@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
-from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, by_name
+from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, VERDICTS, by_name
 from elastic_lm.monitor.mfu import Mfu
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,14 @@ COUNTED = {
     EventKind.CHECKPOINT_FAILED: "checkpoints_failed_total",
 }
 
+# Metric, and the field of the run's configuration that it tells.
+CONFIGURED = (
+    ("steps_planned", "training", "steps"),
+    ("workers_min", "workers", "min"),
+    ("workers_max", "workers", "max"),
+    ("checkpoint_interval_steps", "checkpoint", "every_steps"),
+)
+
 
 class Figures:
     """Fed with every event of a run in order. What an event of another version lacks is left out, with a warning."""
@@ -40,10 +48,16 @@ class Figures:
         self._metrics = by_name()
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
         self._mfu = Mfu()
+        self._run = run
         self._next_step = 0
-        self._total_steps: int | None = None
         self._set("run_info", 1, run, version)
+        self._end("")
         self._begin_counters()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a verdict, and no attempt since."""
+        return any(self._values["run_ended"].values())
 
     def observe(self, event: Event) -> None:
         """Take the event into account."""
@@ -60,7 +74,12 @@ class Figures:
             self._add(COUNTED[event.kind], 1)
         match event.kind:
             case EventKind.RUN_STARTED:
-                self._total_steps = fields["config"].get("training", {}).get("steps")
+                self._begin(event)
+            case EventKind.RUN_FINISHED:
+                self._end(fields["verdict"])
+            case EventKind.RESIZED:
+                self._set("workers_min", fields["min_workers"])
+                self._set("workers_max", fields["max_workers"])
             case EventKind.STEP_COMMITTED:
                 self._commit(event)
             case EventKind.LEASE_GRANTED:
@@ -77,6 +96,7 @@ class Figures:
             case EventKind.CHECKPOINT_SAVED:
                 if event.step is not None:
                     self._set("checkpoint_step", event.step)
+                self._set("checkpoint_timestamp_seconds", event.time_s)
                 self._set("checkpoint_seconds", fields["seconds"])
             case _:
                 pass
@@ -95,6 +115,20 @@ class Figures:
     def value(self, name: str, *labels: str) -> float | None:
         """One value now; None when there is none yet."""
         return next((value for n, given, value in self.values() if n == name and given == labels), None)
+
+    def _begin(self, event: Event) -> None:
+        """An attempt: what it is configured to do replaces what the last one was."""
+        self._end("")
+        self._set("attempt", event.attempt)
+        for name, part, field in CONFIGURED:
+            value = event.fields["config"].get(part, {}).get(field)
+            self._values[name] = {} if value is None else {(): value}
+
+    def _end(self, verdict: str) -> None:
+        """The run has ended so; with no verdict, it goes on."""
+        told = verdict if verdict in VERDICTS or not verdict else "other"
+        for known in VERDICTS:
+            self._set("run_ended", known == told, self._run, known)
 
     def _commit(self, event: Event) -> None:
         assert event.step is not None
@@ -122,6 +156,7 @@ class Figures:
         """Replaced whole: what goodput does not know any more must not stay."""
         held, tokens_per_s = self.goodput.members_held, self.goodput.tokens_per_s()
         self._set("members_held", held)
+        self._set("held_worker_seconds_total", self.goodput.held_worker_s)
         for name, value in (
             ("tokens_per_second", tokens_per_s),
             ("remaining_seconds", self._remaining_s()),
@@ -133,10 +168,10 @@ class Figures:
         self._values["lost_worker_seconds"] = {(cause,): seconds for cause, seconds in lost.items()}
 
     def _remaining_s(self) -> float | None:
-        steps_per_s = self.goodput.steps_per_s()
-        if not steps_per_s or self._total_steps is None:
+        steps_per_s, planned = self.goodput.steps_per_s(), self._values["steps_planned"].get(())
+        if not steps_per_s or planned is None:
             return None
-        return max(0, self._total_steps - self._next_step) / steps_per_s
+        return max(0, planned - self._next_step) / steps_per_s
 
     def _begin_counters(self) -> None:
         """Counters exist from the start: a series that appears with its first count hides it from `rate`."""

@@ -42,9 +42,20 @@ CAUSES = (
 LOSSES = ("crash", "hang", "preemption")
 LEAVES = ("drain", "resize", "preemption")
 PHASES = ("data", "compute", "reduce", "optimizer")
+# How a run ends. Whatever else control says is told as `other`.
+VERDICTS = ("done", "stopped", "failed_bug", "poisoned", "data_error", "unavailable", "failed", "other")
 
 CATALOGUE = (
     Metric("run_info", "gauge", "", "Always 1; says which run this is.", ("run", "version")),
+    Metric(
+        "run_ended",
+        "gauge",
+        "",
+        "Is 1 for the verdict with which the run has ended, 0 for the others, and for all while it goes on.",
+        ("run", "verdict"),
+    ),
+    Metric("attempt", "gauge", "", "Which life of the run's coordinator this is, from 1."),
+    Metric("steps_planned", "gauge", "steps", "Steps that the whole run is to have."),
     Metric("steps_total", "counter", "steps", "Committed steps of the run, those before a restart included."),
     Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
     Metric("step", "gauge", "steps", "The next step to commit."),
@@ -68,6 +79,8 @@ CATALOGUE = (
         "data_wait_seconds_total", "counter", "s", "Time for which a step waited for tokens, on the telling member."
     ),
     Metric("world_size", "gauge", "workers", "Workers of the current generation."),
+    Metric("workers_min", "gauge", "workers", "Workers that the run needs to start; survivors go on below it."),
+    Metric("workers_max", "gauge", "workers", "Workers that the run wants; more are never started."),
     Metric("generation", "gauge", "", "Number of the current generation; each re-forming adds one."),
     Metric("members_held", "gauge", "workers", "Workers that hold resources: training, ready or starting."),
     Metric("rescales_total", "counter", "", "How often training stood still and went on with a new lease.", ("cause",)),
@@ -82,12 +95,20 @@ CATALOGUE = (
     Metric("readers_replaced_total", "counter", "readers", "Readers that died or fell silent."),
     Metric("step_mismatches_total", "counter", "steps", "Steps told twice with different bits. Alarm: never above 0."),
     Metric("checkpoint_step", "gauge", "steps", "Steps in the newest checkpoint of this run."),
+    Metric("checkpoint_timestamp_seconds", "gauge", "s", "Unix time at which the newest checkpoint was complete."),
+    Metric(
+        "checkpoint_interval_steps",
+        "gauge",
+        "steps",
+        "Steps between checkpoints, as configured; absent when there is only one at the end.",
+    ),
     Metric("checkpoint_seconds", "gauge", "s", "Time the newest checkpoint took from copy to manifest."),
     Metric("checkpoints_saved_total", "counter", "", "Checkpoints completed."),
     Metric("checkpoints_failed_total", "counter", "", "Checkpoints abandoned."),
     Metric(
         "goodput_ratio", "gauge", "", "Committed tokens by what the held worker-seconds could have committed, 0 to 1."
     ),
+    Metric("held_worker_seconds_total", "counter", "s", "Worker-seconds held, from a process's start to its end."),
     Metric("lost_worker_seconds", "gauge", "s", "Held worker-seconds that committed nothing, by cause.", ("cause",)),
 )
 
@@ -122,6 +143,7 @@ def markdown() -> str:
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
         "and `unnamed` (the rest).",
         f"`phase`: {', '.join(PHASES)}.",
+        f"`verdict`: {', '.join(VERDICTS)}.",
         "",
     ]
     return "\n".join(lines)

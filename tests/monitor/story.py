@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.metrics import CAUSES
 
 
 def at(elapsed_s: float, kind: EventKind, *, attempt: int = 0, step: int | None = None, **fields: Any) -> Event:
@@ -56,3 +58,57 @@ def committed(
     attempt = more.pop("attempt", 0)
     event = at(elapsed_s, EventKind.STEP_COMMITTED, attempt=attempt, **{k: v for k, v in fields.items() if k != "step"})
     return Event(event.kind, event.message, step, "1.1", {**fields, **more}, event.time_s, elapsed_s, attempt)
+
+
+CONFIG = {
+    "training": {"steps": 20, "precision": "bf16"},
+    "workers": {"min": 1, "max": 2},
+    "checkpoint": {"every_steps": 5},
+}
+
+
+def storm(num_workers: int) -> Iterator[Event]:
+    """All workers join and are lost, one after the other, but for the last; every kind of trouble comes with each."""
+    config = {
+        "training": {"steps": num_workers, "precision": "bf16"},
+        "workers": {"min": 1, "max": num_workers},
+        "checkpoint": {"every_steps": 1},
+    }
+    yield at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
+    names = [f"w{number}" for number in range(num_workers)]
+    yield from (started(0, name) for name in names)
+    yield from (ready(1, name, environment={"gpu": "NVIDIA H100 80GB HBM3"}) for name in names)
+    for cause in (*CAUSES, "one that nobody knows"):
+        yield reformed(2, cause, lost_s=0.1)
+    for step, name in enumerate(names):
+        now_s = 3.0 + 2 * step
+        members = names[step:]
+        yield at(now_s, EventKind.LEASE_GRANTED, members=members, world_size=len(members))
+        yield committed(now_s, step, world_size=len(members), data_wait_s=0.1)
+        yield at(now_s, EventKind.WORKER_PACES, paces={member: [0.5, 1] for member in members})
+        yield at(now_s, EventKind.STRAGGLER, member_id=name, micro_batch_s=2.0, median_s=1.0)
+        yield at(now_s, EventKind.CHECKPOINT_SAVED, step=step, seconds=0.5)
+        yield at(now_s, EventKind.CHECKPOINT_FAILED, step=step, error=f"no room for step {step}")
+        yield at(now_s, EventKind.READER_REPLACED, reader_id=f"r{step}", replacement=f"r{step + 1}", cause="died")
+        yield at(now_s, EventKind.NODE_LOST, node_id=f"n{step}", members=[name])
+        if len(members) == 1:
+            return
+        yield lost(now_s, name, ("process died", "silent for 2 s", "preemption")[step % 3])
+        yield reformed(now_s + 1, "failure", lost_s=0.5)
+
+
+# Two workers, of whom one is lost after five steps; the run goes on with the other.
+HISTORY = [
+    at(0, EventKind.RUN_STARTED, config=CONFIG, flops_per_token=10**9),
+    started(0, "w0"),
+    started(0, "w1"),
+    ready(2, "w0", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
+    ready(2, "w1", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
+    Event(EventKind.LEASE_GRANTED, "", 0, "1.1", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
+    reformed(3, "start", lost_s=3),
+    *(committed(4 + step, step) for step in range(5)),
+    at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
+    lost(9.5, "w1"),
+    reformed(10, "failure", lost_s=0.5),
+    *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),
+]

@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,23 +26,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import exporter as exporter_module
 from elastic_lm.monitor.exporter import MAX_CONNECTIONS, Exporter
 from elastic_lm.monitor.metrics import CATALOGUE, PREFIX
-from tests.monitor.story import at, committed, lost, ready, reformed, started
-
-CONFIG = {"training": {"steps": 20, "precision": "bf16"}}
-HISTORY = [
-    at(0, EventKind.RUN_STARTED, config=CONFIG, flops_per_token=10**9),
-    started(0, "w0"),
-    started(0, "w1"),
-    ready(2, "w0", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
-    ready(2, "w1", environment={"gpu": "NVIDIA H100 80GB HBM3"}),
-    Event(EventKind.LEASE_GRANTED, "", 0, "1.1", {"members": ["w0", "w1"], "world_size": 2}, elapsed_s=3),
-    reformed(3, "start", lost_s=3),
-    *(committed(4 + step, step) for step in range(5)),
-    at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
-    lost(9.5, "w1"),
-    reformed(10, "failure", lost_s=0.5),
-    *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),
-]
+from tests.monitor.story import HISTORY, at, committed
 
 
 class Endpoint(Exporter):
@@ -363,6 +348,32 @@ def test_close_leaves_neither_thread_nor_socket(start: Start) -> None:
     wait_until(lambda: set(threading.enumerate()) <= before, "the endpoint's threads to end")
     with socket.socket() as again:
         assert again.connect_ex(("127.0.0.1", port)) != 0
+    assert exporter.address is None
+
+
+def finished(verdict: str) -> Event:
+    return at(20, EventKind.RUN_FINISHED, step=8, verdict=verdict, reason="")
+
+
+def test_run_that_has_ended_is_there_until_its_scraper_knows(start: Start) -> None:
+    exporter = start(*HISTORY)
+    for seconds_ago in (40, 20):
+        exporter.visitors.came("127.0.0.1 ", time.monotonic() - seconds_ago)
+    exporter.tell(finished("poisoned"))
+    closing = threading.Thread(target=exporter.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    assert samples(get(exporter)[2])[PREFIX + "run_ended", (("run", "a-run"), ("verdict", "poisoned"))] == 1
+    closing.join(50)
+    assert exporter.address is None
+
+
+def test_endpoint_of_a_run_that_goes_on_elsewhere_waits_for_nobody(start: Start) -> None:
+    exporter = start(*HISTORY)
+    for seconds_ago in (59, 0):  # to wait for this one would take longer than the test may
+        exporter.visitors.came("127.0.0.1 ", time.monotonic() - seconds_ago)
+    exporter.close()
     assert exporter.address is None
 
 

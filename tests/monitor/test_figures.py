@@ -16,9 +16,9 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.figures import COUNTED, Figures
-from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, by_name
+from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, VERDICTS, by_name
 from tests.control.simulation import Cluster
-from tests.monitor.story import at, committed, left, lost, ready, reformed, started
+from tests.monitor.story import at, committed, left, lost, ready, reformed, started, storm
 
 COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
 START = [
@@ -139,8 +139,44 @@ def test_event_is_counted(kind: EventKind, name: str) -> None:
 def test_checkpoint_tells_step_and_time() -> None:
     figures = after([at(5, EventKind.CHECKPOINT_SAVED, step=100, seconds=2.5)])
     assert (figures.value("checkpoint_step"), figures.value("checkpoint_seconds")) == (100, 2.5)
+    assert figures.value("checkpoint_timestamp_seconds") == 1e9 + 5
     figures = after([at(5, EventKind.CHECKPOINT_FAILED, step=200, error="disk full")])
     assert figures.value("checkpoint_step") is None
+
+
+def begun(attempt: int = 1, **config: object) -> Event:
+    return at(0, EventKind.RUN_STARTED, attempt=attempt, config=config)
+
+
+def test_configured_figures_are_those_of_the_newest_attempt() -> None:
+    names = ("attempt", "steps_planned", "workers_min", "workers_max", "checkpoint_interval_steps")
+    first = begun(training={"steps": 90}, workers={"min": 2, "max": 4}, checkpoint={"every_steps": 10})
+    second = begun(2, training={"steps": 95}, workers={"min": 1, "max": 8}, checkpoint={"every_steps": None})
+    assert [after([first]).value(name) for name in names] == [1, 90, 2, 4, 10]
+    assert [after([first, second]).value(name) for name in names] == [2, 95, 1, 8, None]
+
+
+def test_resize_changes_how_many_workers_are_wanted() -> None:
+    resized = at(5, EventKind.RESIZED, min_workers=3, max_workers=5)
+    figures = after([begun(workers={"min": 2, "max": 4}), resized])
+    assert (figures.value("workers_min"), figures.value("workers_max")) == (3, 5)
+
+
+@pytest.mark.parametrize(("verdict", "told"), [*((verdict, verdict) for verdict in VERDICTS), ("a new one", "other")])
+def test_run_has_ended_from_its_verdict_to_the_next_attempt(verdict: str, told: str) -> None:
+    def ended(*events: Event) -> dict[str, float | None]:
+        figures = after(events)
+        return {known: figures.value("run_ended", "a-run", known) for known in VERDICTS}
+
+    finished = at(9, EventKind.RUN_FINISHED, step=5, verdict=verdict, reason="")
+    going_on = dict.fromkeys(VERDICTS, 0.0)
+    assert ended(begun()) == ended(begun(), finished, begun(2)) == going_on
+    assert ended(begun(), finished) == going_on | {told: 1.0}
+
+
+def test_held_worker_seconds_add_up_those_of_all_workers() -> None:
+    figures = after([*START, committed(4, 0), lost(5, "w1"), committed(7, 1)])
+    assert figures.value("held_worker_seconds_total") == 7 + 5
 
 
 def test_held_members_are_those_that_live() -> None:
@@ -158,11 +194,25 @@ def test_values_come_in_the_order_of_the_catalogue_with_its_labels() -> None:
 
 def test_every_gauge_has_a_value_in_some_history() -> None:
     saved = at(9, EventKind.CHECKPOINT_SAVED, step=2, seconds=1.0)
-    config = {"training": {"steps": 9, "precision": "bf16"}}
-    begun = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
+    config = {
+        "training": {"steps": 9, "precision": "bf16"},
+        "workers": {"min": 2, "max": 4},
+        "checkpoint": {"every_steps": 2},
+    }
+    start = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
-    figures = after([begun, *START, on_gpu, committed(4, 0), committed(5, 1), saved])
+    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), saved])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
+
+
+def test_a_thousand_workers_have_the_series_of_three() -> None:
+    few, many = (
+        {(name, labels) for name, labels, _ in after(storm(num_workers), num_micro_batches=num_workers).values()}
+        for num_workers in (3, 1_000)
+    )
+    assert few == many
+    assert {name for name, _ in few} == by_name().keys()
+    assert len(few) < 120
 
 
 # -- gauges that are no longer true ----------------------------------------------------------------------------------
@@ -274,8 +324,9 @@ def test_scrapes_while_events_come_in_never_fail() -> None:
 
 
 def test_remaining_time_is_the_steps_left_at_the_present_rate() -> None:
-    begun = at(0, EventKind.RUN_STARTED, config={"training": {"steps": 12}})
-    figures = after([begun, *START, *(committed(4 + 0.5 * step, step, step_s=0.5) for step in range(5))])
+    figures = after(
+        [begun(training={"steps": 12}), *START, *(committed(4 + 0.5 * step, step, step_s=0.5) for step in range(5))]
+    )
     assert figures.value("remaining_seconds") == 7 * 0.5
     assert after(START).value("remaining_seconds") is None
 

@@ -11,11 +11,11 @@ import pytest
 
 from elastic_lm.events.types import EventKind
 from elastic_lm.monitor.figures import COUNTED
-from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, PREFIX, Metric, by_name, markdown
+from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, PREFIX, VERDICTS, Metric, by_name, markdown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 BASE_UNITS = {"", "s", "nats", "steps", "tokens", "tokens/s", "workers", "nodes", "readers"}
-LABELS = {"run", "version", "cause", "phase"}
+LABELS = {"run", "version", "verdict", "cause", "phase"}
 each_metric = pytest.mark.parametrize("metric", CATALOGUE, ids=lambda metric: metric.name)
 
 
@@ -29,7 +29,7 @@ def test_module_prints_the_document() -> None:
 
 
 def test_document_names_every_metric_and_every_label_value() -> None:
-    for word in (*(f"`{PREFIX}{name}`" for name in by_name()), *CAUSES, *LOSSES, *PHASES):
+    for word in (*(f"`{PREFIX}{name}`" for name in by_name()), *CAUSES, *LOSSES, *PHASES, *VERDICTS):
         assert word in markdown()
 
 
@@ -68,7 +68,7 @@ def test_units_are_base_units_and_the_name_says_them(metric: Metric) -> None:
 def test_labels_have_few_values(metric: Metric) -> None:
     assert len(metric.labels) <= 2
     assert set(metric.labels) <= LABELS  # never a step, a path, a sample or a member
-    assert all(re.fullmatch(r"[a-z_]+", value) for value in (*CAUSES, *LOSSES, *PHASES))
+    assert all(re.fullmatch(r"[a-z_]+", value) for value in (*CAUSES, *LOSSES, *PHASES, *VERDICTS))
 
 
 @each_metric
@@ -91,6 +91,10 @@ def test_help_is_a_sentence_in_one_line(metric: Metric) -> None:
         ("goodput", "goodput_ratio", "gauge", ()),
         ("waiting for data", "data_wait_seconds_total", "counter", ()),
         ("step time", "step_seconds", "gauge", ()),
+        ("least workers", "workers_min", "gauge", ()),
+        ("most workers", "workers_max", "gauge", ()),
+        ("length of the run", "steps_planned", "gauge", ()),
+        ("verdict", "run_ended", "gauge", ("run", "verdict")),
     ],
 )
 def test_what_a_run_is_to_tell_is_there(what: str, name: str, kind: str, labels: tuple[str, ...]) -> None:

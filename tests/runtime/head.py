@@ -68,7 +68,12 @@ def running_head(num_cpus: int, token: str | None = None, *, flags: Sequence[str
         always = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
         with _started([*always, *_flags(options), *flags], num_cpus, environment) as process:
             head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
-            wait_for(lambda: process.poll() is not None or _answers(head), timeout_s=START_S, what="the job server answers", poll_s=0.2)
+            wait_for(
+                lambda: process.poll() is not None or _answers(head),
+                timeout_s=START_S,
+                what="the job server answers",
+                poll_s=0.2,
+            )
             assert process.poll() is None, "the head ended as it began"
             yield head
 
@@ -97,7 +102,12 @@ def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
         "max_workers": max_nodes,
         "idle_timeout_minutes": idle_s / 60,
         # By its module: what Ray knows under the name fake_multinode lacks a file in the package that is installed.
-        "provider": {"type": "external", "module": PROVIDER, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
+        "provider": {
+            "type": "external",
+            "module": PROVIDER,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
         "file_mounts": {},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,28 @@ def test_next_attempt_goes_on_behind_what_is_stored(attempts: Attempts) -> None:
     assert (second.next_step, second.logged_step) == (2, 2)
     assert second.figures()["loss"] == 2.5
     assert [event.attempt for event in attempts.events()] == [1, 1, 1, 2]
+
+
+def ended(attempts: Attempts, recorder: Recorder) -> set[str]:
+    """The verdicts that the recorder's endpoint tells."""
+    recorder.publish(lambda: status(attempts.config), at_once=True)
+    address = re.findall(r"http://\S+/metrics", " ".join(attempts.mailbox.news))[-1]
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return set(
+            re.findall(r'^elastic_lm_run_ended\{.*verdict="(\w+)"\} 1', answer.read().decode(), flags=re.MULTILINE)
+        )
+
+
+def test_next_attempt_is_not_taken_for_one_that_has_ended(config: RunConfig) -> None:
+    """Not even by the first scrape, which would raise an alarm."""
+    attempts = Attempts(config.replace("metrics.port=0"))
+    first = attempts.begin(1)
+    first.emit(Event(EventKind.RUN_FINISHED, "It failed.", fields={"verdict": "failed", "reason": "for a test"}))
+    assert first.flush()
+    assert ended(attempts, first) == {"failed"}
+    first.close()
+    assert ended(attempts, attempts.begin(2)) == set()
+    attempts.end()
 
 
 def test_attempt_that_another_took_over_from_stores_and_claims_nothing_more(attempts: Attempts) -> None:

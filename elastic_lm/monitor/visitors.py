@@ -1,0 +1,49 @@
+"""Who scrapes the endpoint and how often, so that those who come regularly see how the run ended before it is gone.
+
+Invariant: nobody is waited for longer than his own interval and a little more, and nobody who has missed his last one. A
+person who looked once is not waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+MOST = 16  # who came lately; more are forgotten, the longest away first
+LATE = 1.2  # of his interval, after which a visitor is given up
+LATE_S = 0.5  # and this, for those who come every second
+
+
+class Visitors:
+    """Told of every scrape, from any thread."""
+
+    def __init__(self) -> None:
+        self._visits: dict[str, tuple[float | None, float]] = {}  # who -> the last two, in seconds
+        self._changed = threading.Condition()
+
+    def came(self, who: str, at_s: float) -> None:
+        """A scrape that began at this monotonic time was served."""
+        with self._changed:
+            _, last_s = self._visits.pop(who, (None, None))
+            self._visits[who] = (last_s, at_s)
+            if len(self._visits) > MOST:
+                del self._visits[next(iter(self._visits))]
+            self._changed.notify_all()
+
+    def await_all(self, longest_s: float) -> bool:
+        """Until everybody who comes more often than every `longest_s` seconds has come again.    Returns: whether they did."""
+        now_s = time.monotonic()
+        with self._changed:
+            awaited = {who: due_s for who in self._visits if now_s < (due_s := self._due_s(who, longest_s))}
+            deadline_s = max(awaited.values(), default=now_s)
+            return self._changed.wait_for(
+                lambda: all(who not in self._visits or self._visits[who][1] >= now_s for who in awaited),
+                deadline_s - now_s,
+            )
+
+    def _due_s(self, who: str, longest_s: float) -> float:
+        """Until when the next visit is expected; 0 when none is."""
+        previous_s, last_s = self._visits[who]
+        if previous_s is None or last_s - previous_s > longest_s:
+            return 0.0
+        return last_s + LATE * (last_s - previous_s) + LATE_S

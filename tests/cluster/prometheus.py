@@ -1,0 +1,105 @@
+"""A real Prometheus that scrapes one target with the scrape config and the rules of cluster/prometheus."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elastic_lm.monitor.rules import rules
+from elastic_lm.monitor.scraping import JOB, prometheus_config
+from elastic_lm.runtime.cluster import wait_for
+
+TRIES = 3  # for a port that is free when it is looked for and taken when it is wanted
+WAIT_S = 60.0
+
+
+class Prometheus:
+    """Asked through its HTTP interface."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def get(self, path: str, **query: str) -> Any:
+        """The `data` of an answer."""
+        url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """Value by labels, now."""
+        found = self.get("query", query=expression)["result"]
+        return {tuple(sorted(series["metric"].items())): float(series["value"][1]) for series in found}
+
+    def value(self, expression: str) -> float | None:
+        """Of the only series; None when there is none."""
+        found = list(self.query(expression).values())
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    def await_value(self, expression: str) -> float:
+        """As soon as there is one."""
+        look = lambda: [value] if (value := self.value(expression)) is not None else None  # noqa: E731
+        return float(wait_for(look, timeout_s=WAIT_S, what=expression)[0])
+
+    def rules(self) -> list[dict[str, Any]]:
+        """What became of every rule when it was evaluated."""
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+
+@contextmanager
+def scraping(target: tuple[str, int], folder: Path) -> Iterator[Prometheus]:
+    """A Prometheus that looks at the target every second, as long as the block lasts."""
+    config = prometheus_config()
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    job = next(job for job in config["scrape_configs"] if job["job_name"] == JOB)
+    job["static_configs"] = [{"targets": ["{}:{}".format(*target)]}]
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules()))
+    process, address = _start(folder)
+    try:
+        yield Prometheus(address)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    for _ in range(TRIES):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [
+            shutil.which("prometheus") or "prometheus",
+            f"--config.file={folder}/prometheus.yaml",
+            f"--storage.tsdb.path={folder}/series",
+            f"--web.listen-address={address}",
+        ]
+        log = folder / "prometheus.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        prometheus = Prometheus(address)
+
+        def settled(process: Any = process, prometheus: Prometheus = prometheus) -> bool:
+            return process.poll() is not None or prometheus.is_ready()
+
+        wait_for(settled, timeout_s=WAIT_S, what=f"Prometheus at {address}")
+        if process.poll() is None:
+            return process, address
+    raise AssertionError(f"Prometheus does not start: {log.read_text()}")
