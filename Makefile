@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-all test-fast soak lint format hooks bench docs clean clean-env
+.PHONY: env demo test test-all test-fast soak lint format hooks bench docs cluster clean clean-env
 
 env: .venv/.installed
 
@@ -70,6 +70,10 @@ docs: env
 	$(BIN)/python -m elastic_lm.cli_reference > docs/commands.md
 	$(BIN)/python -m elastic_lm.monitor.table > docs/steps.md
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
+
+# What a cluster's monitoring reads. The same holds for it.
+cluster: env
+	$(BIN)/python -m elastic_lm.monitor.dashboards > cluster/grafana/elastic-lm.json
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
