@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ("soak", lambda: "SOAK_SECONDS" in os.environ),
         ("gpu", _has_gpu),
         ("browser", lambda: find_chromium() is not None),
-        ("prometheus", lambda: all(shutil.which(program) for program in ("prometheus", "promtool"))),
+        ("prometheus", lambda: shutil.which("prometheus") is not None and shutil.which("promtool") is not None),
         ("mount", _may_mount),
     ):
         if any(item.get_closest_marker(marker) for item in items) and not is_there():

@@ -24,6 +24,7 @@ UID = "elastic-lm"
 GRID_WIDTH = 24
 SOURCE = kinds.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LAST = ["lastNotNull"]
+NEUTRAL = ((0.0, "blue"),)  # without limits Grafana would color a number red from 80 on
 MARK_STEP = "15s"  # how finely Prometheus is asked for marks: the scrape interval
 
 
@@ -104,10 +105,9 @@ def _panel(panel: Panel) -> Any:
     make: dict[str, Callable[[Panel], Any]] = {"timeseries": _graph, "stat": _number, "bargauge": _bars}
     made = make[panel.kind](panel)
     made.title(panel.title).description(panel.description).datasource(SOURCE).unit(panel.unit)
-    if panel.limits:
-        made.thresholds(_thresholds(panel.limits))
+    made.thresholds(_thresholds(panel.limits or NEUTRAL))
     if panel.highest is not None:
-        made.max(panel.highest)
+        made.min(0).max(panel.highest)
     for letter, query in zip(string.ascii_uppercase, panel.queries, strict=False):
         made.with_target(_target(query, letter, instant=panel.kind != "timeseries"))
     return made

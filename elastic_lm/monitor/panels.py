@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from elastic_lm.monitor.history import PLANNED
 from elastic_lm.monitor.metrics import PREFIX, RECENT_STEPS, by_name
 
 OF_RUN = f'and on (job, instance) {PREFIX}run_info{{run="$run"}}'
@@ -84,9 +85,10 @@ def mean(name: str) -> str:
     return _largest(f"avg_over_time({_selected(name)}[{WINDOW}])", "")
 
 
-def counted(name: str, by: str) -> str:
-    """By label, what a counter added in the window, where it added anything."""
-    return f"{_largest(f'increase({_selected(name)}[{WINDOW}])', by)} > 0"
+def counted(name: str, by: str, *, without: tuple[str, ...] = ()) -> str:
+    """By label, what a counter added in the window, where it added anything; nothing of the values `without`."""
+    others = f'{{{by}!~"{"|".join(without)}"}}' if without else ""
+    return f"{_largest(f'increase({_selected(name)}{others}[{WINDOW}])', by)} > 0"
 
 
 def _selected(name: str, **labels: str) -> str:
@@ -113,7 +115,7 @@ PROGRESS = Row(
     (
         Panel(
             "State",
-            "Whether the run has told its verdict. Its endpoint goes away soon afterwards.",
+            "Whether the run has told its verdict. Its endpoint goes away afterwards.",
             (Query(value("run_ended"), "state"),),
             kind="stat",
             width=3,
@@ -292,7 +294,7 @@ WORKERS = Row(
         ),
         Panel(
             "Rescales by cause",
-            "How often training stood still and went on with a new lease, since the run began.",
+            "How often training stood still and went on with a new lease, since the run began. `lease` is the usual renewal.",
             (Query(f"{value('rescales_total', 'cause')} > 0", CAUSE),),
             kind="bargauge",
         ),
@@ -394,6 +396,6 @@ CHECKPOINTS = Row(
 ROWS = (PROGRESS, LEARNING, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
 
 MARKS = (
-    Mark("Rescales", counted("rescales_total", "cause"), CAUSE, "blue"),
+    Mark("Rescales", counted("rescales_total", "cause", without=PLANNED), CAUSE, "blue"),
     Mark("Workers lost", counted("members_lost_total", "cause"), CAUSE, "red"),
 )

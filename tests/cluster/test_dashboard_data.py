@@ -70,6 +70,7 @@ def test_every_panel_has_data_after_a_kill_and_a_join(start: Callable[..., Run],
             raise AssertionError(f"no data: {without_data(board, run, server)}; marked: {marked}") from error
         # A reason for being empty is wrong as soon as there are data.
         assert {told.partition(":")[0] for told in without_data(board, run, server)} == EMPTY.keys()
+        assert "lease" not in causes("Rescales", board, run, server)  # renewed many times meanwhile
         # Of a run that Prometheus does not know there is nothing.
         unknown = [t["expr"].replace("$run", "nobody") for p in board["panels"] for t in p.get("targets", [])]
         assert not any(has_data(server.now(told.replace("$__rate_interval", "4s"))) for told in unknown)

@@ -137,7 +137,7 @@ def test_every_label_is_one_of_its_metrics(board: dict[str, Any]) -> None:
     for expression in expressions(board):
         for label, name in re.findall(rf"by \((\w+)\) \((?:\w+\()?{PREFIX}(\w+)", expression):
             assert label in by_name()[name].labels
-        for name, label in re.findall(rf"{PREFIX}(\w+){{(\w+)=", expression):
+        for name, label in re.findall(rf"{PREFIX}(\w+){{(\w+)!?[=~]", expression):
             assert label in by_name()[name].labels
 
 
@@ -156,11 +156,22 @@ def test_panel_is_explained_and_its_unit_is_known(panel: Panel) -> None:
     assert len({query.legend for query in panel.queries}) == len(panel.queries)
 
 
+def test_number_is_red_only_where_a_limit_says_so(board: dict[str, Any]) -> None:
+    limits = {panel.title: panel.limits for panel in PANELS}
+    for panel in board["panels"]:
+        if panel["type"] != "row":
+            steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+            assert steps[0]["value"] is None
+            told = [(step["value"], step["color"]) for step in steps[1:]]
+            assert told == list(limits[panel["title"]][1:])
+
+
 def test_rescales_and_losses_are_marked_with_their_cause(board: dict[str, Any]) -> None:
     marks = {mark["name"]: mark for mark in board["annotations"]["list"]}
     assert marks.keys() == {mark.name for mark in MARKS} == {"Rescales", "Workers lost"}
     assert all(mark["enable"] and mark["textFormat"] == "{{cause}}" for mark in marks.values())
-    assert "by (cause) (increase(elastic_lm_rescales_total[" in marks["Rescales"]["expr"]
+    # A lease's renewal comes every few seconds.
+    assert 'by (cause) (increase(elastic_lm_rescales_total{cause!~"lease|checkpoint"}[' in marks["Rescales"]["expr"]
 
 
 # -- as Prometheus takes it ------------------------------------------------------------------------------------------
