@@ -72,7 +72,9 @@ docs: env
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
 
 # What a cluster's monitoring reads. The same holds for it.
-cluster: env
+.PHONY: dashboards
+cluster: dashboards
+dashboards: env
 	$(BIN)/python -m elastic_lm.monitor.dashboards > cluster/grafana/elastic-lm.json
 
 clean:

@@ -1,9 +1,7 @@
 """What the dashboard shows of a run: rows of panels, each with its queries, unit, limits and a sentence that explains it.
 
-A metric carries no name of its run; `elastic_lm_run_info`, which comes from the same endpoint, does. Every query keeps of each
-metric what an endpoint tells while it tells that it is the chosen run's, and takes the largest of it. So runs on one Prometheus
-are told apart, also when they had the same port one after another; a run that went on elsewhere is one line; and one that is
-scraped twice is counted once. Trade-off: two runs of the same name in different storages, at one time, are mixed up.
+Data alone: promql.py makes the expressions, dashboards.py what Grafana reads. A test holds every metric of the catalogue against
+what is shown here, so that a new one is not forgotten.
 """
 
 from __future__ import annotations
@@ -12,11 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_lm.monitor.history import PLANNED
-from elastic_lm.monitor.metrics import PREFIX, RECENT_STEPS, by_name
-
-OF_RUN = f'and on (job, instance) {PREFIX}run_info{{run="$run"}}'
-# Grafana's: four scrapes or one point of the graph, whichever is longer.
-WINDOW = "$__rate_interval"
+from elastic_lm.monitor.metrics import RECENT_STEPS
+from elastic_lm.monitor.promql import counted, mean, rate, value
 
 # Units as Grafana calls them.
 NUMBER = "short"
@@ -70,44 +65,13 @@ class Mark:
     color: str
 
 
-def value(name: str, by: str = "", **labels: str) -> str:
-    """The metric now, for each value of the label `by`."""
-    return _largest(_selected(name, **labels), by)
-
-
-def rate(name: str, by: str = "") -> str:
-    """What a counter adds each second."""
-    return _largest(f"rate({_selected(name)}[{WINDOW}])", by)
-
-
-def mean(name: str) -> str:
-    """A gauge's mean over the window."""
-    return _largest(f"avg_over_time({_selected(name)}[{WINDOW}])", "")
-
-
-def counted(name: str, by: str, *, without: tuple[str, ...] = ()) -> str:
-    """By label, what a counter added in the window, where it added anything; nothing of the values `without`."""
-    others = f'{{{by}!~"{"|".join(without)}"}}' if without else ""
-    return f"{_largest(f'increase({_selected(name)}{others}[{WINDOW}])', by)} > 0"
-
-
-def _selected(name: str, **labels: str) -> str:
-    assert name in by_name(), f"{name} is no metric"
-    chosen = ", ".join(f'{label}="{chosen}"' for label, chosen in labels.items())
-    return PREFIX + name + (f"{{{chosen}}}" if chosen else "")
-
-
-def _largest(expression: str, by: str) -> str:
-    return f"max{f' by ({by}) ' if by else ''}({expression} {OF_RUN})"
-
-
 # Goodput is useful by held worker-seconds. What is useful of late: new tokens by what a worker-second committed at the
 # undisturbed rate, which follows from the whole run's goodput.
 LATE_GOODPUT = (
     f"clamp_max({rate('tokens_total')} / {rate('held_worker_seconds_total')}"
     f" * {value('goodput_ratio')} * {value('held_worker_seconds_total')} / {value('tokens_total')}, 1)"
 )
-GOOD_AGAIN = ((0.0, "red"), (0.8, "yellow"), (0.9, "green"))
+GOODPUT_LIMITS = ((0.0, "red"), (0.8, "yellow"), (0.9, "green"))
 CAUSE = "{{cause}}"
 
 PROGRESS = Row(
@@ -326,7 +290,7 @@ GOODPUT = Row(
             (Query(value("goodput_ratio"), "whole run"), Query(LATE_GOODPUT, "lately")),
             unit=SHARE,
             highest=1,
-            limits=GOOD_AGAIN,
+            limits=GOODPUT_LIMITS,
         ),
         Panel(
             "Held time lost, by cause",
