@@ -79,6 +79,7 @@ cluster: env
 	$(BIN)/python -m elastic_lm.monitor.scraping prometheus > cluster/prometheus/prometheus.yaml
 	$(BIN)/python -m elastic_lm.monitor.scraping podmonitor > cluster/kuberay/podmonitor.yaml
 	$(BIN)/python -m tests.cluster.scenarios > cluster/prometheus/rules_test.yaml
+	$(BIN)/python -m elastic_lm.monitor.dashboards > cluster/grafana/elastic-lm.json
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -7,11 +7,14 @@ first replays its log exports the same series as one that never stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
-from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, VERDICTS, by_name
+from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, RECENT_STEPS, VERDICTS, by_name
 from elastic_lm.monitor.mfu import Mfu
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Figures:
         self._mfu = Mfu()
         self._run = run
         self._next_step = 0
+        self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._set("run_info", 1, run, version)
         self._end("")
         self._begin_counters()
@@ -93,6 +97,8 @@ class Figures:
                 self._add("members_lost_total", 1, _loss(fields["cause"]))
             case EventKind.MEMBER_LEFT:
                 self._add("members_left_total", 1, fields["cause"] if fields["cause"] in LEAVES else "drain")
+            case EventKind.WORKER_PACES:
+                self._compare([seconds for seconds, _ in fields["paces"].values()])
             case EventKind.CHECKPOINT_SAVED:
                 if event.step is not None:
                     self._set("checkpoint_step", event.step)
@@ -145,12 +151,20 @@ class Figures:
         if event.step < self._next_step:
             return
         self._next_step = event.step + 1
+        self._recent_s.append(fields["step_s"])
+        self._set("recent_step_seconds", statistics.median(self._recent_s), "median")
+        self._set("recent_step_seconds", _p95(self._recent_s), "p95")
         self._add("steps_total", 1)
         self._add("tokens_total", self.goodput.num_tokens(event))
         self._add("data_wait_seconds_total", fields["data_wait_s"])
         told = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])
         for phase, seconds in zip(PHASES, told, strict=True):
             self._add("step_phase_seconds_total", seconds, phase)
+
+    def _compare(self, seconds: list[float]) -> None:
+        """Workers, by what they need for a micro-batch."""
+        for statistic, of in (("fastest", min), ("median", statistics.median), ("slowest", max)):
+            self._set("worker_micro_batch_seconds", of(seconds), statistic)
 
     def _ask_goodput(self) -> None:
         """Replaced whole: what goodput does not know any more must not stay."""
@@ -191,6 +205,12 @@ class Figures:
     def _add(self, name: str, amount: float, *labels: str) -> None:
         assert amount >= 0
         self._values[name][labels] = self._values[name].get(labels, 0) + amount
+
+
+def _p95(seconds: Iterable[float]) -> float:
+    """The least of them that 95 in 100 do not exceed."""
+    ordered = sorted(seconds)
+    return ordered[math.ceil(0.95 * len(ordered)) - 1]
 
 
 def _loss(cause: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "elastic_lm_"
+RECENT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ CAUSES = (
 LOSSES = ("crash", "hang", "preemption")
 LEAVES = ("drain", "resize", "preemption")
 PHASES = ("data", "compute", "reduce", "optimizer")
+# Of the last steps, and of all workers: few values, however many there are.
+STEP_STATISTICS = ("median", "p95")
+WORKER_STATISTICS = ("fastest", "median", "slowest")
 # How a run ends. Whatever else control says is told as `other`.
 VERDICTS = ("done", "stopped", "failed_bug", "poisoned", "data_error", "unavailable", "failed", "other")
 
@@ -69,6 +73,13 @@ CATALOGUE = (
     ),
     Metric("step_seconds", "gauge", "s", "Wall time of the last committed step, on the member that told it."),
     Metric(
+        "recent_step_seconds",
+        "gauge",
+        "s",
+        f"Wall time of the last {RECENT_STEPS} committed steps, on the members that told them.",
+        ("statistic",),
+    ),
+    Metric(
         "step_phase_seconds_total",
         "counter",
         "s",
@@ -91,6 +102,13 @@ CATALOGUE = (
     Metric("members_refused_total", "counter", "workers", "Workers that compute other bits than the run."),
     Metric("nodes_lost_total", "counter", "nodes", "Nodes that died while workers of the run were on them."),
     Metric("nodes_quarantined_total", "counter", "nodes", "Nodes that lost too many workers in a short time."),
+    Metric(
+        "worker_micro_batch_seconds",
+        "gauge",
+        "s",
+        "Time that a worker computes for a micro-batch, as last told: every few seconds at first, later every 5 minutes.",
+        ("statistic",),
+    ),
     Metric("stragglers_total", "counter", "", "How often a worker was named as slow."),
     Metric("readers_replaced_total", "counter", "readers", "Readers that died or fell silent."),
     Metric("step_mismatches_total", "counter", "steps", "Steps told twice with different bits. Alarm: never above 0."),
@@ -143,6 +161,8 @@ def markdown() -> str:
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
         "and `unnamed` (the rest).",
         f"`phase`: {', '.join(PHASES)}.",
+        f"`statistic` of `recent_step_seconds`: {', '.join(STEP_STATISTICS)} (95 of 100 steps took no longer).",
+        f"`statistic` of `worker_micro_batch_seconds`: {', '.join(WORKER_STATISTICS)}, of the workers that train.",
         f"`verdict`: {', '.join(VERDICTS)}.",
         "",
     ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,20 @@ from elastic_lm.runtime.cluster import wait_for
 
 TRIES = 3  # for a port that is free when it is looked for and taken when it is wanted
 WAIT_S = 60.0
+SCRAPE_S = 1
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # to this machine, whatever the environment says
+
+
+@dataclass(frozen=True)
+class Series:
+    """Labels and values of one line."""
+
+    labels: dict[str, str]
+    values: tuple[float, ...]
+
+
+def has_data(series: list[Series]) -> bool:
+    return any(math.isfinite(value) for line in series for value in line.values)
 
 
 class Prometheus:
@@ -29,23 +46,34 @@ class Prometheus:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._began_s = time.time()
 
     def get(self, path: str, **query: str) -> Any:
         """The `data` of an answer."""
         url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with DIRECT.open(url, timeout=30) as answer:
             return json.load(answer)["data"]
+
+    def now(self, expression: str) -> list[Series]:
+        """As a panel that shows one moment asks."""
+        found = self.get("query", query=expression)["result"]
+        return [Series(line["metric"], (float(line["value"][1]),)) for line in found]
+
+    def since_start(self, expression: str) -> list[Series]:
+        """As a graph of all that was scraped asks."""
+        span = {"start": str(self._began_s), "end": str(time.time()), "step": str(SCRAPE_S)}
+        found = self.get("query_range", query=expression, **span)["result"]
+        return [Series(line["metric"], tuple(float(value) for _, value in line["values"])) for line in found]
 
     def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
         """Value by labels, now."""
-        found = self.get("query", query=expression)["result"]
-        return {tuple(sorted(series["metric"].items())): float(series["value"][1]) for series in found}
+        return {tuple(sorted(series.labels.items())): series.values[0] for series in self.now(expression)}
 
     def value(self, expression: str) -> float | None:
         """Of the only series; None when there is none."""
-        found = list(self.query(expression).values())
+        found = self.now(expression)
         assert len(found) <= 1, found
-        return found[0] if found else None
+        return found[0].values[0] if found else None
 
     def await_value(self, expression: str) -> float:
         """As soon as there is one."""
@@ -58,7 +86,7 @@ class Prometheus:
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=5) as answer:
+            with DIRECT.open(f"http://{self._address}/-/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, ConnectionError):
             return False
@@ -68,7 +96,7 @@ class Prometheus:
 def scraping(target: tuple[str, int], folder: Path) -> Iterator[Prometheus]:
     """A Prometheus that looks at the target every second, as long as the block lasts."""
     config = prometheus_config()
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
     job = next(job for job in config["scrape_configs"] if job["job_name"] == JOB)
     job["static_configs"] = [{"targets": ["{}:{}".format(*target)]}]
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))

@@ -108,6 +108,7 @@ HISTORY = [
     reformed(3, "start", lost_s=3),
     *(committed(4 + step, step) for step in range(5)),
     at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
+    at(9, EventKind.WORKER_PACES, paces={"w0": [0.25, 2], "w1": [0.5, 2]}),
     lost(9.5, "w1"),
     reformed(10, "failure", lost_s=0.5),
     *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),

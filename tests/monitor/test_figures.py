@@ -16,7 +16,16 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.figures import COUNTED, Figures
-from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, VERDICTS, by_name
+from elastic_lm.monitor.metrics import (
+    CATALOGUE,
+    CAUSES,
+    LOSSES,
+    PHASES,
+    STEP_STATISTICS,
+    VERDICTS,
+    WORKER_STATISTICS,
+    by_name,
+)
 from tests.control.simulation import Cluster
 from tests.monitor.story import at, committed, left, lost, ready, reformed, started, storm
 
@@ -179,6 +188,36 @@ def test_held_worker_seconds_add_up_those_of_all_workers() -> None:
     assert figures.value("held_worker_seconds_total") == 7 + 5
 
 
+def test_recent_steps_are_told_by_their_median_and_the_time_that_95_of_100_do_not_exceed() -> None:
+    # 150 steps, of which the first 50, slow ones, are not among the last 100; these last 1 s to 100 s in mixed order.
+    times = [900.0] * 50 + [float(1 + 37 * number % 100) for number in range(100)]
+    figures = after([*START, *(committed(1000 + step, step, step_s=step_s) for step, step_s in enumerate(times))])
+    told = {statistic: figures.value("recent_step_seconds", statistic) for statistic in STEP_STATISTICS}
+    assert told == {"median": 50.5, "p95": 95.0}
+
+
+def test_recent_steps_are_told_from_the_first_one_on_and_each_counts_once() -> None:
+    figures = after([*START, committed(4, 0, step_s=2.0)])
+    assert [figures.value("recent_step_seconds", statistic) for statistic in STEP_STATISTICS] == [2.0, 2.0]
+    told(figures, [committed(9, 0, step_s=5.0)] * 3)
+    assert figures.value("recent_step_seconds", "p95") == 2.0
+
+
+def test_workers_are_compared_by_what_they_need_for_a_micro_batch() -> None:
+    paces = {"w0": [0.5, 3], "w1": [0.25, 3], "w2": [1.5, 1], "w3": [0.75, 2]}
+    figures = after([*START, at(5, EventKind.WORKER_PACES, paces=paces)])
+    compared = {statistic: figures.value("worker_micro_batch_seconds", statistic) for statistic in WORKER_STATISTICS}
+    assert compared == {"fastest": 0.25, "median": 0.625, "slowest": 1.5}
+
+
+def test_a_thousand_workers_make_no_more_series_than_one() -> None:
+    one, many = (
+        after([*START, at(5, EventKind.WORKER_PACES, paces={f"w{number}": [0.5, 1] for number in range(count)})])
+        for count in (1, 1_000)
+    )
+    assert [(name, labels) for name, labels, _ in one.values()] == [(name, labels) for name, labels, _ in many.values()]
+
+
 def test_held_members_are_those_that_live() -> None:
     assert after(START).value("members_held") == 2
     assert after([*START, left(9, "w0"), lost(9, "w1")]).value("members_held") == 0
@@ -201,7 +240,8 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
     }
     start = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
-    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), saved])
+    paces = at(6, EventKind.WORKER_PACES, paces={"w0": [0.5, 2]})
+    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
 
 

@@ -11,11 +11,24 @@ import pytest
 
 from elastic_lm.events.types import EventKind
 from elastic_lm.monitor.figures import COUNTED
-from elastic_lm.monitor.metrics import CATALOGUE, CAUSES, LOSSES, PHASES, PREFIX, VERDICTS, Metric, by_name, markdown
+from elastic_lm.monitor.metrics import (
+    CATALOGUE,
+    CAUSES,
+    LOSSES,
+    PHASES,
+    PREFIX,
+    STEP_STATISTICS,
+    VERDICTS,
+    WORKER_STATISTICS,
+    Metric,
+    by_name,
+    markdown,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+LABEL_VALUES = (*CAUSES, *LOSSES, *PHASES, *VERDICTS, *STEP_STATISTICS, *WORKER_STATISTICS)
 BASE_UNITS = {"", "s", "nats", "steps", "tokens", "tokens/s", "workers", "nodes", "readers"}
-LABELS = {"run", "version", "verdict", "cause", "phase"}
+LABELS = {"run", "version", "verdict", "cause", "phase", "statistic"}
 each_metric = pytest.mark.parametrize("metric", CATALOGUE, ids=lambda metric: metric.name)
 
 
@@ -29,7 +42,7 @@ def test_module_prints_the_document() -> None:
 
 
 def test_document_names_every_metric_and_every_label_value() -> None:
-    for word in (*(f"`{PREFIX}{name}`" for name in by_name()), *CAUSES, *LOSSES, *PHASES, *VERDICTS):
+    for word in (*(f"`{PREFIX}{name}`" for name in by_name()), *LABEL_VALUES):
         assert word in markdown()
 
 
@@ -68,7 +81,7 @@ def test_units_are_base_units_and_the_name_says_them(metric: Metric) -> None:
 def test_labels_have_few_values(metric: Metric) -> None:
     assert len(metric.labels) <= 2
     assert set(metric.labels) <= LABELS  # never a step, a path, a sample or a member
-    assert all(re.fullmatch(r"[a-z_]+", value) for value in (*CAUSES, *LOSSES, *PHASES, *VERDICTS))
+    assert all(re.fullmatch(r"[a-z_0-9]+", value) for value in LABEL_VALUES)
 
 
 @each_metric
@@ -91,6 +104,8 @@ def test_help_is_a_sentence_in_one_line(metric: Metric) -> None:
         ("goodput", "goodput_ratio", "gauge", ()),
         ("waiting for data", "data_wait_seconds_total", "counter", ()),
         ("step time", "step_seconds", "gauge", ()),
+        ("step time of late", "recent_step_seconds", "gauge", ("statistic",)),
+        ("workers compared", "worker_micro_batch_seconds", "gauge", ("statistic",)),
         ("least workers", "workers_min", "gauge", ()),
         ("most workers", "workers_max", "gauge", ()),
         ("length of the run", "steps_planned", "gauge", ()),
