@@ -46,7 +46,7 @@ def causes(mark: str, board: dict[str, Any], run: Run, server: Prometheus) -> se
 def test_every_panel_has_data_after_a_kill_and_a_join(start: Callable[..., Run], tmp_path: Path) -> None:
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     run = start(steps=100_000)
-    status = run.await_status(lambda status: "metrics_address" in status, "an endpoint")
+    status = run.await_status(lambda status: status.get("metrics_address"), "an endpoint")
     with scraping(tuple(status["metrics_address"]), tmp_path) as server:
         run.await_status(lambda status: status["world_size"] == 3 and status["step"] >= 20, "three workers at work")
         # A counter that has moved before the first scrape of it has not moved for Prometheus.

@@ -43,12 +43,15 @@ class Head:
 
 
 @contextlib.contextmanager
-def running_head(num_cpus: int, token: str | None = None, *, flags: Sequence[str] = (), **more: str) -> Iterator[Head]:
+def running_head(
+    num_cpus: int, token: str | None = None, *, gcs: int | None = None, flags: Sequence[str] = (), **more: str
+) -> Iterator[Head]:
     """A head whose nodes find the `elastic-lm` of this source tree on their PATH.
 
-    `token`: who has none is refused. `flags` and `more` (environment): of its `ray start`.
+    `token`: who has none is refused. `gcs`: its port, any unless given. `flags` and `more` (environment): of its `ray start`.
     """
-    gcs, dashboard, client = free_ports(3)
+    found, dashboard, client = free_ports(3)
+    gcs = gcs or found
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -93,6 +96,7 @@ def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
 
     Ray's own stand-in for a cloud: the nodes are processes of this machine, the autoscaler is the real one.
     """
+    (gcs,) = free_ports(1)
     types = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},
@@ -107,6 +111,7 @@ def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
             "module": PROVIDER,
             "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": f"127.0.0.1:{gcs}",
         },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
@@ -124,7 +129,7 @@ def autoscaled_head(max_nodes: int, idle_s: float) -> Iterator[Head]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(config, file)
         file.flush()
-        with running_head(0, flags=[f"--autoscaling-config={file.name}"], **environment) as head:
+        with running_head(0, gcs=gcs, flags=[f"--autoscaling-config={file.name}"], **environment) as head:
             yield head
 
 
