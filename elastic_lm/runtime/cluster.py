@@ -139,9 +139,19 @@ def _title(process: psutil.Process) -> str:
 
 
 class LocalCluster:
-    """A head without CPUs (it hosts the coordinator) and `num_nodes` nodes of `num_cpus` each, on this machine."""
+    """A head without CPUs (it hosts the coordinator) and `num_nodes` nodes of `num_cpus` each, on this machine.
 
-    def __init__(self, num_nodes: int, *, num_cpus: int = 1, object_store_bytes: int = 200_000_000) -> None:
+    `dashboard_port`: of a dashboard, which takes jobs; there is none unless given.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        *,
+        num_cpus: int = 1,
+        object_store_bytes: int = 200_000_000,
+        dashboard_port: int | None = None,
+    ) -> None:
         from ray.cluster_utils import Cluster
 
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -150,7 +160,8 @@ class LocalCluster:
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
-                "include_dashboard": False,
+                "include_dashboard": dashboard_port is not None,
+                "dashboard_port": dashboard_port,
                 "object_store_memory": object_store_bytes,
                 "_system_config": HEALTH_CHECKS,
             },

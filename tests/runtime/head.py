@@ -34,12 +34,13 @@ def free_ports(number: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Head:
-    """`address` of the job server, `gcs` of the cluster. `environment`: of all that belongs to it."""
+    """`address` of the job server, `gcs` of the cluster. `environment`: of all that belongs to it. `folder`: its logs too."""
 
     address: str
     gcs: str
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
+    folder: Path
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ def running_head(
     with tempfile.TemporaryDirectory(prefix="head-") as folder:
         always = ["--head", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH_CHECKS)}"]
         with _started([*always, *_flags(options), *flags], num_cpus, environment) as process:
-            head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process)
+            head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, process, Path(folder))
             wait_for(
                 lambda: process.poll() is not None or _answers(head),
                 timeout_s=START_S,

@@ -29,11 +29,13 @@ from tests.solo import solo_config
 
 RUN_S = 120
 WORKER = {"min": 1, "max": 1}
+CANARY = "canary-b7e0c1d2"
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with running_head(num_cpus=2) as head:
+    """Its nodes have a secret, as those have that read from a bucket."""
+    with running_head(num_cpus=2, AWS_SECRET_ACCESS_KEY=CANARY) as head:
         yield head
 
 
@@ -88,6 +90,13 @@ def test_job_trains_a_model_of_this_folder_to_its_end_and_tells_all_of_it(
     told = json.loads(command("status", "of-a-job", "--json", head=head).stdout)
     assert (told["job"], told["exit_code"], told["stored_in"]) == ("SUCCEEDED", 0, config.run_url)
     assert "not for the cluster" not in json.dumps(told) + done.stdout
+
+    # The secret is in nothing that anybody keeps: the job's record, the run's folder, the logs of the cluster.
+    record = Jobs(head.address).details("of-a-job").model_dump_json()
+    kept = [*here.rglob("*"), *head.folder.rglob("*.log"), *head.folder.rglob("*.out"), *head.folder.rglob("*.err")]
+    assert len([path for path in kept if path.is_file()]) > 20
+    told_by = [path for path in kept if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert not told_by and CANARY not in record + done.stdout + done.stderr
 
 
 @pytest.mark.ray
