@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_doctor, cli_estimate, cli_run
+from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_deploy, cli_doctor, cli_estimate, cli_run
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
     CommandGroup,
@@ -61,6 +61,7 @@ app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_deploy.app)
 
 ABOUT = f"""Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
 

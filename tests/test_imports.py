@@ -83,6 +83,7 @@ ALLOWED = {
         "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.storage",
     },
+    "elastic_lm.deploy": {"yaml", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors"},
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
@@ -93,6 +94,7 @@ ALLOWED = {
     "elastic_lm.completion": set(),
     "elastic_lm.cli_checkpoints": {"typer", "elastic_lm"},
     "elastic_lm.cli_config": {"typer", "elastic_lm"},
+    "elastic_lm.cli_deploy": {"typer", "elastic_lm"},
     "elastic_lm.cli_doctor": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
