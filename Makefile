@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-all test-fast soak lint format hooks bench docs clean clean-env
+.PHONY: env demo test test-all test-fast soak lint format hooks bench docs cluster clean clean-env
 
 env: .venv/.installed
 
@@ -70,6 +70,12 @@ docs: env
 	$(BIN)/python -m elastic_lm.cli_reference > docs/commands.md
 	$(BIN)/python -m elastic_lm.monitor.table > docs/steps.md
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
+
+# The manifests that cluster/kuberay/overlays/ start from; a test fails when they are out of date.
+KUBERAY := deploy cluster/kuberay/run.yaml --s3-secret elastic-lm-s3 --spot-label karpenter.sh/capacity-type=spot
+cluster: env
+	$(BIN)/elastic-lm $(KUBERAY) > cluster/kuberay/base/rayjob.yaml
+	$(BIN)/elastic-lm $(KUBERAY) --kind raycluster > cluster/kuberay/long-lived/raycluster.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

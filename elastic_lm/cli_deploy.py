@@ -111,17 +111,16 @@ def _pair(option: str, text: str, *, value_needed: bool = True) -> tuple[str, st
 def _comment(run: RunConfig, deployment: Deployment, kind: Kind) -> str:
     """What to do with it, before the objects."""
     space = f" -n {deployment.namespace}" if deployment.namespace else ""
-    size = (
-        f"{run.workers.min} to {run.workers.max} workers"
-        if run.workers.min < run.workers.max
-        else f"{run.workers.max} worker(s)"
-    )
+    low, high = run.workers.min, run.workers.max
+    size = f"{low} to {high} workers" if low < high else f"{high} worker{'s' * (high > 1)}"
     paragraphs = [
         f"Run {run.name} with {size} on KubeRay, by `elastic-lm deploy` {__version__}.",
         f"kubectl apply{space} -f THIS_FILE",
         f"It needs KubeRay's operator 1.7 or later, the image {deployment.image} where nodes can pull it (cluster/image), and "
-        f"{_access(deployment, space)}.",
+        f"{_access(deployment)}.",
     ]
+    if own := [path for path in (run.model.factory, run.objective.name) if path is not None and ":" in path]:
+        paragraphs.append(f"Install the code of {' and '.join(own)} in that image: pods see nothing of this folder.")
     if kind == "rayjob":
         paragraphs.append(
             "The run resumes by its name: after a lost head and after a failure by itself, after a stop when the RayJob is "
@@ -137,7 +136,7 @@ def _comment(run: RunConfig, deployment: Deployment, kind: Kind) -> str:
     return "\n".join(text if text.startswith("kubectl") else textwrap.fill(text, 110) for text in paragraphs)
 
 
-def _access(deployment: Deployment, space: str) -> str:
+def _access(deployment: Deployment) -> str:
     if deployment.s3_secret:
         return f"the Secret {deployment.s3_secret} with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like"
     return "a role that gives its pods access to storage, or --s3-secret"

@@ -124,8 +124,8 @@ def _autoscaler(deployment: Deployment) -> dict[str, Any]:
         "idleTimeoutSeconds": IDLE_S,
         **({"env": [fallback]} if deployment.spot_labels else {}),
         "resources": {"requests": amounts, "limits": dict(amounts)},
-        "securityContext": pods.CONTAINER_SECURITY,
-        "volumeMounts": [pods.TMP_MOUNT],
+        "securityContext": pods.container_security(),
+        "volumeMounts": [pods.tmp_mount()],
     }
 
 

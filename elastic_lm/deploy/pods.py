@@ -31,24 +31,32 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "4",
 }
 
-POD_SECURITY: dict[str, Any] = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USERS,
-    "fsGroup": USERS,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-CONTAINER_SECURITY: dict[str, Any] = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "capabilities": {"drop": ["ALL"]},
-}
-TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}
-
 
 def config_map_name(deployment: Deployment) -> str:
     return f"{deployment.name}-config"
+
+
+def pod_security() -> dict[str, Any]:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USERS,
+        "fsGroup": USERS,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def tmp_mount() -> dict[str, str]:
+    return {"name": "tmp", "mountPath": "/tmp"}
 
 
 def labels(deployment: Deployment) -> dict[str, str]:
@@ -66,7 +74,7 @@ def head(config: RunConfig, deployment: Deployment) -> dict[str, Any]:
     ]
     if config.metrics.port:
         ports.append({"name": METRICS_PORT, "containerPort": config.metrics.port})
-    environment = {**_environment(config, deployment), **HEALTH_CHECKS}
+    environment = {**_environment(deployment), **HEALTH_CHECKS}
     container = _container("ray-head", deployment, environment, ports, deployment.head_cpus, deployment.head_memory)
     spec = _spec(container, deployment, deployment.head_memory)
     return {
@@ -84,7 +92,7 @@ def worker(config: RunConfig, deployment: Deployment, group: Group) -> dict[str,
     """A worker pod of this group."""
     gpus = gpus_of_pod(config, deployment)
     ports = [{"name": "metrics", "containerPort": RAY_METRICS_PORT}]
-    environment = _environment(config, deployment)
+    environment = _environment(deployment)
     cpus = cpus_of_pod(config, deployment)
     container = _container("ray-worker", deployment, environment, ports, cpus, deployment.worker_memory, gpus)
     spec = _spec(container, deployment, deployment.worker_memory)
@@ -123,11 +131,11 @@ def _container(
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         **secret,
         "resources": {"requests": amounts, "limits": dict(amounts)},
-        "securityContext": CONTAINER_SECURITY,
+        "securityContext": container_security(),
         "volumeMounts": [
             {"name": "run-config", "mountPath": CONFIG_FOLDER, "readOnly": True},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
-            TMP_MOUNT,
+            tmp_mount(),
             {"name": "caches", "mountPath": CACHES},
         ],
     }
@@ -140,7 +148,7 @@ def _spec(container: dict[str, Any], deployment: Deployment, memory: str) -> dic
         "terminationGracePeriodSeconds": deployment.drain_s + GRACE_S,
         "enableServiceLinks": False,
         **account,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(),
         "containers": [container],
         "volumes": _volumes(deployment, memory),
     }
@@ -157,14 +165,14 @@ def _volumes(deployment: Deployment, memory: str) -> list[dict[str, Any]]:
     ]
 
 
-def _environment(config: RunConfig, deployment: Deployment) -> dict[str, str]:
-    caches = {"TRITON_CACHE_DIR": f"{CACHES}/triton", "CUDA_CACHE_PATH": f"{CACHES}/cuda"}
+def _environment(deployment: Deployment) -> dict[str, str]:
     return {
         # SIGTERM to `ray start --block` is a preemption notice with this deadline.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(deployment.drain_s),
         "RAY_USAGE_STATS_ENABLED": "0",
         **({} if uses_token(deployment) else {"RAY_AUTH_MODE": "disabled"}),  # with a token, KubeRay sets it
-        **(caches if config.workers.num_gpus else {}),
+        "TRITON_CACHE_DIR": f"{CACHES}/triton",
+        "CUDA_CACHE_PATH": f"{CACHES}/cuda",
     }
 
 
