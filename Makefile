@@ -50,6 +50,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint cluster/image/Dockerfile
 
 format: env
 	$(BIN)/ruff format .
