@@ -24,7 +24,7 @@ def network_policy(config: RunConfig, deployment: Deployment) -> dict[str, Any]:
     own = {"podSelector": {"matchLabels": pods.labels(deployment)}}
     operator = {
         **_namespace(deployment.operator_namespace),
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
     }
     scraped = [pods.RAY_METRICS_PORT, *([config.metrics.port] if config.metrics.port else [])]
     outside = sorted({*API_SERVER_PORTS, deployment.s3_port})

@@ -369,7 +369,7 @@ def test_only_those_who_need_to_reach_a_port() -> None:
     own, operator, monitoring = policy["ingress"]
     assert own["from"] == [{"podSelector": policy["podSelector"]}]
     assert [port["port"] for port in operator["ports"]] == [8265]
-    assert operator["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert operator["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "kuberay-operator"}
     assert operator["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kuberay-system"}
     assert sorted(port["port"] for port in monitoring["ports"]) == [8080, 9464]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
