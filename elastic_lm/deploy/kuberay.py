@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from elastic_lm import config_text
-from elastic_lm.deploy import choices, pods
+from elastic_lm.deploy import choices, pods, rules
 from elastic_lm.deploy.choices import Deployment, Group
 from elastic_lm.deploy.network import network_policy
 
@@ -33,6 +33,7 @@ def documents(config: RunConfig, deployment: Deployment, kind: str) -> list[dict
     """All objects, the RayJob or RayCluster last.    Raises: ConfigError, when something does not go together."""
     choices.check(config, deployment)
     ray = ray_job(config, deployment) if kind == "rayjob" else ray_cluster(config, deployment)
+    assert not rules.broken(ray), rules.broken(ray)
     return [config_map(config, deployment), network_policy(config, deployment), ray]
 
 
