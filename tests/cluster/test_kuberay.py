@@ -206,6 +206,16 @@ def test_head_takes_no_work_and_no_spot_machine() -> None:
     assert "affinity" not in spot["template"]["spec"]
 
 
+def test_node_with_one_of_two_labels_is_no_spot_node() -> None:
+    """Terms are alternatives; the expressions of one are all needed."""
+    head = cluster_spec(ray_job(spot_labels=(("a", "1"), ("b", "2"))))["headGroupSpec"]["template"]["spec"]
+    terms = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert [[(one["key"], one["values"]) for one in term["matchExpressions"]] for term in terms] == [
+        [("a", ["1"])],
+        [("b", ["2"])],
+    ]
+
+
 def test_spot_pods_tolerate_the_taints_of_their_nodes() -> None:
     found = groups_in(ray_job(config(num_gpus=1.0), spot_labels=SPOT, spot_taints=(("a", "b"), ("c", ""))))
     gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
