@@ -61,8 +61,8 @@ def deploy(
     """Print the manifests that run a run on KubeRay.
 
     A config, a NetworkPolicy and a RayJob, or with --kind raycluster a RayCluster: elastic-lm deploy RUN.YAML > rayjob.yaml,
-    then kubectl apply -f rayjob.yaml. The run's tokens and storage must be s3:// addresses. The same command goes on with a
-    run that is there.
+    then kubectl apply -f rayjob.yaml. The run's tokens and storage must be s3:// addresses. A run of that name that is there
+    goes on.
     """
     with told_errors():
         from elastic_lm.config import RunConfig

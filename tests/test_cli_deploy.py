@@ -104,6 +104,10 @@ def test_overrides_are_part_of_the_run(config: str) -> None:
         (["--set", "data.tokens=tokens"], ["data.tokens=file://", "--set data.tokens=s3://bucket/tokens"]),
         (["--set", "model={init: hf:/model}"], ["model.init=hf:file:///model", "hf:s3://bucket/model"]),
         (["--set", "checkpoint.fallback=/data"], ["goes with the pod", "--set checkpoint.fallback=null"]),
+        (
+            ["--set", "tracking={tensorboard: true, folder: /data}"],
+            ["tracking.folder=/data", "--set tracking={}", "export RUN --to tensorboard"],
+        ),
         (["--worker-memory", "8GB"], ["--worker-memory: '8GB' is no amount of memory", "8Gi"]),
         (["--head-memory", "1.5Gi"], ["--head-memory: '1.5Gi'"]),
         (["--worker-cpus", "2", "--set", "workers.num_cpus=4"], ["holds no 1 worker", "use at least 4"]),

@@ -170,15 +170,17 @@ def _check_places(config: RunConfig, _: Deployment) -> Iterator[str]:
             f"model.init={config.model.init} is a folder of this machine, which no pod sees; copy it into object storage, "
             "e.g. --set model.init=hf:s3://bucket/model"
         )
-    for field, folder in (
-        ("checkpoint.fallback", config.checkpoint.fallback),
-        ("tracking.folder", config.tracking.folder),
-    ):
-        if folder is not None:
-            yield (
-                f"{field}={folder} is a folder of a pod, and goes with the pod: it would keep nothing; leave it out with "
-                f"--set {field}=null"
-            )
+    if config.checkpoint.fallback is not None:
+        yield (
+            f"checkpoint.fallback={config.checkpoint.fallback} would be a folder of a pod, and goes with the pod: it would keep "
+            "nothing; leave it out with --set checkpoint.fallback=null"
+        )
+    if config.tracking.folder is not None:
+        yield (
+            f"tracking.folder={config.tracking.folder} would be a folder of the head's pod, and goes with the pod; leave it "
+            "out, and files for trackers with it: --set tracking={}. From the run's log, `elastic-lm export RUN --to "
+            "tensorboard` fills a folder of yours at any time"
+        )
 
 
 def _check_sizes(config: RunConfig, deployment: Deployment) -> Iterator[str]:
