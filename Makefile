@@ -50,6 +50,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint cluster/image/Dockerfile
 
 format: env
 	$(BIN)/ruff format .
@@ -72,7 +73,8 @@ docs: env
 	$(BIN)/python -m elastic_lm.events.catalogue > docs/events.md
 	$(BIN)/python -m elastic_lm.monitor.rules runbook > docs/runbooks.md
 
-# What a Prometheus reads, on a machine or on Kubernetes. The same holds for it.
+# What Prometheus, Grafana and Kubernetes read. The same holds for it.
+KUBERAY := deploy cluster/kuberay/run.yaml --s3-secret elastic-lm-s3 --spot-label karpenter.sh/capacity-type=spot
 cluster: env
 	$(BIN)/python -m elastic_lm.monitor.rules rules > cluster/prometheus/rules.yaml
 	$(BIN)/python -m elastic_lm.monitor.rules prometheus_rule > cluster/kuberay/prometheusrule.yaml
@@ -80,6 +82,8 @@ cluster: env
 	$(BIN)/python -m elastic_lm.monitor.scraping podmonitor > cluster/kuberay/podmonitor.yaml
 	$(BIN)/python -m tests.cluster.scenarios > cluster/prometheus/rules_test.yaml
 	$(BIN)/python -m elastic_lm.monitor.dashboards > cluster/grafana/elastic-lm.json
+	$(BIN)/elastic-lm $(KUBERAY) > cluster/kuberay/base/rayjob.yaml
+	$(BIN)/elastic-lm $(KUBERAY) --kind raycluster > cluster/kuberay/long-lived/raycluster.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

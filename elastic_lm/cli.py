@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from elastic_lm import __version__, cli_checkpoints, cli_config, cli_data, cli_doctor, cli_estimate, cli_jobs, cli_run
+from elastic_lm import (
+    __version__,
+    cli_checkpoints,
+    cli_config,
+    cli_data,
+    cli_deploy,
+    cli_doctor,
+    cli_estimate,
+    cli_jobs,
+    cli_run,
+)
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
     CommandGroup,
@@ -62,6 +72,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_deploy.app)
 
 ABOUT = f"""Pre-training of language models on a Ray cluster whose size changes under it, bit for bit.
 

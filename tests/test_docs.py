@@ -21,7 +21,7 @@ from elastic_lm.monitor.table import COLUMNS
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path
-    for path in [ROOT / "README.md", ROOT / "bench/README.md", *ROOT.glob("docs/*.md")]
+    for path in [ROOT / "README.md", ROOT / "bench/README.md", ROOT / "cluster/README.md", *ROOT.glob("docs/*.md")]
 }
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.annotation, type)
             and issubclass(field.annotation, BaseModel)}  # fmt: skip
