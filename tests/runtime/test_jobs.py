@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import ray
 
@@ -116,10 +117,21 @@ def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_agai
     result = Run.open(config).result
     assert result is not None and result.verdict == "stopped" and result.last_step > 3
     assert json.loads(command("status", "stopped", "--json", head=head).stdout)["job"] == "STOPPED"
+    assert not [title for title in titles(head) if title.startswith(("ray::Worker", "ray::Reader", "ray::Mailbox"))]
     assert command("stop", "stopped", head=head).returncode == Exit.USAGE
 
     assert command("submit", name, "-f", head=head).returncode == Exit.DONE
     assert Run.open(config).metrics()["step"].to_pylist() == list(range(1_500))
+
+
+def titles(head: Head) -> list[str]:
+    """Of all processes of the cluster."""
+    found = []
+    for process in psutil.Process(head.process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    assert any("raylet" in title for title in found)
+    return found
 
 
 def _step(config: RunConfig) -> int:

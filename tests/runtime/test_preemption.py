@@ -24,7 +24,7 @@ from tests.runtime.head import Head, running_head, running_node
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 RUN_S = 180
-STEPS = 250
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
