@@ -103,6 +103,10 @@ def test_overrides_are_part_of_the_run(config: str) -> None:
         ),
         (["--set", "data.tokens=tokens"], ["data.tokens=file://", "--set data.tokens=s3://bucket/tokens"]),
         (["--set", "model={init: hf:/model}"], ["model.init=hf:file:///model", "hf:s3://bucket/model"]),
+        (
+            ["--set", "metrics={tls_certificate: /tls.crt, tls_key: /tls.key}"],
+            ["metrics.tls_certificate=/tls.crt", "--set metrics.tls_key=null"],
+        ),
         (["--set", "checkpoint.fallback=/data"], ["goes with the pod", "--set checkpoint.fallback=null"]),
         (
             ["--set", "tracking={tensorboard: true, folder: /data}"],

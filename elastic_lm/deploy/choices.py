@@ -59,7 +59,7 @@ class Deployment:
     min_pods: int | None = None
     """Pods of the other group that are there at all times. None: what the run needs to begin."""
     drain_s: int = 60
-    """A pod that is taken away has this long: its workers leave between two steps, a driver writes its last checkpoint."""
+    """A pod that is taken away has this long: its workers leave between two steps. A head that is evicted saves nothing more."""
     retries: int = 3
     """How often a failed RayJob is begun again, on a new cluster."""
     monitoring_namespace: str = "monitoring"
@@ -174,6 +174,12 @@ def _check_places(config: RunConfig, _: Deployment) -> Iterator[str]:
         yield (
             f"checkpoint.fallback={config.checkpoint.fallback} would be a folder of a pod, and goes with the pod: it would keep "
             "nothing; leave it out with --set checkpoint.fallback=null"
+        )
+    if config.metrics.tls_certificate is not None:
+        yield (
+            f"metrics.tls_certificate={config.metrics.tls_certificate} is a file that no pod has, and the PodMonitor asks by "
+            "http; the NetworkPolicy lets nobody else in. Leave both out: --set metrics.tls_certificate=null --set "
+            "metrics.tls_key=null"
         )
     if config.tracking.folder is not None:
         yield (

@@ -90,14 +90,16 @@ ALERTS = (
     ),
     Alert(
         "ElasticLmTargetAbsent",
-        "max by (job, instance, run) (last_over_time($run_ended[1h])) == 0 unless on (run) $run_info",
+        "max by (job, instance, run) (last_over_time($run_ended[1h])) == 0 unless on (run) $run_info"
+        " unless on (run) max by (run) (max_over_time($run_ended[1h])) == 1",
         "5m",
         "critical",
         "The run's endpoint is gone, and it told no verdict",
         "A run that was scraped within the last hour has not been seen for five minutes, neither there nor under "
         "another address, and its last scrape said that it goes on. Its coordinator or the head node is dead or cut "
         "off, or Prometheus cannot reach it. A run that ends lets one more scrape see its verdict before it closes "
-        "its endpoint, so one that ended in peace is not told of. An hour after the last scrape this falls silent.",
+        "its endpoint, so one that ended in peace is not told of, wherever it had moved. An hour after the last "
+        "scrape this falls silent.",
         (
             "`elastic-lm status RUN` reads storage, so it answers from any machine.",
             "The head node is gone: give the same command again; the run goes on from its newest checkpoint.",

@@ -36,7 +36,7 @@ PORTS_TRIED = 100
 MAX_CONNECTIONS = 16
 CONNECTION_S = 5.0
 POLL_S = 0.5  # the longest that `close` waits for the server's loop; each look costs 50 us
-LAST_SCRAPE_S = 70.0  # by itself Prometheus scrapes every minute; whoever comes less often may miss the end of a run
+LAST_SCRAPE_S = 20.0  # our scrape configs come every 15 s; who comes less often than this may miss the end of a run
 PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
 
@@ -79,6 +79,13 @@ class Exporter:
     def text(self) -> str:
         """What a scrape returns."""
         return generate_latest(self._registry).decode()
+
+    @property
+    def farewell_s(self) -> float:
+        """For which `close` would wait at the most."""
+        if self._server is None or not self.figures.has_ended:
+            return 0.0
+        return self.visitors.longest_wait_s(LAST_SCRAPE_S)
 
     def close(self) -> None:
         """End the server and its threads; when the run has ended, as soon as its regular visitors know."""

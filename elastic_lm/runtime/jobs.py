@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -36,16 +37,18 @@ ANSWER_S = 30.0  # of one request
 IDLE_S = 60.0  # without a line; a connection that a network has forgotten looks the same, so a new one is made
 AWAY_S = 300.0  # for which the job server may be away while a log is followed; the job does not depend on it
 RETRY_S = 1.0
+SETTLED_S = 3.0  # after a job's end; Ray looks after it once a second, and takes another of its name for the old one
 STOP_S = 600  # from the request to stop to a SIGKILL: a last step and a checkpoint
 MAX_CODE_BYTES = 100 * 2**20  # of what the cluster keeps of a job
 JUNK = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", ".ipynb_checkpoints")
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own, whose requests would wait for ever."""
+    """Ray's own, whose requests would wait for ever, and ask a proxy for what the log's stream asks the head itself."""
 
     def _do_request(self, method: str, endpoint: str, **arguments: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
+        chosen = {"timeout": ANSWER_S, "proxies": {"http": "", "https": ""}}
+        return super()._do_request(method, endpoint, **{**chosen, **arguments})
 
 
 class Jobs:
@@ -70,9 +73,11 @@ class Jobs:
         """Begin the run's job.    Returns: its submission id.
 
         A job of the run that has ended is forgotten; the run's own log has what happened.
-        Raises: ConfigError when the run has a job already, or its code is nowhere to be found.
+        Raises: ConfigError when the run has a job already, another job has its name, or its code is too much to take along.
         """
-        self._forget(config.name)
+        if re.fullmatch("[0-9a-f]{8}", config.name):
+            raise ConfigError(f"name={config.name} looks like an id that Ray gives to jobs; choose another name")
+        before = self._forget(config)
         with tempfile.TemporaryDirectory(prefix="elastic-lm-job-") as folder:
             pack(config, Path(folder))
             with self._told():
@@ -80,52 +85,70 @@ class Jobs:
                     entrypoint=f"elastic-lm train {CONFIG}",
                     submission_id=config.name,
                     runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
-                    metadata={"run": config.name, "run_url": config.run_url, "elastic_lm": __version__},
+                    metadata={
+                        "run": config.name,
+                        "run_url": config.run_url,
+                        "elastic_lm": __version__,
+                        "log_begins": str(before),
+                    },
                 )
 
-    def _forget(self, run: str) -> None:
-        try:
-            details = self.details(run)
-        except ConfigError:
-            return
+    def _forget(self, config: RunConfig) -> int:
+        """A job that has ended.    Returns: how many characters its log has, to which Ray appends its successor's."""
+        details = self._find(config.name)
+        if details is None:
+            return 0
+        if (url := _metadata(details).get("run_url")) != config.run_url:
+            raise ConfigError(
+                f"{self.address} has a job {config.name} already, of {url or 'somebody else'}; choose another name for the run"
+            )
         if not details.status.is_terminal():
             raise ConfigError(
-                f"run {run} has a job at {self.address} already, which is {details.status.value}; `elastic-lm logs {run} "
-                f"--address {self.address}` tells how it is doing, and `elastic-lm stop` in place of logs stops it"
+                f"run {config.name} has a job at {self.address} already, which is {details.status.value}; `elastic-lm logs "
+                f"{config.name} --address {self.address}` tells how it is doing, and `elastic-lm stop` in place of logs stops it"
             )
+        time.sleep(SETTLED_S)
         with self._told():
-            self._client.delete_job(run)
+            before = len(self._client.get_job_logs(config.name))
+            self._client.delete_job(config.name)
+        return before
+
+    def _find(self, run: str) -> JobDetails | None:
+        with self._told():
+            return next((job for job in self._client.list_jobs() if job.submission_id == run), None)
 
     def details(self, run: str) -> JobDetails:
-        """What the job server knows of the run's job.    Raises: ConfigError when there is none."""
-        with self._told():
-            found = [job for job in self._client.list_jobs() if job.submission_id == run]
-        if not found:
-            raise ConfigError(f"run {run} has no job at {self.address}; `elastic-lm submit` begins one")
-        return found[0]
+        """What the job server knows of the run's job.    Raises: ConfigError when there is none of ours."""
+        found = self._find(run)
+        if found is None or _metadata(found).get("run") != run:
+            what = "has no job" if found is None else "has no job, but somebody else's has its name,"
+            raise ConfigError(f"run {run} {what} at {self.address}; `elastic-lm submit` begins one")
+        return found
 
     def log(self, run: str) -> str:
         """All that the job has printed so far."""
-        self.details(run)
+        begins = _log_begins(self.details(run))
         with self._told():
-            return str(self._client.get_job_logs(run))
+            return str(self._client.get_job_logs(run))[begins:]
 
     def follow(self, run: str, on_away: Callable[[str], None] = lambda sentence: None) -> Iterator[str]:
         """What the job prints, from its beginning to its end, each character once, whatever becomes of connections.
 
         `on_away` is told when there is no answer.    Raises: ClusterError when there was none for `AWAY_S`.
         """
-        told, answered = 0, time.monotonic()
+        told = begins = _log_begins(self.details(run))
+        answered = time.monotonic()
         with asyncio.Runner() as runner:
             while True:
                 try:
                     ended = self.details(run).status.is_terminal()
                     for start, piece in self._stream(runner, run):
+                        answered = time.monotonic()
                         if new := piece[max(0, told - start) :]:
                             told = start + len(piece)
                             yield new
                     if ended:
-                        yield self.log(run)[told:]
+                        yield self.log(run)[told - begins :]
                         return
                     answered = time.monotonic()
                 except ClusterError as error:
@@ -180,16 +203,34 @@ class Jobs:
                 f"no answer from a job server at {self.address} ({type(error).__name__}: {str(error)[:200]}); give the "
                 "address of the head's dashboard, e.g. http://HEAD:8265, and see that it is reached from here"
             ) from error
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise ClusterError(f"{self.address} does not do what was asked: {str(error)[:1000]}") from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ClusterError(f"{self.address} does not do what was asked: ... {str(error)[-1000:]}") from error
 
 
 def _url(address: str) -> str:
     """Raises: ClusterError when this can be no address of a job server."""
     url = address if "://" in address else f"http://{address}"
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    try:
+        place = urlsplit(url)
+        known = place.scheme in ("http", "https") and place.hostname and place.port != 0
+    except ValueError:
+        known = False
+    if not known:
         raise ClusterError(f"--address {address} is no address of a job server; write http://HEAD:8265")
+    if place.username is not None or place.password is not None:
+        raise ClusterError(
+            "--address holds a user or a password, which would be printed; give a token by RAY_AUTH_TOKEN"
+        )
     return url.rstrip("/")
+
+
+def _metadata(details: JobDetails) -> dict[str, str]:
+    return details.metadata or {}
+
+
+def _log_begins(details: JobDetails) -> int:
+    """Characters of its predecessors, which Ray keeps in one file."""
+    return int(_metadata(details).get("log_begins", "0"))
 
 
 @contextlib.contextmanager
@@ -212,18 +253,25 @@ def pack(config: RunConfig, folder: Path) -> None:
     A module that is not here is one that is installed on the cluster.    Raises: ConfigError when it is too much.
     """
     (folder / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
-    for name in sorted(modules_of(config)):
-        module, package = Path(f"{name}.py"), Path(name)
-        if package.is_dir():
-            shutil.copytree(package, folder / name, ignore=JUNK)
-        elif module.is_file():
-            shutil.copy(module, folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > MAX_CODE_BYTES:
+    try:
+        size = 0
+        for name in sorted(modules_of(config)):
+            module, package = Path(f"{name}.py"), Path(name)
+            found = package if package.is_dir() else module
+            size += sum(path.stat().st_size for path in (found, *found.rglob("*")) if path.is_file())
+            if size > MAX_CODE_BYTES:
+                raise ConfigError(
+                    f"the modules that the configuration names hold {size / 1e6:,.0f} MB, and a job may take "
+                    f"{MAX_CODE_BYTES / 1e6:,.0f} MB along; keep data out of them, or install them on the cluster"
+                )
+            if package.is_dir():
+                shutil.copytree(package, folder / name, ignore=JUNK)
+            elif module.is_file():
+                shutil.copy(module, folder)
+    except (OSError, shutil.Error) as error:
         raise ConfigError(
-            f"the modules that the configuration names hold {size / 1e6:,.0f} MB, and a job may take {MAX_CODE_BYTES / 1e6:,.0f} "
-            "MB along; keep data out of them, or install them on the cluster"
-        )
+            f"the modules that the configuration names cannot be copied ({error}); look at their links and permissions"
+        ) from error
 
 
 def modules_of(config: RunConfig) -> set[str]:

@@ -226,8 +226,11 @@ class Recorder:
         """Store what is not stored yet; give the trackers their last; end the endpoint."""
         self._log.close(CLOSE_S)
         self._trackers.close()
-        if problems := self._trackers.new_problems():  # the log is closed, and ends with the verdict
-            self._mailbox.publish.remote([News(problem, "bad") for problem in problems], self._published)
+        news = [News(problem, "bad") for problem in self._trackers.new_problems()]
+        if (wait_s := self._exporter.farewell_s) > 1:
+            news.append(News(f"Metrics stay until they were scraped once more, {wait_s:.0f} s at most; all is stored."))
+        if news:  # the log is closed, and ends with the verdict
+            self._mailbox.publish.remote(news, self._published)
         self._exporter.close()
 
 

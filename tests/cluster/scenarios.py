@@ -72,6 +72,16 @@ SCENARIOS = (
         silent=(26, 70),
     ),
     Scenario(
+        "ElasticLmTargetAbsent",
+        "the successor on another node ends in peace",
+        {
+            'run_info{run="a-run",version="1.0",instance="other:9464"}': "_x21 1x9 _x60",
+            'run_ended{run="a-run",verdict="done",instance="other:9464"}': "_x21 0x8 1 _x60",
+        },
+        gone_at=20,
+        silent=(26, 40, 70),
+    ),
+    Scenario(
         "ElasticLmLossNotFinite", "poisoned, then gone", {}, ended=(20, "poisoned"), gone_at=21, fires=(20, 28), silent=(19, 40)
     ),
     Scenario("ElasticLmLossNotFinite", "stopped, then gone", {}, ended=(20, "stopped"), gone_at=21, silent=(20, 28)),

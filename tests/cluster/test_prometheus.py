@@ -70,7 +70,7 @@ def test_alert_fires_with_the_name_of_the_run(exporter: Exporter, tmp_path: Path
 
 def test_end_of_a_run_is_seen_before_its_endpoint_is_gone(exporter: Exporter, tmp_path: Path) -> None:
     with scraping(target_of(exporter), tmp_path) as prometheus:
-        prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 2")
+        prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 3")
         exporter.observe(at(20, EventKind.RUN_FINISHED, step=8, verdict="done", reason="trained 8 steps"))
         exporter.close()
         prometheus.await_value('up{job="elastic-lm"} == 0')
@@ -80,7 +80,7 @@ def test_end_of_a_run_is_seen_before_its_endpoint_is_gone(exporter: Exporter, tm
 
 def test_target_that_goes_without_a_verdict_is_absent(exporter: Exporter, tmp_path: Path) -> None:
     with scraping(target_of(exporter), tmp_path) as prometheus:
-        prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 2")
+        prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 3")
         exporter.close()
         prometheus.await_value('up{job="elastic-lm"} == 0')
         (labels,) = prometheus.query(ABSENT)

@@ -357,9 +357,10 @@ def finished(verdict: str) -> Event:
 
 def test_run_that_has_ended_is_there_until_its_scraper_knows(start: Start) -> None:
     exporter = start(*HISTORY)
-    for seconds_ago in (40, 20):
+    for seconds_ago in (45, 30, 15):
         exporter.visitors.came("127.0.0.1 ", time.monotonic() - seconds_ago)
     exporter.tell(finished("poisoned"))
+    assert 0 < exporter.farewell_s <= 1.2 * 15 + 0.5 - 15
     closing = threading.Thread(target=exporter.close)
     closing.start()
     closing.join(0.05)
@@ -371,8 +372,9 @@ def test_run_that_has_ended_is_there_until_its_scraper_knows(start: Start) -> No
 
 def test_endpoint_of_a_run_that_goes_on_elsewhere_waits_for_nobody(start: Start) -> None:
     exporter = start(*HISTORY)
-    for seconds_ago in (59, 0):  # to wait for this one would take longer than the test may
+    for seconds_ago in (30, 15, 0):
         exporter.visitors.came("127.0.0.1 ", time.monotonic() - seconds_ago)
+    assert exporter.farewell_s == 0
     exporter.close()
     assert exporter.address is None
 

@@ -9,11 +9,11 @@ from elastic_lm.monitor.visitors import MOST, Visitors
 
 
 def visited(*intervals: tuple[str, float]) -> Visitors:
-    """Everybody has just come for the second time, so many seconds after the first."""
+    """Everybody has just come for the third time, each so many seconds after the one before."""
     visitors, now_s = Visitors(), time.monotonic()
     for who, interval_s in intervals:
-        visitors.came(who, now_s - interval_s)
-        visitors.came(who, now_s)
+        for visit in (2, 1, 0):
+            visitors.came(who, now_s - visit * interval_s)
     return visitors
 
 
@@ -27,14 +27,22 @@ def test_who_came_once_is_not_waited_for() -> None:
     assert visitors.await_all(60)
 
 
+def test_who_came_twice_is_not_waited_for() -> None:
+    visitors, now_s = Visitors(), time.monotonic()
+    visitors.came("a person", now_s - 10)
+    visitors.came("a person", now_s)
+    assert visitors.longest_wait_s(60) == 0
+    assert visitors.await_all(60)
+
+
 def test_who_comes_too_seldom_is_not_waited_for() -> None:
     assert visited(("hourly", 3_600)).await_all(60)
 
 
 def test_who_missed_his_turn_is_not_waited_for() -> None:
     visitors, now_s = Visitors(), time.monotonic()
-    visitors.came("gone", now_s - 130)
-    visitors.came("gone", now_s - 100)
+    for ago_s in (160, 130, 100):
+        visitors.came("gone", now_s - ago_s)
     assert visitors.await_all(60)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import ray
+from ray.job_submission import JobSubmissionClient
 
 from elastic_lm import Run
 from elastic_lm.config import RunConfig
@@ -120,7 +121,9 @@ def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_agai
     assert not [title for title in titles(head) if title.startswith(("ray::Worker", "ray::Reader", "ray::Mailbox"))]
     assert command("stop", "stopped", head=head).returncode == Exit.USAGE
 
-    assert command("submit", name, "-f", head=head).returncode == Exit.DONE
+    again = command("submit", name, "-f", head=head)
+    assert again.returncode == Exit.DONE
+    assert again.stdout.count("Running entrypoint for job") == 1, "its predecessor's log comes first"
     assert Run.open(config).metrics()["step"].to_pylist() == list(range(1_500))
 
 
@@ -151,12 +154,28 @@ def test_exit_code_is_that_of_the_command_in_the_job(head: Head, here: Path) -> 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+def test_job_of_somebody_else_is_neither_stopped_nor_forgotten(head: Head, here: Path, small_corpus: str) -> None:
+    other = JobSubmissionClient(head.address).submit_job(entrypoint="sleep 60", submission_id="etl")
+    server = Jobs(head.address)
+    with pytest.raises(ConfigError, match="somebody else's has its name"):
+        server.stop("etl")
+    with pytest.raises(ConfigError, match=r"has a job etl already, of somebody else; choose another name"):
+        server.submit(solo_config(small_corpus, f"file://{here}", "etl", workers=WORKER))
+    with pytest.raises(ConfigError, match="looks like an id that Ray gives to jobs"):
+        server.submit(solo_config(small_corpus, f"file://{here}", "02000000", workers=WORKER))
+    assert not JobSubmissionClient(head.address).get_job_status(other).is_terminal()
+    JobSubmissionClient(head.address).stop_job(other)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_log_is_whole_however_often_the_connection_breaks(
     head: Head, here: Path, small_corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = solo_config(small_corpus, f"file://{here}", "cut", steps=40, workers=WORKER)
     Jobs(head.address).submit(config)
     monkeypatch.setattr(jobs, "RETRY_S", 0.1)
+    monkeypatch.setattr(jobs, "AWAY_S", 10.0)  # less than the whole takes: each answer counts
     away: list[str] = []
     with Relay(head.address) as relay:
         through = Jobs(relay.address)
@@ -197,6 +216,8 @@ def test_cluster_with_tokens_refuses_who_has_none_or_another(here: Path, small_c
         ("127.0.0.1:1", "no answer from a job server at http://127.0.0.1:1"),
         ("ray://127.0.0.1:10001", "no address of a job server; write http://HEAD:8265"),
         ("http://", "no address of a job server"),
+        ("http://[::1", "no address of a job server"),
+        ("https://user:hunter2@head", "^--address holds a user or a password"),
     ],
 )
 def test_address_that_is_none_is_told_with_a_remedy(address: str, told: str) -> None:
