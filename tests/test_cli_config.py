@@ -195,6 +195,8 @@ NOT_IN_THE_SCHEMA = {
     "objective.name",
     "tracking.folder",
     "checkpoint.fallback",
+    "metrics.tls_certificate",
+    "metrics.tls_key",
     "batch.micro_batch_size",
 }
 

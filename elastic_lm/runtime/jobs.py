@@ -32,6 +32,8 @@ from elastic_lm.errors import ClusterError, ConfigError
 from elastic_lm.runtime import cluster
 from elastic_lm.terminal import Exit
 
+# Of each connection that ends and each package that is sent.
+TALKERS = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 CONFIG = "run.yaml"
 ANSWER_S = 30.0  # of one request
 IDLE_S = 60.0  # without a line; a connection that a network has forgotten looks the same, so a new one is made
@@ -56,7 +58,8 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         """Raises: ClusterError when nobody listens there, the token is wrong, or its Ray is of another version."""
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it tells of each connection that ends
+        for talker in TALKERS:
+            logging.getLogger(talker).setLevel(logging.WARNING)
         self.address = _url(address)
         place = urlsplit(self.address)
         with self._told(), _instead_of("RAY_API_SERVER_ADDRESS", self.address):
