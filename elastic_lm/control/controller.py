@@ -155,6 +155,8 @@ class Control:
                 self._on_found_checkpoint(event, now)
             case ev.NodeDraining(node_id):
                 self._on_draining_node(node_id, now)
+                if event.hosts_us:
+                    self._on_draining_head()
             case ev.NodeLost(node_id):
                 self._on_lost_node(node_id, now)
             case ev.DrainRequested(member_id, node_id):
@@ -370,6 +372,14 @@ class Control:
         self._emit(EventKind.NODE_DRAINING, f"Node {node_id[:8]} is going away with {len(leaving)} of our workers.",
                    node_id=node_id)  # fmt: skip
         self._drain(leaving, "preemption", now)
+
+    def _on_draining_head(self) -> None:
+        """A run does not outlive its head: whoever begins it again begins with the newest checkpoint."""
+        self._emit(
+            EventKind.NOTE, "The node of the coordinator is going away, and the run with it: a checkpoint is written."
+        )
+        self._saving.ask()
+        self._end_lease("checkpoint")
 
     def _on_lost_node(self, node_id: str, now: float) -> None:
         gone = [member_id for at, node, member_id in self._lost_lately if node == node_id and now - at < NODE_LOSS_S]

@@ -102,10 +102,11 @@ class CheckpointFound:
 
 @dataclass(frozen=True)
 class NodeDraining:
-    """The node goes at `deadline` (unix seconds, 0 when unknown)."""
+    """The node goes at `deadline` (unix seconds, 0 when unknown). `hosts_us`: with the coordinator on it."""
 
     node_id: str
     deadline: float
+    hosts_us: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Saving:
         self._max_owners = MAX_OWNERS if spec.exact else 1
         self._num_owners = self._max_owners  # of the next one, at most
         self._is_owed = False  # one was lost with an owner or an earlier coordinator
+        self._is_asked = False  # for one more, whatever the interval
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
         self.last_error: str | None = None
@@ -76,8 +77,12 @@ class Saving:
 
     def is_due(self, step: int) -> bool:
         every = self._spec.checkpoint_every
-        is_time = every is not None and (self._is_owed or step % every == 0)
+        is_time = self._is_asked or (every is not None and (self._is_owed or step % every == 0))
         return is_time and step > (self.newest_step or 0) and self._save is None
+
+    def ask(self) -> None:
+        """For a checkpoint at the next end of a lease, or at the one after it where one is under way."""
+        self._is_asked = True
 
     def inherit(self, step: int) -> None:
         """A member comes back from an earlier coordinator, at this step: a checkpoint that was due by then is owed."""
@@ -136,7 +141,7 @@ class Saving:
         self._num_begun += 1
         deadline = now + self._spec.checkpoint_timeout_s
         self._save = _Save(self._num_begun, step, now, deadline, final, owners, set(names))
-        self._is_owed = False
+        self._is_owed = self._is_asked = False
         self._do(act.SaveCheckpoint(self._num_begun, names, step))
 
     def _owners(self, whole: Sequence[Member]) -> Sequence[Member]:

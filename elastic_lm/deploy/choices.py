@@ -59,7 +59,7 @@ class Deployment:
     min_pods: int | None = None
     """Pods of the other group that are there at all times. None: what the run needs to begin."""
     drain_s: int = 60
-    """A pod that is taken away has this long: its workers leave between two steps. A head that is evicted saves nothing more."""
+    """A pod that is taken away has this long: its workers leave between two steps, and the run on a head that goes is saved."""
     retries: int = 3
     """How often a failed RayJob is begun again, on a new cluster."""
     monitoring_namespace: str = "monitoring"

@@ -156,8 +156,9 @@ class Coordinator:
         self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._open_checkpoints(stack)
         self._open_members(stack, roster, found)
+        here = ray.get_runtime_context().get_node_id()
         self._nodes = NodeWatcher(
-            on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline)),
+            on_draining=lambda node_id, deadline: self._inbox.put(ev.NodeDraining(node_id, deadline, node_id == here)),
             on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
         )
         stack.callback(self._nodes.close)

@@ -499,6 +499,26 @@ def test_drain_of_one_member_leaves_every_other_demand_alone() -> None:
     assert set(run.members) == {"w0", "w1", "w2", "w3"}
 
 
+def test_head_that_is_going_away_has_a_checkpoint_written_between_two_steps() -> None:
+    """Also of a run that saves at its end alone."""
+    run = Run().training("w0", "w1")
+    assert run.spec.checkpoint_every is None
+    run.tell(ev.NodeDraining("node-of-the-head", 0.0, hosts_us=True))
+    assert run.one(act.EndLease) == act.EndLease(run.lease.generation, ("w0", "w1"))
+    assert run.all(act.SaveCheckpoint) == []
+    run.report("w0", 5, LeaseEnd.ENDED_EARLY)
+    run.report("w1", 5, LeaseEnd.ENDED_EARLY)
+    assert run.one(act.SaveCheckpoint).step == 5
+    assert (run.lease.members, run.lease.start_step) == (("w0", "w1"), 5), "training goes on"
+    assert run.all(act.Retire) == []
+
+
+def test_node_without_the_coordinator_asks_for_no_checkpoint() -> None:
+    run = Run().training("w0", "w1")
+    run.tell(ev.NodeDraining("some-node", 0.0))
+    assert run.all(act.EndLease) == run.all(act.SaveCheckpoint) == []
+
+
 def test_drained_member_that_warms_up_goes_at_once() -> None:
     run = Run().training("w0")
     run.start("w1")

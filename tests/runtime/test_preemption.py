@@ -105,3 +105,25 @@ def test_worker_that_cannot_leave_in_time_is_lost_as_ever_and_it_does_not_show(
     assert lost and {event.fields["cause"] for event in lost} == {"preemption"}
     assert counted(events, "members_lost_total", "preemption") == len(lost)
     assert counted(events, "members_lost_total", "crash") == 0
+
+
+@pytest.mark.thorough
+def test_head_that_is_told_to_go_leaves_a_checkpoint_of_the_moment(corpus: str, tmp_path: Path) -> None:
+    """A run does not outlive its head; the next one of its name goes on from there."""
+    config = make_config(corpus, f"file://{tmp_path}", "without-head", steps=100_000, workers={"min": 1, "max": 1},
+                         checkpoint={"every_steps": 1_000_000})  # fmt: skip
+    run = Run.open(config)
+    with running_head(0, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="15") as head, running_node(head, 1):
+        Jobs(head.address).submit(config)
+
+        def step() -> int:
+            with suppress(NotFoundError):  # no log yet
+                return run.status().step
+            return 0
+
+        wait_for(lambda: step() >= 20, timeout_s=RUN_S, what="a worker trains", poll_s=0.2)
+        told_at = step()
+        head.process.send_signal(signal.SIGTERM)
+        head.process.wait(60)
+    saved = [event.step for event in run.events() if event.kind is EventKind.CHECKPOINT_SAVED]
+    assert saved and saved[0] is not None and saved[0] >= told_at
