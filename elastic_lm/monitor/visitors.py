@@ -13,7 +13,7 @@ from itertools import pairwise
 REGULAR = 3  # visits, after which somebody comes regularly; a person who looks twice does not
 MOST = 16  # who came lately; more are forgotten, the longest away first
 LATE = 1.2  # of his interval, after which a visitor is given up
-LATE_S = 0.5  # and this, for those who come every second
+LATE_S = 2.0  # and this: on a busy machine, who comes every second is late by more than a share of it
 
 
 class Visitors:

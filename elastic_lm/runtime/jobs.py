@@ -39,6 +39,7 @@ ANSWER_S = 30.0  # of one request
 IDLE_S = 60.0  # without a line; a connection that a network has forgotten looks the same, so a new one is made
 AWAY_S = 300.0  # for which the job server may be away while a log is followed; the job does not depend on it
 RETRY_S = 1.0
+BEGINS_S = 60.0  # from a head's first answer until it takes jobs
 SETTLED_S = 3.0  # after a job's end; Ray looks after it once a second, and takes another of its name for the old one
 STOP_S = 600  # from the request to stop to a SIGKILL: a last step and a checkpoint
 MAX_CODE_BYTES = 100 * 2**20  # of what the cluster keeps of a job
@@ -83,18 +84,30 @@ class Jobs:
         before = self._forget(config)
         with tempfile.TemporaryDirectory(prefix="elastic-lm-job-") as folder:
             pack(config, Path(folder))
+            metadata = {
+                "run": config.name,
+                "run_url": config.run_url,
+                "elastic_lm": __version__,
+                "log_begins": str(before),
+            }
             with self._told():
+                return self._submitted(config.name, folder, metadata)
+
+    def _submitted(self, run: str, folder: str, metadata: dict[str, str]) -> str:
+        """A head that has just begun answers before it takes jobs."""
+        deadline = time.monotonic() + BEGINS_S
+        while True:
+            try:
                 return self._client.submit_job(
                     entrypoint=f"elastic-lm train {CONFIG}",
-                    submission_id=config.name,
+                    submission_id=run,
                     runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
-                    metadata={
-                        "run": config.name,
-                        "run_url": config.run_url,
-                        "elastic_lm": __version__,
-                        "log_begins": str(before),
-                    },
+                    metadata=metadata,
                 )
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
 
     def _forget(self, config: RunConfig) -> int:
         """A job that has ended.    Returns: how many characters its log has, to which Ray appends its successor's."""

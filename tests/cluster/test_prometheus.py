@@ -97,6 +97,7 @@ def test_run_on_a_cluster_is_scraped_to_its_end(start: Callable[..., Run], tmp_p
         for recording in RECORDINGS:
             prometheus.await_value(f"{recording.name} >= 0")  # at first a ratio of nothing to nothing, which is none
         assert prometheus.value("elastic_lm_steps_planned") == 1_000_000
+        prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 4")  # it comes regularly
         run.command("stop", reason="it was scraped")
         assert run.result().verdict == "stopped"
         prometheus.await_value('up{job="elastic-lm"} == 0')

@@ -360,7 +360,7 @@ def test_run_that_has_ended_is_there_until_its_scraper_knows(start: Start) -> No
     for seconds_ago in (45, 30, 15):
         exporter.visitors.came("127.0.0.1 ", time.monotonic() - seconds_ago)
     exporter.tell(finished("poisoned"))
-    assert 0 < exporter.farewell_s <= 1.2 * 15 + 0.5 - 15
+    assert 0 < exporter.farewell_s <= 1.2 * 15 + 2 - 15
     closing = threading.Thread(target=exporter.close)
     closing.start()
     closing.join(0.05)
