@@ -463,6 +463,7 @@ class Cluster:
         self.control = Control(spec, resume_step=resume_step)
         self.processes: dict[str, Process] = {}
         self.slots = dict(nodes)  # free ones
+        self.head = next(iter(self.slots), None)  # where the coordinator is, as far as drains go
         self.draining: set[str] = set()
         self.checkpoints: dict[int, int] = {} if resume_step is None else {resume_step: self.content_of(resume_step)}
         self.shares: dict[Attempt, dict[str, int]] = {}  # of checkpoints that are being written: owner -> content
@@ -623,7 +624,7 @@ class Cluster:
             self.spec, resume_step=newest, owner_epoch=epoch, first_number=len(self.processes)
         )
         for node_id in self.draining:
-            self.tell(ev.NodeDraining(node_id, 0.0))
+            self.tell(ev.NodeDraining(node_id, 0.0, hosts_us=node_id == self.head))
         for process in [p for p in self.processes.values() if not p.gone]:
             if process in self._unplaced:
                 self._kill(process)
@@ -641,7 +642,7 @@ class Cluster:
 
     def drain_node(self, node_id: str) -> None:
         self.draining.add(node_id)
-        self.tell(ev.NodeDraining(node_id, 0.0))
+        self.tell(ev.NodeDraining(node_id, 0.0, hosts_us=node_id == self.head))
 
     def kill_node(self, node_id: str) -> None:
         """Its processes die and nobody is told of closed connections."""
