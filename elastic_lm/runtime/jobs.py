@@ -81,9 +81,9 @@ class Jobs:
         """
         if re.fullmatch("[0-9a-f]{8}", config.name):
             raise ConfigError(f"name={config.name} looks like an id that Ray gives to jobs; choose another name")
-        before = self._forget(config)
         with tempfile.TemporaryDirectory(prefix="elastic-lm-job-") as folder:
             pack(config, Path(folder))
+            before = self._forget(config)  # when nothing of ours can fail any more
             metadata = {
                 "run": config.name,
                 "run_url": config.run_url,
