@@ -8,6 +8,22 @@ class ElasticLMError(Exception):
     """Base of all errors that elastic-lm raises on purpose."""
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """`error`, to be carried to another thread: what lived in its frames, and in those of what it came from, is let go.
+
+    A frame holds its callers. An error that one of them keeps would otherwise keep all that until a garbage collection.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            chain += [link.__cause__, link.__context__]
+    return error
+
+
 class ConfigError(ElasticLMError):
     """A run's configuration breaks a rule; found before any actor starts."""
 

@@ -26,6 +26,7 @@ from elastic_lm.engine.operations import GroupBroken, Operation, first_line
 from elastic_lm.engine.process_group import Gloo
 from elastic_lm.engine.rendezvous import Place
 from elastic_lm.engine.spec import Collectives
+from elastic_lm.errors import without_frames
 from elastic_lm.protocol import Generation, Rendezvous
 
 IsCancelled = Callable[[], bool]
@@ -176,7 +177,7 @@ def form_group(
         try:
             formed.append(_connect(rendezvous, generation, rank, world_size, timeout_s, collectives, sum_bytes))
         except BaseException as error:  # noqa: BLE001 - carried to the waiting thread below
-            formed.append(error.with_traceback(None))  # the frames hold what was half formed
+            formed.append(without_frames(error))  # which hold what was half formed
 
     threading.Thread(target=form, name=f"form-{generation}", daemon=True).start()
     wait_until(lambda: bool(formed), cancelled)

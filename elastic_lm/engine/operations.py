@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from elastic_lm.errors import without_frames
+
 
 class GroupBroken(Exception):
     """A peer is gone, or the group could not be formed."""
@@ -51,7 +53,7 @@ class Transfer:
         try:
             self._run_messages()
         except BaseException as error:  # noqa: BLE001 - raised by `done` in the thread that waits
-            self._outcome.append(error.with_traceback(None))  # the frames hold this object and a generation's memory
+            self._outcome.append(without_frames(error))  # which hold this object and a generation's memory
         else:
             self._outcome.append(None)
 

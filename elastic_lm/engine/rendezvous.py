@@ -3,7 +3,8 @@
 The first of them hosts it: nobody can form without that one anyway. The coordinator has this meeting place only, which needs
 no PyTorch, so that a coordinator that takes over begins a second of CPU time sooner. Invariant: closing the place ends
 everybody's forming at once, for whoever hosts the store lets go of it when its connection to here ends. One that is frozen
-does not; then the others' helper threads end with the time-out of forming, and nobody waits for them.
+does not; then the others' helper threads end with the time-out of forming, and nobody waits for them. Nor for one that is
+just connecting to the store: c10d tries again up to two and a half times as long.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from elastic_lm.checkpoint.layout import PART_BYTES, Part, shares
-from elastic_lm.errors import CheckpointError
+from elastic_lm.errors import CheckpointError, without_frames
 
 if TYPE_CHECKING:
     from elastic_lm.engine.state import ReplicaState
@@ -92,7 +92,7 @@ class Upload:
                 cancelled=self._cancelled.is_set,
             )
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread by `result`
-            self._outcome = error.with_traceback(None)  # whose frames hold the copy
+            self._outcome = without_frames(error)  # which hold the copy
         self._tensors.clear()
         self._over.set()
 

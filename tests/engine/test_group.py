@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
+import socket
 import threading
 import time
 import weakref
@@ -25,11 +27,11 @@ from elastic_lm.engine import reduce
 from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.group import Group, form_group, wait_until
 from elastic_lm.engine.lease import Member, run_lease
-from elastic_lm.engine.operations import GroupBroken, Operation
+from elastic_lm.engine.operations import GroupBroken, Operation, Transfer
 from elastic_lm.engine.rendezvous import Place, RendezvousServer
 from elastic_lm.engine.spec import Collectives
 from elastic_lm.engine.step import Replica, StepRunner
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase
+from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, Rendezvous
 from tests.engine.members import M, SyntheticTokens, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -462,6 +464,59 @@ def test_open_files_and_threads_stay_flat_over_many_generations(collectives: Col
     for number in range(30):
         cycle(number)
     eventually(lambda: counts()[0] <= files and counts()[1] <= tasks)
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_host_that_was_fenced_before_it_could_tell_anybody_keeps_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = Place.host
+
+    def in_vain(number: int) -> None:
+        listener, hosts, fenced = socket.create_server(("127.0.0.1", 0)), threading.Event(), threading.Event()
+        there = Rendezvous(*listener.getsockname())
+
+        def closed_meanwhile(place: Place, address: tuple[str, int]) -> None:
+            hosts.set()
+            fenced.wait(FOR_EVER)
+            listener.close()
+            tell(place, address)
+
+        monkeypatch.setattr(Place, "host", closed_meanwhile)
+        with pytest.raises(Cancelled):
+            form_group(there, Generation(0, number), 0, 2, timeout_s=FOR_EVER, cancelled=hosts.is_set)
+        fenced.set()
+        eventually(lambda: not threads("form-"))
+
+    in_vain(0)  # c10d opens some files for good
+    files, tasks = counts()
+    in_vain(1)
+    eventually(lambda: counts()[0] <= files and counts()[1] <= tasks)
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_message_that_failed_keeps_nothing_of_its_group() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def fail() -> None:
+        tensor = torch.ones(5)
+        kept.append(weakref.ref(tensor))
+        try:
+            raise ValueError("what gloo says")
+        except ValueError as error:
+            raise GroupBroken("a peer is gone") from error
+
+    transfer = Transfer(fail, "fails")
+    eventually(lambda: not threads("fails"))
+    assert kept[0]() is None
+    with pytest.raises(GroupBroken, match="a peer is gone"):
+        transfer.done()
 
 
 # -- messages --------------------------------------------------------------------------------------------------------
