@@ -148,6 +148,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What one batch of held-out samples came to: the loss in nats, summed over its targets, and how many of these were the
+    most probable token; None where the objective does not tell.
+    """
+
+    batch: int
+    loss: float
+    num_targets: int
+    num_correct: int | None
+
+
+@dataclass(frozen=True)
 class LeaseReport:
     """A member's answer to a lease. It always comes, unless the member is dead or frozen.
 

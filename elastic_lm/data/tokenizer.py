@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,6 +73,19 @@ class TextEncoder:
     def decode(self, ids: Iterable[int]) -> str:
         """Text again, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def num_bytes(self, token: int) -> int:
+        """UTF-8 bytes of text that the token stands for, within other text; none of a special one."""
+        if token in self.special_ids.values():
+            return 0
+        if self._spells_bytes:
+            return len(self._tokenizer.id_to_token(token) or "")  # one character for each byte
+        # Between two others: white space at an end is often the decoder's choice, not the token's.
+        return len(self.decode([token, token, token]).encode()) - len(self.decode([token, token]).encode())
+
+    @cached_property
+    def _spells_bytes(self) -> bool:
+        return json.loads(self.json).get("decoder", {}).get("type") == "ByteLevel"
 
     def _ids(self, text: str) -> list[int]:
         try:

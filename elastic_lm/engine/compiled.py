@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +49,13 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
             block.compile(fullgraph=True, dynamic=False)
     else:
         model.compile(dynamic=False)
+
+
+def not_compiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within it blocks run as they are written: without dropout they would be compiled once more."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()  # the stance's module takes a second to import
 
 
 def compiler(device: torch.device) -> str:

@@ -12,6 +12,7 @@ Shapes: N rows, D features, V vocabulary. Source of the idea: Hsu et al. 2024 (L
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from elastic_lm.model.transformer import GPT
 # Logits at a time. The matrix's gradient is gone through once per chunk, so that few rows of a large vocabulary cost more than
 # what a CPU's cache gains (measured in bench/README.md): 32 MB on a CPU, 512 MB on a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+
+
+# inputs [B, T], targets [N], their places in the flattened batch (None: all)
+Targets = tuple[Tensor, Tensor, Tensor | None]
 
 
 def loss_at(
@@ -42,6 +47,32 @@ def loss_at(
         return head_loss(model.head, model.features(inputs_BT, places_N).flatten(0, -2), targets_N, z_loss)
     logits_NV = model(inputs_BT).flatten(0, 1)
     return loss_of_logits(logits_NV if places_N is None else logits_NV[places_N], targets_N, z_loss)
+
+
+@torch.no_grad()
+def hits_at(
+    model: nn.Module, inputs_BT: Tensor, targets_N: Tensor, places_N: Tensor | None = None
+) -> tuple[float, int]:
+    """At the same places: the summed negative log-likelihood in nats, and how many targets are the most probable token."""
+    if isinstance(model, GPT):
+        features_ND = model.features(inputs_BT, places_N).flatten(0, -2)
+        rows = _rows(features_ND.device, model.head.out_features)
+        chunks = ((model.head(part), wanted) for part, wanted in _pairs(features_ND, targets_N, rows))
+    else:
+        logits_NV = model(inputs_BT).flatten(0, 1)
+        logits_NV = logits_NV if places_N is None else logits_NV[places_N]
+        chunks = _pairs(logits_NV, targets_N, _rows(logits_NV.device, logits_NV.shape[-1]))
+    loss = torch.zeros((), dtype=torch.float64, device=targets_N.device)
+    hits = torch.zeros((), dtype=torch.int64, device=targets_N.device)
+    for logits_CV, wanted_C in chunks:
+        logits_CV = logits_CV.float()
+        loss += (logits_CV.logsumexp(-1) - logits_CV.gather(1, wanted_C[:, None])[:, 0]).double().sum()
+        hits += (logits_CV.argmax(-1) == wanted_C).sum()
+    return float(loss), int(hits)
+
+
+def _pairs(rows_ND: Tensor, targets_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(rows_ND.split(size), targets_N.split(size), strict=True)
 
 
 def head_loss(head: nn.Linear, features_ND: Tensor, targets_N: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -77,8 +108,7 @@ def _head_loss_in_fp16(head: nn.Linear, features_ND: Tensor, targets_N: Tensor, 
         return loss_of_logits(head(features_CD), targets_C, z_loss)
 
     rows = _rows(features_ND.device, head.out_features)
-    parts = zip(features_ND.split(rows), targets_N.split(rows), strict=True)
-    losses = [checkpoint(part, *chunk, use_reentrant=False) for chunk in parts]
+    losses = [checkpoint(part, *pair, use_reentrant=False) for pair in _pairs(features_ND, targets_N, rows)]
     return torch.stack(losses).sum() if losses else features_ND.sum()  # of nothing: zero, with a gradient
 
 

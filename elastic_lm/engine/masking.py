@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elastic_lm.engine.cross_entropy import loss_at
+from elastic_lm.engine.cross_entropy import Targets, loss_at
 from elastic_lm.engine.spec import MaskingSpec
 
 HIDDEN, REPLACED = 0.8, 0.1  # of those that are chosen; the rest stay as they are
@@ -27,12 +27,15 @@ class Masked:
 
     def __call__(self, model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
         """Returns: the summed negative log-likelihood in nats (fp32 scalar), and how many tokens were chosen."""
+        inputs_BT, targets_N, chosen_N = self.targets(tokens_BS)
+        return loss_at(model, inputs_BT, targets_N, chosen_N, z_loss=self._z_loss), targets_N.numel()
+
+    def targets(self, tokens_BS: Tensor) -> Targets:
+        """What is read, what is to be predicted, and where; drawn from torch's host generator."""
         tokens_BT = tokens_BS[:, :-1].cpu()  # they were sent a moment ago, and nothing else is under way
         inputs_BT, chosen_N = self.corrupt(tokens_BT)
         device = tokens_BS.device
-        targets_N = tokens_BT.flatten()[chosen_N].to(device)
-        loss = loss_at(model, inputs_BT.to(device), targets_N, chosen_N.to(device), z_loss=self._z_loss)
-        return loss, chosen_N.numel()
+        return inputs_BT.to(device), tokens_BT.flatten()[chosen_N].to(device), chosen_N.to(device)
 
     def corrupt(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(what the model reads, places of the chosen tokens in the flattened batch), drawn from torch's host generator."""

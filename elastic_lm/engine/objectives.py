@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elastic_lm.engine.cross_entropy import loss_at
+from elastic_lm.engine.cross_entropy import Targets, loss_at
 from elastic_lm.engine.masking import Masked
 from elastic_lm.engine.spec import CAUSAL, MASKED, MaskingSpec
 from elastic_lm.errors import ConfigError
@@ -29,8 +29,12 @@ class Causal:
 
     def __call__(self, model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
         """Returns: the summed negative log-likelihood in nats (fp32 scalar), and B·T."""
-        targets_N = tokens_BS[:, 1:].flatten()
-        return loss_at(model, tokens_BS[:, :-1], targets_N, z_loss=self.z_loss), targets_N.numel()
+        inputs_BT, targets_N, places_N = self.targets(tokens_BS)
+        return loss_at(model, inputs_BT, targets_N, places_N, z_loss=self.z_loss), targets_N.numel()
+
+    def targets(self, tokens_BS: Tensor) -> Targets:
+        """What is read, what is to be predicted, and where."""
+        return tokens_BS[:, :-1], tokens_BS[:, 1:].flatten(), None
 
 
 causal = Causal()

@@ -24,6 +24,7 @@ from elastic_lm.engine.cancelled import Cancelled
 from elastic_lm.engine.determinism import prepare
 from elastic_lm.engine.group import Group, IsCancelled, synchronize
 from elastic_lm.engine.loss_scale import LOWEST, LossScale
+from elastic_lm.engine.measure import measure
 from elastic_lm.engine.objectives import find_objective
 from elastic_lm.engine.optimizer import Optimizer
 from elastic_lm.engine.precision import LOW_PRECISIONS, refuse_lacking
@@ -32,7 +33,7 @@ from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import ConfigError
 from elastic_lm.model.transformer import GPT
-from elastic_lm.protocol import Generation, Phase, StepRecord
+from elastic_lm.protocol import Generation, Measure, Phase, StepRecord
 
 
 class PoisonedStep(Exception):
@@ -155,6 +156,11 @@ class Replica:
             for parameter in self.state.parameters:
                 parameter.grad = None
         reduction.add_micro_batch(loss, num_targets, sample_hash(step, micro_batch, tokens_BS))
+
+    def measure(self, tokens: Any, batch: int) -> Measure:
+        """How well the weights predict the held-out batch of this number; see `engine/measure.py`."""
+        with self._autocast():
+            return measure(self.model, self.objective, self._sent(as_tokens(tokens)), batch)
 
     def _sent(self, tokens_BS: Tensor) -> Tensor:
         """On the device; to a GPU from pinned memory, so that the copy waits for what is under way there, and nobody for it."""

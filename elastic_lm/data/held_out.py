@@ -1,0 +1,77 @@
+"""The held-out part of a corpus in batches, the same ones for every run that reads samples of this length in batches of this size.
+
+Invariant: no document in it was ever trained on (parts.py), and every batch is a pure function of its number: which samples
+come, and in which order, does not depend on the run's seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.order import Order
+from elastic_lm.data.tokenizer import TextEncoder
+from elastic_lm.data.windows import LocalTokens, Tokens
+from elastic_lm.errors import ConfigError
+from elastic_lm.storage import Storage
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`num_samples` samples of the held-out `part`, in batches of up to `order.micro_batch_size`."""
+
+    part: Manifest
+    order: Order
+    num_samples: int
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, *, sequence_length: int, batch_size: int, max_samples: int | None = None
+    ) -> HeldOut:
+        """All of a corpus's held-out samples, or `max_samples` of them spread over it.
+
+        Raises: ConfigError when there is none.
+        """
+        part = manifest.held_out_part()
+        if part.num_tokens <= sequence_length:
+            raise ConfigError(
+                f"the corpus holds {part.num_tokens:,} tokens out, and a sample takes {sequence_length:,} + 1: there is nothing "
+                "to evaluate on; prepare the corpus with a larger --held-out, or leave evaluation.every out"
+            )
+        order = part.order(sequence_length=sequence_length, micro_batches=1, micro_batch_size=batch_size, seed=SEED)
+        return cls(part, order, min(order.num_samples, max_samples or order.num_samples))
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_samples // self.order.micro_batch_size)
+
+    def num_rows(self, batch: int) -> int:
+        """Samples in this batch: the last one may have fewer."""
+        return min(self.order.micro_batch_size, self.num_samples - batch * self.order.micro_batch_size)
+
+
+class HeldOutTokens:
+    """Batches, read from storage by this process. Not safe to share by threads."""
+
+    def __init__(self, storage: Storage, held_out: HeldOut) -> None:
+        self._held_out = held_out
+        self._tokens = LocalTokens(storage, held_out.part, held_out.order)
+
+    def batch(self, number: int) -> Tokens:
+        """Tokens [samples, sequence_length + 1].    Raises: DataError, StorageError."""
+        return self._tokens.tokens(number, 0)[: self._held_out.num_rows(number)]
+
+
+def target_bytes(storage: Storage, held_out: HeldOut, encoder: TextEncoder) -> int:
+    """UTF-8 bytes of text that all targets of these samples stand for, which no tokenizer has a say in.
+
+    Raises: DataError, StorageError.
+    """
+    tokens, counts = HeldOutTokens(storage, held_out), np.zeros(held_out.part.vocab_size, dtype=np.int64)
+    for number in range(held_out.num_batches):
+        counts += np.bincount(tokens.batch(number)[:, 1:].ravel(), minlength=len(counts))
+    return sum(int(counts[token]) * encoder.num_bytes(token) for token in np.flatnonzero(counts).tolist())

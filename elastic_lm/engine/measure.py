@@ -1,0 +1,49 @@
+"""How well a model predicts held-out tokens: its loss on a batch of them, and how often it is right.
+
+Invariant: that is a pure function of weights, tokens and the batch's number. Dropout is off, and what the masked objective
+hides follows from the number alone, not from the run's seed: every run over a corpus is asked the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from elastic_lm.engine import compiled
+from elastic_lm.engine.cross_entropy import hits_at
+from elastic_lm.engine.masking import Masked
+from elastic_lm.engine.objectives import Causal, Objective
+from elastic_lm.protocol import Measure
+
+
+@torch.no_grad()
+def measure(model: nn.Module, objective: Objective, tokens_BS: Tensor, batch: int) -> Measure:
+    """The loss is summed over the targets of tokens [B, S], in fp64 where the objective is ours.
+
+    A user's objective tells its loss sum and its number of targets, and nothing of what was right.
+    """
+    key = hashlib.blake2b(struct.pack("<q", batch), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(key, "little") >> 1)
+    with _eager_and_without_dropout(model):
+        if not isinstance(objective, Causal | Masked):
+            loss, num_targets = objective(model, tokens_BS)
+            return Measure(batch, float(loss), num_targets, None)
+        inputs_BT, targets_N, places_N = objective.targets(tokens_BS)
+        total, num_correct = hits_at(model, inputs_BT, targets_N, places_N)
+        return Measure(batch, total, len(targets_N), num_correct)
+
+
+@contextmanager
+def _eager_and_without_dropout(model: nn.Module) -> Iterator[None]:
+    trains = model.training
+    model.eval()
+    try:
+        with compiled.not_compiled(model):
+            yield
+    finally:
+        model.train(trains)
