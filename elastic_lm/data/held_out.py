@@ -1,4 +1,4 @@
-"""The held-out part of a corpus in batches, the same ones for every run that reads samples of this length in batches of this size.
+"""The held-out part of a corpus in batches, the same for all runs that read samples of this length in batches of this size.
 
 Invariant: no document in it was ever trained on (parts.py), and every batch is a pure function of its number: which samples
 come, and in which order, does not depend on the run's seed.
