@@ -298,8 +298,9 @@ class TrainingConfig(Part):
     """Whether blocks are compiled (torch.compile), without run-time choice of kernels. Meant for GPUs, where it was not measured
     yet; on CPUs about as fast. A worker's start takes up to a minute longer, once per machine. Needs a C++ compiler on every
     node, on GPUs Triton."""
-    on_nonfinite: Literal["stop"] = "stop"
-    """What a non-finite or out-of-range gradient does: stop the run before it touches the weights."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a non-finite or out-of-range gradient does, before it touches the weights: stop the run, or leave the step out. A run
+    that leaves out 10 steps on end stops, too."""
     skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])
     """Batches that are left out: half-open ranges of batch indices, ascending. The learning rate follows the step."""
 
@@ -355,6 +356,15 @@ class CheckpointConfig(Part):
     """Steps: a checkpoint of every multiple of this is kept for good. None: none is."""
     keep_best: int = Field(default=0, ge=0, le=1_000_000)
     """Checkpoints that are kept because their training loss, the mean of the 100 steps before, was lowest. 0: none is."""
+
+
+class EvaluationConfig(Part):
+    """How well the model predicts held-out text, while it is trained. It has no say in the weights."""
+
+    every: Count | None = Field(default=None, examples=[500])
+    """Steps between evaluations; one more comes at the end. Workers share each, between two steps. None: there are none."""
+    samples: Count | None = 512
+    """Held-out samples of batch.sequence_length tokens, at most; the same ones each time. None: all."""
 
 
 class ControlConfig(Part):
@@ -455,6 +465,8 @@ class RunConfig(Part):
     """The elastic set."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out text."""
     control: ControlConfig = ControlConfig()
     """Deadlines and limits."""
     metrics: MetricsConfig = MetricsConfig()
@@ -609,6 +621,7 @@ class RunConfig(Part):
             checkpoint_every=self.checkpoint.every_steps,
             checkpoint_timeout_s=self.checkpoint.timeout_s,
             exact=self.reduction.kind == "exact",
+            evaluate_every=self.evaluation.every,
             **limits,
         )
 

@@ -30,6 +30,7 @@ NAMES = (
     "reduce.end",  # sum complete on this member, nothing applied
     "optimizer.middle",  # some parameters written, others not
     "step.end",  # step applied, next not begun
+    "evaluate",  # a held-out batch is there, not measured
     "lease.end",  # before the report is returned
     "save",  # checkpoint: some parts written, no manifest
     "coordinator.open",  # services started, nobody called yet

@@ -9,6 +9,8 @@ state is one that no optimizer write or copy is half way through. A *generation*
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -44,6 +46,9 @@ class Lease:
     records from there to `start_step`, for `receivers`: whoever holds a state can tell the log what led to it.
     `continues`: the members are those of this earlier generation, which ended in agreement; they go on in its group, and
     there is no rendezvous.
+    `evaluates`: nothing is trained. The members, who are all at `start_step`, measure held-out batches, which `assignments`
+    are then; each for itself, and nobody waits for another.
+    `evaluations`: those that the log does not hold yet, for the members to remember.
     """
 
     generation: Generation
@@ -58,6 +63,8 @@ class Lease:
     logged_step: int = 0
     continues: Generation | None = None
     history: tuple[StepRecord, ...] = ()
+    evaluates: bool = False
+    evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -79,6 +86,7 @@ class Phase(StrEnum):
     REDUCE = "reduce"
     OPTIMIZER = "optimizer"
     SAVING = "saving"
+    EVALUATING = "evaluating"
 
 
 class LeaseEnd(StrEnum):
@@ -106,7 +114,8 @@ class StepRecord:
 
     The first group is the same on every member, in every world size, to the bit; the second is that member's own clock.
     `loss` is the sum over targets divided by the global number of targets, in nats. `sample_hash` is the sum over the
-    step's micro-batches of a 62-bit hash of (step, micro_batch, tokens that entered forward), modulo 2^63.
+    step's micro-batches of a 62-bit hash of (step, micro_batch, tokens that entered forward), modulo 2^63. `refused`: values
+    that were not finite or out of range; with some the step was left out, and `loss` is of the rest.
     """
 
     step: int
@@ -160,12 +169,41 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What all held-out batches came to with the weights before `step`.
+
+    `loss`: nats per target. `loss_stderr`: its standard error, from how batches differ (a ratio's, Cochran 1977, chapter 6);
+    None of a single batch.
+    """
+
+    step: int
+    loss: float
+    loss_stderr: float | None
+    num_targets: int
+    num_correct: int | None
+
+    @classmethod
+    def of(cls, step: int, measures: Iterable[Measure]) -> Evaluation:
+        """The same bits in whatever order the measures come: sums are rounded once, at the end."""
+        found = list(measures)
+        num_targets = sum(m.num_targets for m in found)
+        loss = math.fsum(m.loss for m in found) / num_targets
+        stderr = None
+        if len(found) > 1:
+            squares = math.fsum((m.loss - loss * m.num_targets) ** 2 for m in found)
+            stderr = math.sqrt(squares * len(found) / (len(found) - 1)) / num_targets
+        hits = [m.num_correct for m in found if m.num_correct is not None]
+        return cls(step, loss, stderr, num_targets, sum(hits) if len(hits) == len(found) else None)
+
+
+@dataclass(frozen=True)
 class LeaseReport:
     """A member's answer to a lease. It always comes, unless the member is dead or frozen.
 
     `next_step` is meaningful when `whole`. `records`: the step records that the log may not hold yet.
     `error` is a message for people; `error_step` the step during which it arose.
     `micro_batch_s`: seconds per micro-batch of this member in this lease (median), None when it computed none.
+    `measures`: of the held-out batches that it came to, whatever ended the lease.
     """
 
     member_id: str
@@ -177,6 +215,7 @@ class LeaseReport:
     error: str | None = None
     error_step: int | None = None
     micro_batch_s: float | None = None
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,3 +263,4 @@ class ReturnReport:
     whole: bool
     records: tuple[StepRecord, ...] = ()
     micro_batch_s: float | None = None
+    evaluations: tuple[Evaluation, ...] = ()

@@ -49,7 +49,8 @@ ALLOWED = {
         "elastic_lm.storage",
     },
     "elastic_lm.tracking": {
-        "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.table",
+        "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.held_out",
+        "elastic_lm.monitor.table",
     },
     "elastic_lm.config": {
         "pydantic", "elastic_lm.config_rules", "elastic_lm.config_text", "elastic_lm.errors", "elastic_lm.control.spec",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
+import random
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 
 from elastic_lm import protocol
 from elastic_lm.protocol import (
+    Evaluation,
     Generation,
     Heartbeat,
     Lease,
     LeaseEnd,
     LeaseReport,
+    Measure,
     Phase,
     ReadyReport,
     Rendezvous,
@@ -156,3 +160,29 @@ def test_every_message_of_the_protocol_is_checked_here() -> None:
 @pytest.mark.parametrize("word", [*Phase, *LeaseEnd])
 def test_phases_and_ends_survive_pickling_as_themselves(word: Phase | LeaseEnd) -> None:
     assert pickle.loads(pickle.dumps(word)) is word
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------------
+
+MEASURES = [Measure(0, 10.0, 4, 1), Measure(1, 30.0, 8, 5), Measure(2, 8.0, 4, 0)]
+
+
+def test_evaluation_is_the_loss_by_target_with_its_error() -> None:
+    """48 nats over 16 targets are 3; residuals are -2, 6 and -4, so that the error is sqrt(56 * 3 / 2) / 16."""
+    found = Evaluation.of(7, MEASURES)
+    assert (found.step, found.loss, found.num_targets, found.num_correct) == (7, 3.0, 16, 6)
+    assert found.loss_stderr == pytest.approx(math.sqrt(84) / 16)
+
+
+def test_evaluation_has_the_same_bits_in_any_order() -> None:
+    draw = random.Random(0)
+    measures = [Measure(number, draw.uniform(0, 1e4), draw.randint(1, 99), 0) for number in range(200)]
+    expected = Evaluation.of(1, measures)
+    for _ in range(20):
+        draw.shuffle(measures)
+        assert Evaluation.of(1, measures) == expected
+
+
+def test_one_batch_has_no_error_and_an_objective_may_tell_no_hits() -> None:
+    assert Evaluation.of(1, MEASURES[:1]).loss_stderr is None
+    assert Evaluation.of(1, [*MEASURES, Measure(3, 1.0, 1, None)]).num_correct is None

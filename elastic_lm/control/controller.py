@@ -12,6 +12,7 @@ these hold:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -19,9 +20,10 @@ from typing import Any
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.balance import Balance
+from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
 from elastic_lm.control.interruption import START, TAKEOVER, WAIT, Interruption
-from elastic_lm.control.leases import catch_up_lease, common_lease, standing
+from elastic_lm.control.leases import Standing, catch_up_lease, common_lease, evaluation_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.retries import Retries
 from elastic_lm.control.saving import FINAL_TRIES, Saving
@@ -48,13 +50,23 @@ class Mode(StrEnum):
 
 
 class Control:
-    """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id."""
+    """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id.
+
+    `evaluated`: the steps before which the log says that held-out text was measured.
+    """
 
     def __init__(
-        self, spec: ControlSpec, *, resume_step: int | None = None, owner_epoch: int = 0, first_number: int = 0
+        self,
+        spec: ControlSpec,
+        *,
+        resume_step: int | None = None,
+        owner_epoch: int = 0,
+        first_number: int = 0,
+        evaluated: Iterable[int] = (),
     ) -> None:
         self._spec = spec
         self._saving = Saving(spec, resume_step, self._do, self._tell)
+        self._evaluating = Evaluating(spec, evaluated, self._emit)
         self._generation = Generation(owner_epoch, 0)
         self._members: dict[str, Member] = {}
         self._num_created = first_number
@@ -113,7 +125,7 @@ class Control:
 
     def paces(self) -> dict[str, tuple[float, int]]:
         """(seconds per micro-batch, micro-batches per step) of every member that trains and has told its speed."""
-        if self._mode is not Mode.LEASED or self._lease is None:
+        if self._mode is not Mode.LEASED or self._lease is None or self._lease.evaluates:
             return {}
         members = (
             (self._members.get(m), part) for m, part in zip(self._lease.members, self._lease.assignments, strict=True)
@@ -167,6 +179,10 @@ class Control:
                 self._on_resized(low, high, now)
             case ev.StopRequested(reason):
                 self._on_stop(reason, now)
+            case ev.StepsLeftOut(message):
+                if self._stopping is None:
+                    self._stop_kind = "poisoned"
+                    self._on_stop(message, now)
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
@@ -241,6 +257,7 @@ class Control:
         self._emit(EventKind.MEMBER_RETURNED, f"{member.member_id} goes on under this coordinator with {held}.",
                    step=returned.next_step if returned.whole else None, member_id=member.member_id,
                    node_id=member.node_id, pid=member.pid, whole=returned.whole, environment=report.environment)  # fmt: skip
+        self._evaluating.inherit(returned.evaluations)
         if returned.whole:
             self._saving.inherit(returned.next_step)
         self._welcome(now)
@@ -410,7 +427,7 @@ class Control:
         member.progress, member.phase = beat.progress, beat.phase
         member.micro_batch_s = beat.micro_batch_s or member.micro_batch_s
         lease = self._lease
-        if lease is None or beat.generation != lease.generation or beat.phase not in WORKING:
+        if lease is None or lease.evaluates or beat.generation != lease.generation or beat.phase not in WORKING:
             return
         if member.member_id not in self._waiting:
             return  # its report, which is exact, came first: they travel separately
@@ -432,7 +449,7 @@ class Control:
     def _on_tick(self, now: float) -> None:
         if self._join_at is not None and now >= self._join_at:
             self._join_at = None
-            if self._lease is not None:
+            if self._lease is not None and not self._lease.evaluates:  # behind that it comes in anyway
                 self._end_lease("join")
         if now < self._next_scan:
             return
@@ -447,7 +464,8 @@ class Control:
                 self._lose(member, verdict, now)
         self._end_stall(now)
         self._end_wait(now)
-        if self._mode is Mode.LEASED and self._balance.wants_another(self._lease, self._members, now):
+        trains = self._mode is Mode.LEASED and self._lease is not None and not self._lease.evaluates
+        if trains and self._balance.wants_another(self._lease, self._members, now):
             self._end_lease("straggler")
         if self._lease is None:
             self._decide(now)
@@ -513,6 +531,9 @@ class Control:
         member.enter(MemberState.READY, now)
         self._waiting.discard(report.member_id)
         self._agreed &= report.end.agreed
+        if self._lease.evaluates and self._evaluating.take_in(report, self._lease.start_step):
+            self._fence(now)
+            return
         match report.end:
             case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
                 self._finish(str(report.end), report.error or "", report.error_step or report.next_step)
@@ -583,7 +604,11 @@ class Control:
         if self._interruption is not None and self._interruption.cause == "lease":
             self._interruption.cause = self._ending_cause
         self._ending_cause = "lease"
-        self._settled = self._lease if self._agreed else None
+        assert self._lease is not None
+        if not self._agreed:
+            self._settled = None
+        elif not self._lease.evaluates:  # whose members keep the group that they had before
+            self._settled = self._lease
         self._lease = None
         self._mode = Mode.IDLE
         self._decide(now)
@@ -593,17 +618,24 @@ class Control:
         if self._verdict is not None or self._lease is not None or any(m.is_awaited for m in self._members.values()):
             return
         now_standing = self._standing()
-        ending = self._stopping is not None or now_standing.head == self._spec.total_steps
-        if ending:
+        is_last = now_standing.head == self._spec.total_steps
+        if self._stopping is not None or (is_last and not self._is_to_evaluate(now_standing)):
             self._end_run(now_standing.whole, now_standing.head, now)
             return
         self._let_go()  # and what of a checkpoint goes with them is saved again below
         now_standing = self._standing()
-        if now_standing.head is not None and not now_standing.behind and self._saving.is_due(now_standing.head):
-            self._saving.begin(now_standing.whole, now_standing.head, now)
-        self._grant(now)
+        head = now_standing.head
+        if head is not None and not now_standing.behind and self._saving.is_due(head, final=is_last):
+            self._saving.begin(now_standing.whole, head, now, final=is_last)
+        if self._is_to_evaluate(now_standing):
+            self._grant_evaluation(now_standing, now)
+        else:
+            self._grant(now)
 
-    def _standing(self) -> Any:
+    def _is_to_evaluate(self, current: Standing) -> bool:
+        return not current.behind and self._evaluating.is_due(current.head)
+
+    def _standing(self) -> Standing:
         return standing([m for m in self._members.values() if m.has_joined], exact=self._spec.exact)
 
     def _let_go(self) -> None:
@@ -624,27 +656,23 @@ class Control:
             return
         if current.head is None and self._saving.holds_up_restore():
             return
-        self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
+        self._next_generation()
         self._join_at = None  # whoever waited to join is in, or comes in right after those behind
         self._catching_up = bool(current.behind)
         if self._catching_up:
             lease = catch_up_lease(current, self._generation, self._spec)
         else:
-            lease = common_lease(members, current, self._generation, self._spec, restore=self._saving.newest_step,
-                                 settled=self._settled)  # fmt: skip
-        self._lease, self._mode, self._agreed, self._settled = lease, Mode.LEASED, True, None
-        self._waiting = set(lease.members)
+            restore = self._saving.newest_step
+            evaluates_first = current.head is None and self._evaluating.is_due(restore)
+            lease = common_lease(members, current, self._generation, self._spec, restore=restore,
+                                 settled=self._settled, only_restores=evaluates_first)  # fmt: skip
+        self._settled = None
         self._balance.began(now)
-        for member_id in lease.members:
-            member = self._members[member_id]
-            member.enter(MemberState.ACTIVE, now)
-            member.progress_at = now
-            if lease.source is None or lease.rank_of(member_id) not in lease.receivers:
-                continue
-            member.whole = False
+        for rank in lease.receivers if lease.source is not None else ():
+            self._members[lease.members[rank]].whole = False
         if self._saving.restorable_at is None:
             self._saving.restorable_at = now
-        self._do(act.Grant(lease))
+        self._begin(lease, now)
         counts = [len(part) for part in lease.assignments]
         self._emit(EventKind.LEASE_GRANTED,
                    f"Generation {self._generation}: {len(counts)} workers train from step {lease.start_step}, "
@@ -653,6 +681,31 @@ class Control:
                    stop_step=lease.stop_step, shares=counts, world_size=len(counts))  # fmt: skip
         if any(m.leaving for m in self._active()) and len(lease.members) > 1:
             self._end_lease("drain")  # the last state travels with this lease; its holder leaves after one step
+
+    def _grant_evaluation(self, current: Standing, now: float) -> None:
+        """Those with the run's state measure what is missing; who has none, or comes meanwhile, waits for them."""
+        assert current.head is not None
+        if any(m.lost_connection_at is not None for m in current.whole):
+            return  # within the grace it is dead or back
+        self._next_generation()
+        self._catching_up = False
+        if self._interruption is not None and self._interruption.cause == "lease":
+            self._interruption.cause = "evaluation"
+        missing = self._evaluating.missing(current.head)
+        self._begin(evaluation_lease(current, self._generation, missing), now)
+        if any(m.leaving for m in self._active()) and len(current.whole) > 1:
+            self._end_lease("drain")
+
+    def _next_generation(self) -> None:
+        self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
+
+    def _begin(self, lease: Lease, now: float) -> None:
+        self._lease, self._mode, self._agreed = lease, Mode.LEASED, True
+        self._waiting = set(lease.members)
+        for member_id in lease.members:
+            self._members[member_id].enter(MemberState.ACTIVE, now)
+            self._members[member_id].progress_at = now
+        self._do(act.Grant(lease))
 
     def _interrupt(self, cause: str, detail: str, now: float) -> None:
         """Training stands still from now on, if it does not already."""

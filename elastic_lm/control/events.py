@@ -136,6 +136,13 @@ class StopRequested:
 
 
 @dataclass(frozen=True)
+class StepsLeftOut:
+    """Too many steps on end changed nothing, for their gradients were not finite."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class ReaderReplaced:
     reader_id: str
     replacement: str
@@ -157,5 +164,5 @@ class Tick:
 Input = (
     MemberStarted | MemberReady | MemberFound | MemberReturned | MemberFailed | ConnectionLost | ConnectionRestored | Beat
     | Reported | Saved | Published | CheckpointFound | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested
-    | ReaderReplaced | CoordinatorSlept | Tick
+    | StepsLeftOut | ReaderReplaced | CoordinatorSlept | Tick
 )  # fmt: skip

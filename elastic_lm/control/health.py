@@ -11,7 +11,7 @@ from elastic_lm.control.spec import ControlSpec
 from elastic_lm.protocol import Phase
 
 # Of those who owe a report. WAITING: one that has its lease and has not begun.
-OWING_PROGRESS = (Phase.WAITING, Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING)
+OWING_PROGRESS = (Phase.WAITING, Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, Phase.FORMING, Phase.EVALUATING)
 MICRO_BATCHES_OF_PATIENCE = 20
 WINDOW_S = 60.0
 RETURN_S = 5.0  # a member that a new coordinator calls connects to it within 0.1 s, on a busy machine within seconds

@@ -8,7 +8,7 @@ from elastic_lm.protocol import Generation
 
 START, WAIT = "start", "wait"  # for lack of workers: the first one, and any later
 TAKEOVER = "coordinator"  # this coordinator took over from an earlier one
-PLANNED = ("lease", "join", "drain", "checkpoint", "straggler", "resize")
+PLANNED = ("lease", "join", "drain", "checkpoint", "straggler", "resize", "evaluation")
 
 
 @dataclass

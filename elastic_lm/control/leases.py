@@ -54,13 +54,16 @@ def common_lease(
     *,
     restore: int | None,
     settled: Lease | None = None,
+    only_restores: bool = False,
 ) -> Lease:
     """Everybody, up to the next checkpoint or the end. Without any state in memory all restore the same one.
 
     `settled`: the lease before, if all its members came back in agreement; the same ones then go on in their group.
+    `only_restores`: no step is trained before the evaluation that is due.
     """
     start = (restore or 0) if now.head is None else now.head
-    lease = _lease(members, generation, start, stop_step(start, spec), spec, restore=restore)
+    stop = start if only_restores else stop_step(start, spec)
+    lease = _lease(members, generation, start, stop, spec, restore=restore)
     if now.head is None:
         return lease
     if not now.lacking:
@@ -79,6 +82,22 @@ def common_lease(
     )
 
 
+def evaluation_lease(now: Standing, generation: Generation, batches: tuple[int, ...]) -> Lease:
+    """All with the newest state, for held-out batches at the step that they are at: those who are slow get fewer."""
+    assert now.head is not None and not now.behind
+    ordered = _in_rank_order(list(now.whole))
+    places = assignments(len(batches), [m.micro_batch_s for m in ordered])
+    return Lease(
+        generation=generation,
+        members=tuple(m.member_id for m in ordered),
+        rendezvous=None,
+        start_step=now.head,
+        stop_step=now.head,
+        assignments=tuple(tuple(batches[place] for place in mine) for mine in places),
+        evaluates=True,
+    )
+
+
 def _group_to_keep(lease: Lease, settled: Lease | None) -> Generation | None:
     if settled is None or settled.members != lease.members or lease.world_size == 1:
         return None
@@ -86,10 +105,11 @@ def _group_to_keep(lease: Lease, settled: Lease | None) -> Generation | None:
 
 
 def stop_step(start: int, spec: ControlSpec) -> int:
-    """Where a lease from `start` ends at the latest: the run's end, the next checkpoint, or `lease_steps` on."""
+    """Where a lease from `start` ends at the latest: the run's end, the next checkpoint or evaluation, or `lease_steps` on."""
     stop = min(spec.total_steps, start + spec.lease_steps)
-    if spec.checkpoint_every:
-        stop = min(stop, (start // spec.checkpoint_every + 1) * spec.checkpoint_every)
+    for every in (spec.checkpoint_every, spec.evaluate_every):
+        if every:
+            stop = min(stop, (start // every + 1) * every)
     return stop
 
 

@@ -75,9 +75,10 @@ class Saving:
         """The last checkpoint of the run was tried often enough."""
         return self._failed_final_tries == FINAL_TRIES
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, *, final: bool = False) -> bool:
+        """`final`: the run ends with this step."""
         every = self._spec.checkpoint_every
-        is_time = self._is_asked or (every is not None and (self._is_owed or step % every == 0))
+        is_time = final or self._is_asked or (every is not None and (self._is_owed or step % every == 0))
         return is_time and step > (self.newest_step or 0) and self._save is None
 
     def ask(self) -> None:

@@ -34,3 +34,7 @@ class ControlSpec:
     rebalance_gain: float = 0.2
     rebalance_every_s: float = 30.0
     same_error_limit: int = 2
+
+    evaluate_every: int | None = None
+    num_held_out_batches: int = 0
+    held_out_bytes: int | None = None  # of the text that they are; None where losses are not of text

@@ -7,15 +7,18 @@ come, and in which order, does not depend on the run's seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.order import Order
-from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import LocalTokens, Tokens
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
+
+if TYPE_CHECKING:
+    from elastic_lm.data.tokenizer import TextEncoder
 
 SEED = 0
 

@@ -57,7 +57,8 @@ def hits_at(
     if isinstance(model, GPT):
         features_ND = model.features(inputs_BT, places_N).flatten(0, -2)
         rows = _rows(features_ND.device, model.head.out_features)
-        chunks = ((model.head(part), wanted) for part, wanted in _pairs(features_ND, targets_N, rows))
+        pairs = _pairs(features_ND, targets_N, rows)
+        chunks: Iterator[tuple[Tensor, Tensor]] = ((model.head(part), wanted) for part, wanted in pairs)
     else:
         logits_NV = model(inputs_BT).flatten(0, 1)
         logits_NV = logits_NV if places_N is None else logits_NV[places_N]

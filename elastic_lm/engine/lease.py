@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from elastic_lm.engine.shared import SLOT_BYTES
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
 from elastic_lm.errors import CheckpointError, DataError, UnavailableError
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, StepRecord
+from elastic_lm.protocol import Evaluation, Generation, Lease, LeaseEnd, LeaseReport, Measure, Phase, StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ class LeaseControl(Control, Protocol):
     """A step's control, and somebody to tell of committed steps."""
 
     def committed(self, record: StepRecord, micro_batch_s: float | None) -> None: ...
+
+
+class HeldOutSource(Protocol):
+    """Where held-out batches come from."""
+
+    def batch(self, number: int, cancelled: Callable[[], bool]) -> Any:
+        """Tokens [samples, T+1] of any integer dtype, as a NumPy array or tensor."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Member:
     records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=HELD_RECORDS))
     kept: Kept | None = None
     initial: Initial | None = None  # what to call after each part -> weights to begin from, by name; None: the seed's
+    held_out: HeldOutSource | None = None
+    evaluations: tuple[Evaluation, ...] = ()  # those that the log did not hold when the last lease began
 
     @property
     def state(self) -> ReplicaState:
@@ -111,6 +120,8 @@ class _Session:
         self._reduction: Reduction | None = None
         self._sends: Sequence[Operation] = ()
         self._micro_batch_s: list[float] = []
+        self._measures: list[Measure] = []
+        member.evaluations = lease.evaluations
         if self._rank in lease.receivers:
             member.records.clear()
             member.records.extend(lease.history)
@@ -120,6 +131,8 @@ class _Session:
     def run(self) -> LeaseEnd:
         lease, state = self._lease, self._member.state
         failpoints.hit("lease.begin", lease.start_step)
+        if lease.evaluates:
+            return self._evaluate()
         if state.torn and self._rank not in lease.receivers:
             self._restore()
         self._reduction = self._meet()
@@ -234,6 +247,23 @@ class _Session:
                 return LeaseEnd.ENDED_EARLY
         return LeaseEnd.COMPLETED
 
+    def _evaluate(self) -> LeaseEnd:
+        """Measure my batches; the group that was kept stays for the lease behind."""
+        lease, member, control = self._lease, self._member, self._control
+        if member.state.torn or member.state.next_step != lease.start_step or member.held_out is None:
+            raise RuntimeError(f"told to evaluate at step {lease.start_step}, which this member is not at")
+        for batch in self._micro_batches:
+            if control.cancelled():
+                raise Cancelled
+            if control.wants_end():
+                return LeaseEnd.ENDED_EARLY
+            control.report(Phase.DATA)
+            tokens = member.held_out.batch(batch, control.cancelled)
+            control.report(Phase.EVALUATING)
+            failpoints.hit("evaluate", lease.start_step)
+            self._measures.append(member.runner.replica.measure(tokens, batch))
+        return LeaseEnd.COMPLETED
+
     def close(self, end: LeaseEnd) -> None:
         """Keep the group for the same members' next lease; drop it unless all of them have come this far."""
         group, reduction = self._group, self._reduction
@@ -258,6 +288,7 @@ class _Session:
             error=None if error is None else f"{type(error).__name__}: {error}",
             error_step=None if error is None else member.state.next_step,
             micro_batch_s=statistics.median(self._micro_batch_s[-100:]) if self._micro_batch_s else None,
+            measures=tuple(self._measures),
         )
 
 

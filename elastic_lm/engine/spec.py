@@ -70,7 +70,8 @@ class EngineSpec:
     `objective` is `causal` or `masked` (which takes `masking`), both with `z_loss`; or an import path
     `package.module:function` with (model, tokens [m, T+1]) -> (loss sum, number of targets). A batch is `micro_batches` x
     `micro_batch_size` samples of `sequence_length` tokens. `recompute`: a block's insides are computed again in backward
-    instead of kept; the same bits. `compile`: blocks are compiled; other bits.
+    instead of kept; the same bits. `compile`: blocks are compiled; other bits. `on_nonfinite`: what becomes of a
+    step with values that are not finite or out of range: an exception, or nothing but the next step.
     """
 
     model: ModelSpec | FactorySpec
@@ -85,7 +86,7 @@ class EngineSpec:
     seed: int = 0
     precision: Precision = "fp32"
     reduction: Literal["exact", "fast"] = "exact"
-    on_nonfinite: Literal["stop"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     recompute: bool = False
     compile: bool = False
     device: str = "cpu"

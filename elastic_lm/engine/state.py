@@ -106,6 +106,11 @@ class ReplicaState:
         self.next_step = next_step
         self.torn = False
 
+    def leave_out(self, step: int) -> None:
+        """The step changes nothing but the count of steps."""
+        assert self.next_step == step and not self.torn
+        self.next_step = step + 1
+
     def flats(self) -> tuple[Tensor, ...]:
         """The buffers that make up a state, in the order in which a copy sends them."""
         scale = () if self.loss_scale is None else (self.loss_scale.flat,)

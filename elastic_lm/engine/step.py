@@ -7,6 +7,7 @@ optimizer itself was interrupted; then `state.torn` says so. Nothing a step comp
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -238,7 +239,7 @@ class StepRunner:
         before_update()
         failpoints.hit("reduce.end", step)
         control.report(Phase.OPTIMIZER)
-        norm = self._update(step, reduction, commit, exponent)
+        norm, refused = self._update(step, reduction, commit, exponent)
         clock.lap("optimizer")
         world_size = 1 if group is None else group.world_size
         record = StepRecord(
@@ -248,7 +249,7 @@ class StepRunner:
             learning_rate=self.replica.optimizer.learning_rate(step),
             grad_norm=norm,
             sample_hash=commit.sample_hash,
-            refused=commit.refused,
+            refused=refused,
             generation=generation,
             world_size=world_size,
             step_s=clock.total(),
@@ -302,20 +303,27 @@ class StepRunner:
             )
         if not commit.num_targets:
             raise PoisonedStep(f"step {step}: the objective found no target in the whole batch; look at the data")
-        if commit.refused:
+        if commit.refused and self.replica.spec.on_nonfinite == "stop":
             raise PoisonedStep(
                 f"step {step}: {commit.refused} gradient or loss values are not finite or out of range; lower "
                 "optimizer.learning_rate, or look at the data of this step"
             )
 
-    def _update(self, step: int, reduction: Reduction, commit: Commit, loss_exponent: int | None) -> float:
-        gradient = reduction.gradient(commit, self._gradient)
-        norm = self.replica.optimizer.clip(gradient)
-        if norm != norm or norm == float("inf"):
-            raise PoisonedStep(f"step {step}: the gradient's norm is {norm}")
-        self.replica.optimizer.apply(gradient, step, loss_exponent)
-        synchronize(self.replica.device)
-        return norm
+    def _update(self, step: int, reduction: Reduction, commit: Commit, loss_exponent: int | None) -> tuple[float, int]:
+        """(the gradient's norm, how many values are refused). A step with some is left out: the weights stay, the norm is 0."""
+        replica, refused = self.replica, commit.refused
+        if not refused:
+            gradient = reduction.gradient(commit, self._gradient)
+            norm = replica.optimizer.clip(gradient)
+            refused = int(not math.isfinite(norm))
+            if refused and replica.spec.on_nonfinite == "stop":
+                raise PoisonedStep(f"step {step}: the gradient's norm is {norm}")
+        if refused:
+            replica.state.leave_out(step)
+            return 0.0, refused
+        replica.optimizer.apply(gradient, step, loss_exponent)
+        synchronize(replica.device)
+        return norm, 0
 
 
 class _Clock:

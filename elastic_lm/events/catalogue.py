@@ -126,6 +126,16 @@ CATALOGUE: dict[EventKind, Kind] = {
         {"seconds": "from the copy of the state to the manifest"},
     ),
     EventKind.CHECKPOINT_FAILED: Kind("A checkpoint was abandoned.", {"error": "why"}),
+    EventKind.EVALUATED: Kind(
+        "The held-out text was measured with the weights before `step`.",
+        {
+            "loss": "nats per target",
+            "loss_stderr": "its standard error; null: of a single batch",
+            "num_targets": "tokens that were predicted",
+            "num_correct": "how many were the most probable token; null: the objective does not tell",
+            "num_bytes": "UTF-8 bytes of text that the targets stand for; null: they are not all of it",
+        },
+    ),
     EventKind.READER_REPLACED: Kind(
         "A reader died or fell silent.",
         {"reader_id": "which", "replacement": "who serves in its place", "cause": "why"},

@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     STRAGGLER = "straggler"
     CHECKPOINT_SAVED = "checkpoint_saved"
     CHECKPOINT_FAILED = "checkpoint_failed"
+    EVALUATED = "evaluated"
     READER_REPLACED = "reader_replaced"
     RESIZED = "resized"
     NOTE = "note"

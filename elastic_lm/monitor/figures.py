@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.held_out import HeldOutScore
 from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, RECENT_STEPS, VERDICTS, by_name
 from elastic_lm.monitor.mfu import Mfu
 
@@ -32,6 +33,7 @@ COUNTED = {
     EventKind.STEP_MISMATCH: "step_mismatches_total",
     EventKind.CHECKPOINT_SAVED: "checkpoints_saved_total",
     EventKind.CHECKPOINT_FAILED: "checkpoints_failed_total",
+    EventKind.EVALUATED: "evaluations_total",
 }
 
 # Metric, and the field of the run's configuration that it tells.
@@ -104,8 +106,22 @@ class Figures:
                     self._set("checkpoint_step", event.step)
                 self._set("checkpoint_timestamp_seconds", event.time_s)
                 self._set("checkpoint_seconds", fields["seconds"])
+            case EventKind.EVALUATED:
+                self._evaluate(event)
             case _:
                 pass
+
+    def _evaluate(self, event: Event) -> None:
+        found = HeldOutScore.of(event)
+        told = {
+            "step": event.step,
+            "loss_nats": found.loss,
+            "loss_error_nats": found.loss_stderr,
+            "accuracy_ratio": found.accuracy,
+            "bits_per_byte": found.bits_per_byte,
+        }
+        for name, number in told.items():
+            self._values[f"evaluation_{name}"] = {} if number is None else {(): number}
 
     def values(self) -> Iterator[tuple[str, Labels, float]]:
         """(name without prefix, label values, value), in the order of the catalogue."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
+from elastic_lm.monitor.held_out import HeldOutScore
 from elastic_lm.monitor.progress import news_of
 
 SHORTEST_PART_S = 1.5  # steps are told by heartbeats, a fifth of a second apart: over less, a rate would jump
-PLANNED = ("lease", "checkpoint")  # causes of an interruption that nobody needs to be told of
+PLANNED = ("lease", "checkpoint", "evaluation")  # causes of an interruption that nobody needs to be told of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class History:
     news: list[Event] = field(default_factory=list)
     interruptions: list[Event] = field(default_factory=list)
     checkpoints: list[Event] = field(default_factory=list)
+    evaluations: dict[int, HeldOutScore] = field(default_factory=dict)  # by step
     paces: dict[str, list[tuple[float, float, int]]] = field(
         default_factory=dict
     )  # (time, s per micro-batch, how many)
@@ -93,6 +95,9 @@ class History:
                 self.num_mismatches += 1
             case EventKind.CHECKPOINT_SAVED:
                 self.checkpoints.append(event)
+            case EventKind.EVALUATED:
+                score = HeldOutScore.of(event)
+                self.evaluations[score.step] = score
             case EventKind.RUN_FINISHED:
                 self.verdict, self.message = event.fields["verdict"], event.message
             case _:

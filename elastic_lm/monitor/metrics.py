@@ -37,6 +37,7 @@ CAUSES = (
     "resize",
     "straggler",
     "checkpoint",
+    "evaluation",
     "lease",
     "other",
 )
@@ -64,6 +65,14 @@ CATALOGUE = (
     Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
     Metric("step", "gauge", "steps", "The next step to commit."),
     Metric("loss_nats", "gauge", "nats", "Loss of the last committed step: sum over targets by number of targets."),
+    Metric("evaluation_step", "gauge", "steps", "Steps that the weights had at the last evaluation on held-out text."),
+    Metric("evaluation_loss_nats", "gauge", "nats", "Held-out loss then: sum over targets by number of targets."),
+    Metric("evaluation_loss_error_nats", "gauge", "nats", "Its standard error; 1.96 of it to each side hold 95 %."),
+    Metric("evaluation_accuracy_ratio", "gauge", "", "Held-out targets that were the most probable token, 0 to 1."),
+    Metric(
+        "evaluation_bits_per_byte", "gauge", "bits/byte", "Held-out loss by UTF-8 byte, which compares over tokenizers."
+    ),
+    Metric("evaluations_total", "counter", "", "Evaluations on held-out text."),
     Metric("gradient_norm", "gauge", "", "Global L2 norm of the last gradient before clipping."),
     Metric("learning_rate", "gauge", "", "Learning rate of the last committed step."),
     Metric("tokens_per_second", "gauge", "tokens/s", "Committed tokens by wall time, over the last half minute."),

@@ -160,6 +160,40 @@ LEARNING = Row(
     ),
 )
 
+HELD_OUT = Row(
+    "Held-out text",
+    (
+        Panel(
+            "Held-out loss",
+            "Nats per target on text that is never trained on, with its 95 % interval; beside it the training loss.",
+            (
+                Query(value("evaluation_loss_nats"), "held out"),
+                Query(f"{value('evaluation_loss_nats')} + 1.96 * {value('evaluation_loss_error_nats')}", "at most"),
+                Query(f"{value('evaluation_loss_nats')} - 1.96 * {value('evaluation_loss_error_nats')}", "at least"),
+                Query(mean("loss_nats"), "training, mean"),
+            ),
+        ),
+        Panel(
+            "Perplexity, accuracy, bits per byte",
+            "The last evaluation. Bits per byte compares models with different tokenizers; masked models have none.",
+            (
+                Query(f"exp({value('evaluation_loss_nats')})", "perplexity"),
+                Query(f"100 * {value('evaluation_accuracy_ratio')}", "% right"),
+                Query(value("evaluation_bits_per_byte"), "bits per byte"),
+            ),
+            kind="stat",
+        ),
+        Panel(
+            "Steps since the last evaluation",
+            "How many evaluations there were, and how old the last one is.",
+            (
+                Query(f"{value('step')} - {value('evaluation_step')}", "steps since"),
+                Query(value("evaluations_total"), "evaluations"),
+            ),
+        ),
+    ),
+)
+
 SPEED = Row(
     "Speed",
     (
@@ -357,7 +391,7 @@ CHECKPOINTS = Row(
     ),
 )
 
-ROWS = (PROGRESS, LEARNING, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
+ROWS = (PROGRESS, LEARNING, HELD_OUT, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
 
 MARKS = (
     Mark("Rescales", counted("rescales_total", "cause", without=PLANNED), CAUSE, "blue"),

@@ -30,6 +30,7 @@ TONES: dict[EventKind, Tone] = {
     EventKind.STRAGGLER: "plain",
     EventKind.CHECKPOINT_SAVED: "plain",
     EventKind.CHECKPOINT_FAILED: "bad",
+    EventKind.EVALUATED: "plain",
     EventKind.READER_REPLACED: "plain",
     EventKind.RESIZED: "plain",
     EventKind.NOTE: "plain",

@@ -79,6 +79,7 @@ def _summary(history: History) -> str:
         ("verdict", history.verdict or "running", history.message or "as of the last event in the log"),
         ("steps", f"{last.step + 1:,}" if last else "0", f"of {total:,}" if total else ""),
         ("loss", f"{last.fields['loss']:.4f}" if last else "–", "nats per token, of the last step"),
+        *_held_out_card(history),
         ("tokens", _short(history.num_tokens), f"{history.num_tokens:,} committed, each sample once"),
         ("goodput", f"{ratio:.1%}" if ratio is not None else "–", "of the held worker-seconds became committed tokens"),
         (
@@ -93,6 +94,13 @@ def _summary(history: History) -> str:
     if history.num_mismatches:
         cards.insert(0, ("ALARM", f"{history.num_mismatches}", "steps came out differently when computed again"))
     return '<section class="cards">' + "".join(_card(*card) for card in cards) + "</section>"
+
+
+def _held_out_card(history: History) -> list[tuple[str, str, str]]:
+    if not history.evaluations:
+        return []
+    last = history.evaluations[max(history.evaluations)]
+    return [("held out", f"{last.loss:.4f}", f"nats per token before step {last.step:,}: {last.words()}")]
 
 
 def _card(name: str, value: str, more: str) -> str:
@@ -118,6 +126,7 @@ def _charts(history: History) -> list[str]:
             [
                 Line("loss", steps, _series(history, "loss"), "c1"),
                 Line("learning rate", steps, _series(history, "learning_rate"), "c2", right=True),
+                *_held_out_line(history),
             ],
             format_y=lambda y: f"{y:.3f}",
             format_right=lambda y: f"{y:.4g}",
@@ -157,6 +166,13 @@ def _charts(history: History) -> list[str]:
         Chart("Norm of the gradient", "step", [Line("norm", steps, _series(history, "grad_norm"), "c4")]),
     ]
     return [chart.svg() for chart in charts]
+
+
+def _held_out_line(history: History) -> list[Line]:
+    scores = [history.evaluations[step] for step in sorted(history.evaluations)]
+    if not scores:
+        return []
+    return [Line("held-out loss", [float(score.step) for score in scores], [score.loss for score in scores], "c4")]
 
 
 def _series(history: History, name: str) -> list[float]:

@@ -28,6 +28,8 @@ from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import Control
+from elastic_lm.control.spec import ControlSpec
+from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.order import Order
 from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec
@@ -57,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 0.25  # the longest the loop sleeps: bounds how late a verdict on silence can be
 AWAY_S = 2.0  # a coordinator that did nothing for so long looks whether it still is one
+MOST_LEFT_OUT = 10  # steps on end whose gradients are not finite
 SLEPT_S = 0.2  # oversleeping by more than this counts as the coordinator's own absence
 
 
@@ -72,6 +75,13 @@ class Plan:
     newest: CheckpointInfo | None  # the newest complete checkpoint
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
     init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
+    held_out: HeldOut | None = None
+    held_out_bytes: int | None = None  # of its text; None where losses are not of all of it
+
+    def control_spec(self) -> ControlSpec:
+        """For the control path."""
+        num_batches = 0 if self.held_out is None else self.held_out.num_batches
+        return replace(self.config.control_spec(), num_held_out_batches=num_batches, held_out_bytes=self.held_out_bytes)
 
     def environment_changes(self, now: dict[str, str]) -> list[str]:
         """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
@@ -139,10 +149,11 @@ class Coordinator:
         )
         stack.callback(self._recorder.close)
         self._control = Control(
-            config.control_spec(),
+            plan.control_spec(),
             resume_step=plan.resume_step,
             owner_epoch=self._owner.epoch,
             first_number=self._recorder.num_members,
+            evaluated=self._recorder.evaluated,
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
@@ -195,7 +206,9 @@ class Coordinator:
         )
         stack.callback(lifelines.close)
         self._members = Members(
-            self._boot(Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers)),
+            self._boot(
+                Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers, self._plan.held_out)
+            ),
             roster,
             worker_options(self._plan.config),
             self._inbox.put,
@@ -274,6 +287,8 @@ class Coordinator:
         while event is not None:
             self._tell(event)
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
+        if self._recorder.num_left_out >= MOST_LEFT_OUT:
+            self._tell(ev.StepsLeftOut(_too_many_left_out(self._recorder)))
         self._tell(ev.Tick())
         self._members.tend()
         self._recorder.note_paces(self._control.paces)
@@ -396,12 +411,20 @@ class Coordinator:
         self._recorder.skip_to(lease.start_step)
         self._close_meeting()
         rendezvous = None
-        if lease.world_size > 1 and lease.continues is None:
+        if lease.world_size > 1 and lease.continues is None and not lease.evaluates:
             self._meeting = RendezvousServer(self._host)
             rendezvous = self._meeting.rendezvous
         logged_step = self._recorder.logged_step
         history = self._recorder.unlogged() if lease.receivers else ()
-        self._members.grant(replace(lease, rendezvous=rendezvous, logged_step=logged_step, history=history))
+        self._members.grant(
+            replace(
+                lease,
+                rendezvous=rendezvous,
+                logged_step=logged_step,
+                history=history,
+                evaluations=self._recorder.unlogged_evaluations(),
+            )
+        )
 
     def _close_meeting(self) -> None:
         """Closing a generation's meeting place cancels its forming at once; a group that is formed does without it."""
@@ -454,6 +477,13 @@ def _flops_per_token(spec: EngineSpec) -> int | None:
         return None
     predicted = 1.0 if spec.masking is None else spec.masking.ratio
     return training_flops_per_token(spec.model, spec.sequence_length, predicted)
+
+
+def _too_many_left_out(recorder: Recorder) -> str:
+    return (
+        f"the last {recorder.num_left_out} steps up to {recorder.next_step - 1} were left out, for their gradients or losses "
+        "are not finite or out of range; lower optimizer.learning_rate, or look at their data"
+    )
 
 
 def _input_of(command: Command) -> ev.Input:

@@ -22,7 +22,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
 from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.progress import News, Snapshot, news_of
-from elastic_lm.protocol import Generation, StepRecord
+from elastic_lm.protocol import Evaluation, Generation, StepRecord
 from elastic_lm.runtime.ledger import Ledger, Mismatch
 from elastic_lm.storage import Storage
 from elastic_lm.tracking.trackers import Trackers
@@ -70,6 +70,9 @@ class Recorder:
         self._next_paces_s = 0.0
         self.logged_step = 0
         self.num_members = 0  # that earlier attempts have started
+        self.num_left_out = 0  # steps on end, up to the last one
+        self.evaluated: set[int] = set()  # steps before which they measured held-out text
+        self._unlogged_evaluations: dict[int, Evaluation] = {}
         self._figures = Figures(config.name, __version__, config.batch.micro_batches)
         self._exporter = Exporter(config.name, config.batch.micro_batches)
         self._log = EventLog(
@@ -99,6 +102,8 @@ class Recorder:
             self._exporter.observe(event)
             if event.kind is EventKind.MEMBER_STARTED:
                 self.num_members = max(self.num_members, number_of(event.fields["member_id"]) + 1)
+            if event.kind is EventKind.EVALUATED and event.step is not None:
+                self.evaluated.add(event.step)
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record_of(event))
         self.logged_step = self._ledger.next_step
@@ -112,6 +117,8 @@ class Recorder:
     def emit(self, event: Event) -> None:
         """Something was decided or happened."""
         event = self._stamped(event)
+        if event.kind is EventKind.EVALUATED and event.step is not None:
+            self._unlogged_evaluations[event.step] = evaluation_of(event)
         self._log.append(event)
         self._figures.observe(event)
         self._last_event_s = event.elapsed_s
@@ -127,6 +134,10 @@ class Recorder:
         committed, mismatches = self._ledger.add(records)
         for record in committed:
             self.emit(_committed(record))
+            self.num_left_out = self.num_left_out + 1 if record.refused else 0
+            if record.refused:
+                told = f"Step {record.step} was left out: {record.refused:,} values were not finite or out of range."
+                self.emit(Event(EventKind.NOTE, told, step=record.step))
         for mismatch in mismatches:
             self.emit(_mismatch(mismatch))
 
@@ -146,6 +157,10 @@ class Recorder:
         """Records of the steps that the log does not hold yet."""
         return self._ledger.since(self.logged_step)
 
+    def unlogged_evaluations(self) -> tuple[Evaluation, ...]:
+        """Those that the log does not hold yet."""
+        return tuple(self._unlogged_evaluations.copy().values())
+
     def note_paces(self, paces: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Now and then, how fast every worker is."""
         elapsed_s = time.monotonic() - self._began
@@ -164,6 +179,8 @@ class Recorder:
             self._exporter.observe(event)
             if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
                 self.logged_step = event.step + 1
+            if event.kind is EventKind.EVALUATED and event.step is not None:
+                self._unlogged_evaluations.pop(event.step, None)
         self._trackers.offer(events)
 
     # -- what goes out -----------------------------------------------------------------------------------------------
@@ -243,6 +260,12 @@ def _committed(record: StepRecord) -> Event:
 def record_of(event: Event) -> StepRecord:
     owner_epoch, number = event.fields["generation"].split(".")
     return StepRecord(**{**event.fields, "generation": Generation(int(owner_epoch), int(number))})
+
+
+def evaluation_of(event: Event) -> Evaluation:
+    assert event.step is not None
+    names = ("loss", "loss_stderr", "num_targets", "num_correct")
+    return Evaluation(step=event.step, **{name: event.fields[name] for name in names})
 
 
 def _mismatch(mismatch: Mismatch) -> Event:

@@ -40,6 +40,7 @@ from elastic_lm.runtime.upload import Attempt, Uploads
 
 if TYPE_CHECKING:
     from elastic_lm.checkpoint.layout import Part
+    from elastic_lm.data.held_out import HeldOut
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
     from elastic_lm.storage import Storage
@@ -59,6 +60,7 @@ class Summons:
     lifeline_address: tuple[str, int]
     lifeline_secret: str
     readers: tuple[Any, ...]
+    held_out: HeldOut | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Worker:
         self._obeying = threading.RLock()  # whom it obeys changes in one piece: two threads answer `control` calls
         self._owner_epoch = boot.summons.owner_epoch
         self._readers = boot.summons.readers
+        self._held_out = boot.summons.held_out
         self._ready: ReadyReport | None = None
         self._tokens: Any = None  # once it has warmed up
         self._control: LeaseControl | None = None
@@ -213,6 +216,8 @@ class Worker:
         if self._is_over(lease.generation):
             return self._refusal(lease)
         prepare(self._boot.spec)  # it is per thread
+        if lease.evaluates:
+            self._member.held_out = self._held_out_source()
         control = LeaseControl(lease, self._boot.member_id, self._pulse, self._lifeline)
         self._pulse.generation = lease.generation
         self._control = control
@@ -224,6 +229,14 @@ class Worker:
         report = run_lease(self._member, lease, control)
         self._pulse.phase = Phase.WAITING
         return report
+
+    def _held_out_source(self) -> Any:
+        """Made anew for each lease: a coordinator may want other batches than the one before it."""
+        from elastic_lm.runtime.held_out_client import HeldOutClient
+
+        if self._held_out is None:
+            return None
+        return HeldOutClient(self._boot.corpus, self._held_out, self._boot.storage_timeout_s)
 
     def _is_over(self, generation: Generation) -> bool:
         return self._lowest_generation is not None and generation < self._lowest_generation
@@ -247,6 +260,7 @@ class Worker:
             whole=not member.state.torn,
             records=tuple(record for record in member.records if record.step >= logged_step),
             micro_batch_s=self._pulse.micro_batch_s,
+            evaluations=member.evaluations,
         )
 
     def _restore(self, step: int, on_part: Callable[[], None]) -> dict[str, Any]:
@@ -322,7 +336,7 @@ class Worker:
         with self._obeying:
             if summons.owner_epoch <= self._owner_epoch:
                 return  # called late: it is not the newest
-            self._owner_epoch = summons.owner_epoch
+            self._owner_epoch, self._held_out = summons.owner_epoch, summons.held_out
             self.fence(Generation(summons.owner_epoch, 0))
             self._uploads.cancel((summons.owner_epoch, 0))
             self.set_readers(summons.owner_epoch, summons.readers)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000  # events; half an hour of ten steps a second, about 30 MB
 WORK_S = 0.02  # between two rests
-WANTED = (EventKind.STEP_COMMITTED, EventKind.RUN_FINISHED)
+WANTED = (EventKind.STEP_COMMITTED, EventKind.EVALUATED, EventKind.RUN_FINISHED)
 
 
 @contextlib.contextmanager

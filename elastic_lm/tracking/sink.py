@@ -7,10 +7,12 @@ the log, and can be made again from it.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Protocol
 
-from elastic_lm.events.types import Event
-from elastic_lm.monitor.table import Row
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor.held_out import HeldOutScore
+from elastic_lm.monitor.table import row_of
 
 # Column of the table of steps -> name in a tracker. Names with one beginning are shown side by side.
 TAGS = {
@@ -37,7 +39,7 @@ class Sink(Protocol):
         """Begin; what an earlier one has left is replaced or gone on with."""
 
     def write(self, event: Event) -> None:
-        """A committed step or the run's end."""
+        """A committed step, an evaluation or the run's end."""
 
     def caught_up(self) -> None:
         """What was in the log so far is written."""
@@ -49,9 +51,34 @@ class Sink(Protocol):
         """Flush and end. May be called after any failure, and when `open` was not."""
 
 
-def scalars_of(row: Row) -> dict[str, float]:
-    """By name, those that the row has."""
-    return {tag: row[column] for column, tag in TAGS.items() if row[column] is not None}
+@dataclass(frozen=True)
+class Point:
+    """What an event adds to a tracker's curves, by name, at `step`. An evaluation's is that of the step that it comes before."""
+
+    step: int
+    scalars: dict[str, float]
+    is_step: bool
+
+
+def point_of(event: Event) -> Point | None:
+    """Of a committed step or an evaluation; None of anything else."""
+    if event.kind is EventKind.EVALUATED:
+        try:
+            score = HeldOutScore.of(event)
+        except (KeyError, TypeError, ValueError):
+            return None  # of another version
+        told = {
+            "loss": score.loss,
+            "perplexity": score.perplexity,
+            "accuracy": score.accuracy,
+            "bits_per_byte": score.bits_per_byte,
+        }
+        scalars = {f"held_out/{name}": number for name, number in told.items() if number is not None}
+        return Point(score.step, scalars, is_step=False)
+    if (row := row_of(event)) is None:
+        return None
+    scalars = {tag: row[column] for column, tag in TAGS.items() if row[column] is not None}
+    return Point(row["step"], scalars, is_step=True)
 
 
 def reason_of(error: BaseException) -> str:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from elastic_lm.events.types import Event
-from elastic_lm.monitor.table import row_of
 from elastic_lm.tracking.folder_lock import FolderLock
-from elastic_lm.tracking.sink import scalars_of
+from elastic_lm.tracking.sink import point_of
 
 OURS = ".elastic-lm"  # the end of the names of our event files; others in the folder are left alone
 
@@ -49,14 +48,13 @@ class TensorBoard:
     def write(self, event: Event) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
-        if (row := row_of(event)) is None:
+        if (point := point_of(event)) is None:
             return
-        step = row["step"]
-        if step < self._next_step:
-            self._begin_again(step)
-        self._next_step = step + 1
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars_of(row).items()]
-        self._put(step=step, wall_time=event.time_s, summary=Summary(value=values))
+        if point.step < self._next_step:
+            self._begin_again(point.step)
+        self._next_step = point.step + point.is_step
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in point.scalars.items()]
+        self._put(step=point.step, wall_time=event.time_s, summary=Summary(value=values))
 
     def caught_up(self) -> None:
         before = list(self._folder.glob(f"events.out.tfevents.*{OURS}"))

@@ -20,9 +20,8 @@ from typing import Any
 
 from elastic_lm.config import RunConfig
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.monitor.table import row_of
 from elastic_lm.tracking.folder_lock import FolderLock
-from elastic_lm.tracking.sink import scalars_of
+from elastic_lm.tracking.sink import point_of
 
 INIT_S = 30.0
 PEACEFUL = ("done", "stopped")  # verdicts of runs that did not fail
@@ -102,11 +101,12 @@ class WeightsAndBiases:
         if event.kind is EventKind.RUN_FINISHED:
             self._run.summary.update({"verdict": event.fields["verdict"], "message": event.message})
             self._exit_code = 0 if event.fields["verdict"] in PEACEFUL else 1
-        row = row_of(event)
-        if row is None or row["step"] < self._next_step:  # it has that step, and steps do not go back there
+        point = point_of(event)
+        if point is None or point.step < self._next_step:  # it has that step, and steps do not go back there
             return
-        self._next_step, self._exit_code = row["step"] + 1, 1
-        self._run.log({**scalars_of(row), "_timestamp": event.time_s}, step=row["step"], commit=True)
+        if point.is_step:
+            self._next_step, self._exit_code = point.step + 1, 1
+        self._run.log({**point.scalars, "_timestamp": event.time_s}, step=point.step, commit=point.is_step)
 
     def caught_up(self) -> None:
         """It sends by itself."""

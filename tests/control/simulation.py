@@ -15,14 +15,25 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import Control
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
+from elastic_lm.protocol import (
+    Evaluation,
+    Generation,
+    Heartbeat,
+    Lease,
+    LeaseEnd,
+    LeaseReport,
+    Measure,
+    Phase,
+    ReadyReport,
+    ReturnReport,
+)
 
 BEAT_S = 0.2
 UNRULY_S = 0.05  # how much later than usual a message may come in an unruly cluster
@@ -42,6 +53,7 @@ class Pace:
     form_timeout_s: float = 1.0
     reduce_timeout_s: float = 3.0  # the group's own last resort
     save_s: float = 0.2
+    log_s: float = 0.1
     message_s: float = 0.004  # the slowest message; the fastest takes a quarter
     tell_death_s: float = 0.03  # until a call to a dead process fails
     tell_lost_node_s: float = 4.0  # the same when its node died with it and no connection was closed
@@ -80,6 +92,8 @@ class Process:
         self.hung = False
         self.micro_batch_s = cluster.pace.micro_batch_s
         self.raises: str | None = None
+        self.measures: list[Measure] = []
+        self.evaluations: tuple[Evaluation, ...] = ()
 
         self.whole = False
         self.next_step = 0
@@ -209,7 +223,8 @@ class Process:
         assert self.node_id is not None
         ready = ReadyReport(self.member_id, self.node_id, 4_000, probe="same", startup_s=1.0)
         pace = self.micro_batch_s if self.progress else None
-        self.say(ev.MemberReturned(ReturnReport(ready, self.next_step, self.whole, micro_batch_s=pace)))
+        returned = ReturnReport(ready, self.next_step, self.whole, micro_batch_s=pace, evaluations=self.evaluations)
+        self.say(ev.MemberReturned(returned))
 
     def fence(self, generation: Generation) -> None:
         if self.fenced_up_to is not None and generation < self.fenced_up_to:
@@ -217,7 +232,7 @@ class Process:
         self.fenced_up_to = generation
         session = self.session
         if session is not None and self._is_fenced():
-            look_s = self.micro_batch_s if self.phase is Phase.COMPUTE else 0.002
+            look_s = self.micro_batch_s if self.phase in (Phase.COMPUTE, Phase.EVALUATING) else 0.002
             self.later(self.cluster.random.uniform(0, look_s), lambda: self._leave_if_in(session, LeaseEnd.FENCED))
 
     def end_lease(self, generation: Generation) -> None:
@@ -263,7 +278,10 @@ class Process:
             return
         assert self.session is None, f"{self} got a lease while it holds one"
         self.session, self.generation = session, lease.generation
-        if self.whole or self._receives():
+        self.measures, self.evaluations = [], lease.evaluations
+        if lease.evaluates:
+            self._evaluate(session)
+        elif self.whole or self._receives():
             self._form()
         else:
             self._enter(Phase.COPYING)
@@ -358,6 +376,32 @@ class Process:
             mine = lease.assignments[lease.rank_of(self.member_id)]
             self.later(len(mine) * self.micro_batch_s + 0.001, lambda: self._contribute(session))
 
+    def _evaluate(self, session: Session) -> None:
+        """One batch, and those behind it."""
+        lease = session.lease
+        if self.session is not session:
+            return
+        assert self.whole and self.next_step == lease.start_step, f"{self} cannot evaluate at {lease.start_step}"
+        mine = lease.assignments[lease.rank_of(self.member_id)]
+        if self._is_fenced():
+            self._leave(LeaseEnd.FENCED)
+        elif len(self.measures) == len(mine):
+            self._leave(LeaseEnd.COMPLETED)
+        elif self.ending == self.generation:
+            self._leave(LeaseEnd.ENDED_EARLY)
+        elif self.raises is not None:
+            error, self.raises = self.raises, None
+            self._leave(LeaseEnd.RAISED, error)
+        else:
+            self._enter(Phase.EVALUATING)
+            batch = mine[len(self.measures)]
+            self.later(self.micro_batch_s, lambda: self._measured(session, batch))
+
+    def _measured(self, session: Session, batch: int) -> None:
+        if self.session is session:
+            self.measures.append(measure_of(self.content, batch))
+            self._evaluate(session)
+
     def _contribute(self, session: Session) -> None:
         if self.session is not session:
             return
@@ -418,7 +462,8 @@ class Process:
         session = self.session
         assert session is not None
         self.session, self.phase = None, Phase.WAITING
-        self.kept = session.lease.generation if end.agreed else None
+        if not session.lease.evaluates:
+            self.kept = session.lease.generation if end.agreed else None
         if self.returns:
             if not end.agreed:
                 self.cluster.break_session(session)
@@ -438,6 +483,7 @@ class Process:
                     error=error,
                     error_step=at_step,
                     micro_batch_s=self.micro_batch_s,
+                    measures=tuple(self.measures),
                 )
             )
         )
@@ -460,6 +506,7 @@ class Cluster:
         self.owner_epoch = 0
         self.random = random.Random(seed)
         self.now = START_S
+        self._contents = [0]
         self.control = Control(spec, resume_step=resume_step)
         self.processes: dict[str, Process] = {}
         self.slots = dict(nodes)  # free ones
@@ -484,6 +531,8 @@ class Cluster:
         self.commits_of_head: list[int] = []  # steps in the order in which the head passed them
         self.restores: list[int] = []  # steps at which a run that had lost every state went on
         self.num_catch_ups = 0  # leases for those behind only
+        self.logged: dict[int, Event] = {}  # evaluations that the log holds, by step
+        self.unlogged: list[Event] = []  # those that this coordinator has told and not stored yet
 
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -492,7 +541,6 @@ class Cluster:
         self._reported: set[str] = set()
         self._at_step: list[tuple[int, Callable[[], None]]] = []
         self._history: list[tuple[str, int]] = []  # what became of the head
-        self._contents = [0]
         self._silent_until = 0.0  # there is no coordinator
         self._deaf_until = 0.0
         self._unheard: list[tuple[ev.Input, Control | None]] = []
@@ -618,10 +666,14 @@ class Cluster:
             return  # the one that follows died too
         self._deaf_until, self._unheard = 0.0, []  # of one before that was put to sleep, should there be two successors
         epoch = self.owner_epoch = self.owner_epoch + 1
-        self.saved, self.publishing = {*self.checkpoints}, {}
+        self.saved, self.publishing, self.unlogged = {*self.checkpoints}, {}, []
         newest = max(self.checkpoints, default=None)
         control = self.control = Control(
-            self.spec, resume_step=newest, owner_epoch=epoch, first_number=len(self.processes)
+            self.spec,
+            resume_step=newest,
+            owner_epoch=epoch,
+            first_number=len(self.processes),
+            evaluated=self.logged,
         )
         for node_id in self.draining:
             self.tell(ev.NodeDraining(node_id, 0.0, hosts_us=node_id == self.head))
@@ -720,8 +772,21 @@ class Cluster:
                     process.later(self.latency(), lambda p=process: p.cancel_save(attempt), trains=False)  # type: ignore[misc]
             case act.Emit(event):
                 self.events.append(event)
+                if event.kind is EventKind.EVALUATED:
+                    self.unlogged.append(event)
+                    self.at(self.store_s(self.pace.log_s), lambda epoch=self.owner_epoch: self._log(epoch))  # type: ignore[misc]
             case act.Finish(verdict):
                 self.verdict = verdict
+                self._log(self.owner_epoch)
+
+    def _log(self, epoch: int) -> None:
+        """The coordinator's own work, which dies with it."""
+        if epoch != self.owner_epoch or self.now < self._silent_until:
+            return
+        for event in self.unlogged:
+            assert event.step is not None and event.step not in self.logged, f"{event} is logged a second time"
+            self.logged[event.step] = event
+        self.unlogged = []
 
     def store_s(self, usual_s: float) -> float:
         """How long the store takes for what is written now."""
@@ -736,6 +801,7 @@ class Cluster:
             return
         save, shares = self.saves[attempt], self.shares[attempt]
         assert shares.keys() == set(save.member_ids), f"{save} is published with the shares of {sorted(shares)}"
+        self._log(attempt[0])  # a checkpoint counts when the log holds all that came before it
         (self.checkpoints[save.step],) = set(shares.values())
         self._mend(save.step)
         self.publishing.pop(attempt, None)
@@ -798,7 +864,7 @@ class Cluster:
         self._check_states(lease, members)
         self.leases.append(lease)
         self._reported.clear()
-        session = Session(lease)
+        session = Session(replace(lease, evaluations=tuple(map(_evaluation_of, self.unlogged))))
         for process in members:
             process.progress_told_at = self.now
             if process.alive:
@@ -818,7 +884,11 @@ class Cluster:
 
     def _check_split(self, lease: Lease) -> None:
         assert len(lease.assignments) == lease.world_size == len(set(lease.members))
-        assert sorted(itertools.chain(*lease.assignments)) == list(range(self.spec.num_micro_batches))
+        mine = sorted(itertools.chain(*lease.assignments))
+        if lease.evaluates:
+            assert mine and len(set(mine)) == len(mine) and set(mine) <= set(range(self.spec.num_held_out_batches))
+        else:
+            assert mine == list(range(self.spec.num_micro_batches))
 
     def _check_states(self, lease: Lease, members: list[Process]) -> None:
         """Who has a state has the one that the lease starts from; who lacks it gets it; the newest one is not passed by."""
@@ -921,6 +991,21 @@ class Cluster:
         if self.verdict.kind == "done":
             assert self.verdict.step == expected == self.spec.total_steps
             assert self.spec.total_steps in self.saved
+            self._check_evaluations()
+
+    def _check_evaluations(self) -> None:
+        """Each that was due was told once, of the state that was there: with exact sums that is one state."""
+        every, first = self.spec.evaluate_every, self.resume_step or 0
+        if every is None:
+            return
+        due = {s for s in range(max(1, first), self.spec.total_steps) if s % every == 0} | {self.spec.total_steps}
+        left_out = {event.step for event in self.events if " is left out: " in event.message}
+        assert due - left_out <= self.logged.keys() <= due, (
+            f"evaluated at {sorted(self.logged)} instead of {sorted(due)}"
+        )
+        for step, event in self.logged.items() if self.spec.exact else ():
+            measures = [measure_of(self.content_of(step), batch) for batch in range(self.spec.num_held_out_batches)]
+            assert event.fields["loss"] == Evaluation.of(step, measures).loss, f"another loss at step {step}"
 
     def kinds(self) -> Counter[EventKind]:
         return Counter(event.kind for event in self.events)
@@ -929,6 +1014,16 @@ class Cluster:
 def _next_content(content: int, step: int, generation: Generation | None) -> int:
     """With fast sums the bits of a step depend on who computed it."""
     return hash((content, step, generation))
+
+
+def _evaluation_of(event: Event) -> Evaluation:
+    fields = {name: value for name, value in event.fields.items() if name != "num_bytes"}
+    return Evaluation(step=event.step, **fields)  # type: ignore[arg-type]
+
+
+def measure_of(content: int, batch: int) -> Measure:
+    """Stands for the bits of a loss."""
+    return Measure(batch, hash((content, batch)) % 2**40 / 2**20, 10, 3)
 
 
 def _num_addressed(action: act.Action) -> int:

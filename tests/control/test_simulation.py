@@ -25,6 +25,8 @@ from tests.control.simulation import Cluster, Pace, Process
 TOTAL_STEPS = 30
 NODES = {"n0": 2, "n1": 1, "n2": 1}
 LIMIT_S = 600.0
+EVERY = 5
+EVALUATES = {"evaluate_every": EVERY, "num_held_out_batches": 9}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ FAULTS = st.lists(
     st.builds(
         Fault,
         kind=st.sampled_from(KINDS),
-        at_step=st.integers(0, TOTAL_STEPS - 1),
+        at_step=st.integers(0, TOTAL_STEPS),
         who=st.integers(0, 3),
         delay_s=st.sampled_from((0.0, 0.003, 0.02, 0.1, 0.7)),
         for_s=st.sampled_from((0.05, 0.9, 1.3, 6.0)),
@@ -141,16 +143,20 @@ def assert_came_to_a_good_end(cluster: Cluster, faults: list[Fault]) -> None:
 # -- whatever happens --------------------------------------------------------------------------------------------------
 
 
-@given(faults=FAULTS, seed=st.integers(0, 1_000), exact=st.booleans())
-@settings(max_examples=250)
-def test_any_schedule_of_faults_ends_with_every_step_trained_once(faults: list[Fault], seed: int, exact: bool) -> None:
-    assert_came_to_a_good_end(run(faults, seed=seed, spec=make_spec(exact=exact)), faults)
+@given(faults=FAULTS, seed=st.integers(0, 1_000), exact=st.booleans(), evaluates=st.booleans())
+@settings(max_examples=300)
+def test_any_schedule_of_faults_ends_with_every_step_trained_once(
+    faults: list[Fault], seed: int, exact: bool, evaluates: bool
+) -> None:
+    spec = make_spec(exact=exact, **(EVALUATES if evaluates else {}))
+    assert_came_to_a_good_end(run(faults, seed=seed, spec=spec), faults)
 
 
-@given(faults=FAULTS, seed=st.integers(0, 1_000))
-@settings(max_examples=150)
-def test_messages_in_any_order_and_twice_break_no_promise(faults: list[Fault], seed: int) -> None:
-    assert_came_to_a_good_end(run(faults, seed=seed, unruly=True), faults)
+@given(faults=FAULTS, seed=st.integers(0, 1_000), evaluates=st.booleans())
+@settings(max_examples=200)
+def test_messages_in_any_order_and_twice_break_no_promise(faults: list[Fault], seed: int, evaluates: bool) -> None:
+    spec = make_spec(**(EVALUATES if evaluates else {}))
+    assert_came_to_a_good_end(run(faults, seed=seed, spec=spec, unruly=True), faults)
 
 
 @given(
@@ -159,14 +165,18 @@ def test_messages_in_any_order_and_twice_break_no_promise(faults: list[Fault], s
     at_step=st.integers(0, TOTAL_STEPS - 1),
     apart_s=st.floats(0.0, 0.1),
     seed=st.integers(0, 1_000),
+    evaluates=st.booleans(),
 )
-@settings(max_examples=150)
+@settings(max_examples=200)
 def test_two_faults_within_100_ms_are_survived(
-    kinds: tuple[str, str], who: tuple[int, int], at_step: int, apart_s: float, seed: int
+    kinds: tuple[str, str], who: tuple[int, int], at_step: int, apart_s: float, seed: int, evaluates: bool
 ) -> None:
+    if evaluates:
+        at_step = max(1, at_step // EVERY) * EVERY  # within an evaluation
     first = Fault(kinds[0], at_step, who[0])
     second = Fault(kinds[1], at_step, who[1], delay_s=apart_s, for_s=1.3)
-    assert_came_to_a_good_end(run([first, second], seed=seed), [first, second])
+    spec = make_spec(**(EVALUATES if evaluates else {}))
+    assert_came_to_a_good_end(run([first, second], seed=seed, spec=spec), [first, second])
 
 
 @given(at_steps=st.lists(st.integers(1, TOTAL_STEPS - 1), min_size=1, max_size=3), seed=st.integers(0, 1_000))
@@ -210,6 +220,58 @@ REGRESSIONS = {
 def test_schedule_that_once_broke_a_promise_keeps_it(broke: str) -> None:
     seed, unruly, faults = REGRESSIONS[broke]
     assert_came_to_a_good_end(run(faults, seed=seed, unruly=unruly), faults)
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+def test_undisturbed_run_is_evaluated_by_all_in_one_group() -> None:
+    cluster = run([], spec=make_spec(min_workers=4, checkpoint_every=None, **EVALUATES))
+    assert sorted(cluster.logged) == [5, 10, 15, 20, 25, 30]
+    evaluating = [lease for lease in cluster.leases if lease.evaluates]
+    assert [lease.world_size for lease in evaluating] == [4] * 6
+    training = [lease for lease in cluster.leases if not lease.evaluates]
+    assert [lease.continues for lease in training[1:]] == [lease.generation for lease in training[:-1]]
+    assert len(interruptions(cluster, "evaluation")) == 5  # behind the last one nobody trains
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_death_in_an_evaluation_leaves_only_what_was_not_measured(seed: int) -> None:
+    cluster = Cluster(make_spec(min_workers=4, **EVALUATES), nodes=NODES, seed=seed)
+    cluster.when_head_reaches(10, lambda: cluster.at(0.015 + 0.003 * seed, cluster.living()[seed % 4].die))
+    finish(cluster)
+    (first, *others) = [lease for lease in cluster.leases if lease.evaluates and lease.start_step == 10]
+    assert not others or sum(map(len, others[0].assignments)) < sum(map(len, first.assignments))
+
+
+def test_evaluation_that_raises_is_left_out() -> None:
+    cluster = Cluster(make_spec(min_workers=4, **EVALUATES), nodes=NODES)
+
+    def raise_next() -> None:
+        cluster.living()[0].raises = "a bug"
+
+    train(cluster, lambda: bool(cluster.leases) and cluster.leases[-1].evaluates)
+    raise_next()
+    finish(cluster)
+    assert sorted(cluster.logged) == [10, 15, 20, 25, 30]
+    assert [event.step for event in cluster.events if "is left out: w0: a bug" in event.message] == [5]
+
+
+def test_evaluation_that_was_due_at_a_checkpoint_is_made_up_for() -> None:
+    """All workers and the coordinator are gone before the log holds it; the checkpoint of that step is there."""
+    cluster = Cluster(make_spec(min_workers=4, checkpoint_every=EVERY, **EVALUATES), nodes=NODES, resume_step=10)
+    finish(cluster)
+    assert sorted(cluster.logged) == [10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize("after_s", [0.1, 1.0])
+def test_evaluation_that_the_log_lost_is_told_by_those_who_remember(after_s: float) -> None:
+    pace = Pace(log_s=1_000.0)
+    cluster = Cluster(make_spec(min_workers=4, checkpoint_every=None, **EVALUATES), nodes=NODES, pace=pace)
+    cluster.when_head_reaches(12, lambda: cluster.replace_coordinator(after_s))
+    finish(cluster)
+    assert [lease.start_step for lease in cluster.leases if lease.evaluates] == [5, 10, 15, 20, 25, 30]
+    assert sorted(cluster.logged) == [5, 10, 15, 20, 25, 30]
 
 
 # -- what happens in one scene -----------------------------------------------------------------------------------------

@@ -53,6 +53,23 @@ def test_world_size_does_not_show_in_the_bits(cluster, undisturbed, world_size):
     assert {cluster.digest(name) for name in names} == {undisturbed[0]}
 
 
+def test_steps_are_left_out_by_all_in_any_world():
+    """Some batches have an infinite loss, in one micro-batch, which one member of several computes."""
+    spec = tiny_spec(objective="tests.engine.user_code:infinite_now_and_then", on_nonfinite="skip")
+    found = []
+    for names in (["w0"], ["w0", "w1", "w2"]):
+        cluster = Cluster(spec)
+        cluster.start(*names)
+        cluster.grant(names, 0, STEPS)
+        reports = cluster.reports(*names)
+        assert {report.end for report in reports.values()} == {LeaseEnd.COMPLETED}
+        (digest,) = {cluster.digest(name) for name in names}
+        found.append((digest, [(r.step, r.loss, r.refused, r.grad_norm) for r in reports["w0"].records]))
+        cluster.close()
+    assert found[0] == found[1]
+    assert [step for step, _, refused, _ in found[0][1] if refused] == [1, 5]
+
+
 # Every edge at which a member can die while it trains; step 3 of 8, members of three.
 EDGES = ["lease.begin", "form.begin", "form.end", "step.begin", "micro_batch", "reduce.begin", "reduce.end",
          "optimizer.middle", "step.end"]  # fmt: skip

@@ -5,9 +5,10 @@ Other members are faked: they are the buffers that a replica of their own has se
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -473,6 +474,19 @@ def test_non_finite_contribution_is_never_applied(objective: str, reduction: Any
         trainee.run()
     assert (trainee.state.torn, trainee.state.next_step) == (False, 0)
     assert trainee.state.digest() == first
+
+
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+@pytest.mark.parametrize("objective", ["nan_loss", "infinite_gradient"])
+def test_step_that_is_left_out_changes_nothing_but_the_count(objective: str, reduction: Any) -> None:
+    spec = tiny_spec(objective=f"{HERE}:{objective}", reduction=reduction, on_nonfinite="skip")
+    trainee = Trainee(spec)
+    first = {name: tensor.clone() for name, tensor in trainee.state.tensors().items()}
+    record = trainee.run().record
+    assert (trainee.state.torn, trainee.state.next_step) == (False, 1)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in trainee.state.tensors().items())
+    assert record.refused > 0 and record.grad_norm == 0.0
+    json.dumps(asdict(record), allow_nan=False)
 
 
 def test_non_finite_contribution_of_one_member_is_seen_by_all() -> None:

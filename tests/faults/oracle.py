@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from elastic_lm.config import RunConfig
+from elastic_lm.data.held_out import HeldOutTokens
 from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.lease import Member, Restore, run_lease
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.huggingface import initial
 from elastic_lm.model.spec import ModelSpec
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, Phase, StepRecord
+from elastic_lm.protocol import Evaluation, Generation, Lease, LeaseEnd, Phase, StepRecord
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.plan import make_plan
+from elastic_lm.storage import Storage
 
 Bits = tuple[Any, ...]
 
@@ -28,6 +30,26 @@ def undisturbed(config: RunConfig) -> tuple[str, tuple[Bits, ...]]:
     if key not in _known:
         _known[key] = _train(plan)
     return _known[key]
+
+
+def evaluations(config: RunConfig) -> dict[int, Evaluation]:
+    """What every evaluation of an undisturbed run comes to, by step."""
+    plan = make_plan(config.replace("name=oracle", "failpoints=[]"))
+    make_deterministic("cpu", exact=True, threads=1)
+    member = member_of(plan, restore=lambda step, on_part: {})
+    assert plan.held_out is not None
+    tokens = HeldOutTokens(Storage.open(config.data.tokens), plan.held_out)
+    batches = tuple(range(plan.held_out.num_batches))
+    slots = tuple(range(plan.spec.micro_batches))
+    found, step, every = {}, 0, config.evaluation.every
+    assert every is not None
+    while step < config.training.steps:
+        stop = min(step + every, config.training.steps)
+        report = run_lease(member, Lease(Generation(1, stop), ("w0",), None, step, stop, (slots,)), _Watch())
+        assert report.end is LeaseEnd.COMPLETED, report.error
+        measures = [member.runner.replica.measure(tokens.batch(batch), batch) for batch in batches]
+        found[stop], step = Evaluation.of(stop, measures), stop
+    return found
 
 
 def _train(plan: Plan) -> tuple[str, tuple[Bits, ...]]:

@@ -48,6 +48,17 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_is_applied(start: 
     assert run.steps() == ()
 
 
+def test_run_that_leaves_out_ten_steps_on_end_stops(start: Callable[..., Run]) -> None:
+    run = start(
+        steps=100_000, objective={"name": "tests.faults.objectives:infinite"}, training={"on_nonfinite": "skip"}
+    )
+    result = run.result()
+    assert result.verdict == "poisoned"
+    assert "were left out" in result.message and "lower optimizer.learning_rate" in result.message
+    assert 10 <= len(run.steps()) == result.last_step < 100_000
+    assert all(event.fields["refused"] for event in run.committed())
+
+
 def test_flipped_byte_is_never_trained_on(start: Callable[..., Run], damaged: tuple[str, Path, str]) -> None:
     tokens, file, shard = damaged
     content = bytearray(file.read_bytes())

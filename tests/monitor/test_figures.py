@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import threading
 from collections import Counter
@@ -157,6 +158,31 @@ def begun(attempt: int = 1, **config: object) -> Event:
     return at(0, EventKind.RUN_STARTED, attempt=attempt, config=config)
 
 
+def evaluated(step: int, **changes: object) -> Event:
+    fields = {"loss": 2.0, "loss_stderr": 0.1, "num_targets": 100, "num_correct": 40, "num_bytes": 400}
+    return Event(EventKind.EVALUATED, "", step, fields={**fields, **changes})
+
+
+def test_evaluation_is_told_in_the_units_in_which_people_compare() -> None:
+    figures = after([*START, evaluated(10)])
+    told = {name: value for name, _, value in figures.values() if name.startswith("evaluation")}
+    assert told == {
+        "evaluation_step": 10,
+        "evaluation_loss_nats": 2.0,
+        "evaluation_loss_error_nats": 0.1,
+        "evaluation_accuracy_ratio": 0.4,
+        "evaluation_bits_per_byte": pytest.approx(2.0 * 100 / math.log(2) / 400),
+        "evaluations_total": 1,
+    }
+
+
+def test_what_an_evaluation_does_not_tell_is_absent() -> None:
+    figures = after([*START, evaluated(10), evaluated(20, num_correct=None, num_bytes=None, loss_stderr=None)])
+    told = {name for name, _, _ in figures.values() if name.startswith("evaluation_")}
+    assert told == {"evaluation_step", "evaluation_loss_nats"}
+    assert figures.value("evaluations_total") == 2
+
+
 def test_configured_figures_are_those_of_the_newest_attempt() -> None:
     names = ("attempt", "steps_planned", "workers_min", "workers_max", "checkpoint_interval_steps")
     first = begun(training={"steps": 90}, workers={"min": 2, "max": 4}, checkpoint={"every_steps": 10})
@@ -241,7 +267,7 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
     start = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
     paces = at(6, EventKind.WORKER_PACES, paces={"w0": [0.5, 2]})
-    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved])
+    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved, evaluated(2)])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
 
 
@@ -324,7 +350,15 @@ def test_attempt_that_replays_its_log_goes_on_where_the_last_one_ended() -> None
 
 
 def test_every_cause_that_control_gives_is_in_the_catalogue() -> None:
-    spec = ControlSpec(min_workers=1, max_workers=3, num_micro_batches=6, total_steps=400, checkpoint_every=100)
+    spec = ControlSpec(
+        min_workers=1,
+        max_workers=3,
+        num_micro_batches=6,
+        total_steps=400,
+        checkpoint_every=100,
+        evaluate_every=80,
+        num_held_out_batches=4,
+    )
     cluster = Cluster(spec, nodes={"n0": 2, "n1": 2})
     cluster.when_head_reaches(20, lambda: cluster.living()[0].die())
     cluster.when_head_reaches(120, lambda: cluster.freeze(cluster.living()[0], for_s=10.0))
@@ -335,7 +369,7 @@ def test_every_cause_that_control_gives_is_in_the_catalogue() -> None:
     kinds = Counter(event.kind for event in cluster.events)
     rescales = {cause: figures.value("rescales_total", cause) for cause in CAUSES}
     assert sum(count or 0 for count in rescales.values()) == kinds[EventKind.REFORMED]
-    assert {cause for cause, count in rescales.items() if count} >= {"start", "failure", "hang", "drain"}
+    assert {cause for cause, count in rescales.items() if count} >= {"start", "failure", "hang", "drain", "evaluation"}
     assert rescales["other"] == 0
     losses = {cause: figures.value("members_lost_total", cause) for cause in LOSSES}
     assert losses["crash"] == losses["hang"] == 1

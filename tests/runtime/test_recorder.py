@@ -145,3 +145,13 @@ def test_records_that_the_log_lacks_are_those_of_the_last_moment(attempts: Attem
     assert recorder.flush()
     recorder.enter((record(2),))
     assert [r.step for r in recorder.unlogged()] == [2]
+
+
+def test_evaluations_that_the_log_lacks_are_those_of_the_last_moment(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    fields = {"loss": 2.5, "loss_stderr": None, "num_targets": 64, "num_correct": None, "num_bytes": 200}
+    first.emit(Event(EventKind.EVALUATED, "Held out.", 10, fields=fields))
+    assert [evaluation.step for evaluation in first.unlogged_evaluations()] in ([10], [])  # it may be stored by now
+    assert first.flush()
+    assert first.unlogged_evaluations() == ()
+    assert (first.evaluated, attempts.begin(2).evaluated) == (set(), {10})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elastic_lm.errors import ConfigError
-from elastic_lm.events.types import Event
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.tracking.feed import fill
 from elastic_lm.tracking.sink import TAGS
 from elastic_lm.tracking.tensorboard import TensorBoard
@@ -44,6 +44,21 @@ def test_scalars_are_those_of_the_log_with_its_steps_and_times(tmp_path: Path) -
     assert set(shown) == set(TAGS.values())
     assert shown["train/loss"] == [(step, 1e9 + step, float32(1 / (step + 1))) for step in range(5)]
     assert shown["workers/world_size"] == [(step, 1e9 + step, 2.0) for step in range(5)]
+
+
+def held_out(step: int, **changes: object) -> Event:
+    fields = {"loss": 0.0, "loss_stderr": 0.1, "num_targets": 8, "num_correct": 2, "num_bytes": None}
+    return Event(EventKind.EVALUATED, "", step, fields={**fields, **changes}, time_s=1e9 + step)
+
+
+def test_evaluation_is_shown_before_the_step_that_follows_it(tmp_path: Path) -> None:
+    others = [Event(EventKind.EVALUATED, "of another version", 3, time_s=1.0)]
+    write(tmp_path, [*EVENTS[:4], held_out(3), *others, *EVENTS[4:], held_out(5, num_correct=None)])
+    shown = tensorboard_scalars(tmp_path)
+    assert [step for step, _, _ in shown["train/loss"]] == list(range(5))
+    assert shown["held_out/loss"] == [(3, 1e9 + 3, 0.0), (5, 1e9 + 5, 0.0)]
+    assert shown["held_out/perplexity"] == [(3, 1e9 + 3, 1.0), (5, 1e9 + 5, 1.0)]
+    assert shown["held_out/accuracy"] == [(3, 1e9 + 3, 0.25)]
 
 
 def test_file_begins_as_tensorboard_wants_it(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.monitor.story import committed
 from tests.monitor.test_history import begun, finished
 from tests.solo import solo_config
 from tests.tracking.readers import wandb_history, wandb_records
+from tests.tracking.test_tensorboard import held_out
 from tests.tracking.wandb_server import serving
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,19 @@ def test_history_is_that_of_the_log_to_the_bit(tmp_path: Path) -> None:
         (step, 1 / (step + 3), 1e9 + step) for step in range(5)
     ]
     assert all({tag for tag in row if not tag.startswith("_")} == set(TAGS.values()) for row in rows)
+
+
+def test_evaluation_comes_with_the_step_that_follows_it_and_the_last_one_alone(tmp_path: Path) -> None:
+    write(config_in(tmp_path), tmp_path, [*EVENTS[:4], held_out(3), *EVENTS[4:-1], held_out(5), EVENTS[-1]])
+    rows = wandb_history(tmp_path / "wandb")
+    assert [(row["_step"], row.get("train/loss"), row.get("held_out/accuracy")) for row in rows] == [
+        (0, 1 / 3, None),
+        (1, 1 / 4, None),
+        (2, 1 / 5, None),
+        (3, 1 / 6, 0.25),
+        (4, 1 / 7, None),
+        (5, None, 0.25),
+    ]
 
 
 def test_run_has_our_name_an_id_that_follows_from_it_and_the_config(tmp_path: Path) -> None:
