@@ -44,6 +44,8 @@ class RunResult:
             yield "steps", f"{self.last_step}"
         if figures.get("loss") is not None:
             yield "loss", f"{figures['loss']:.6f}"
+        if figures.get("held_out_loss") is not None:
+            yield "held-out loss", f"{figures['held_out_loss']:.6f}"
         if figures.get("tokens_per_s"):
             yield "tokens/s", f"{figures['tokens_per_s']:,.0f}"
         if figures.get("goodput") is not None:

@@ -115,6 +115,7 @@ def _config(name: str, arguments: argparse.Namespace) -> Any:
         optimizer={"learning_rate": 2e-3},
         schedule={"warmup_steps": 10},
         checkpoint={"every_steps": 20},
+        evaluation={"every": max(1, arguments.steps // 2), "samples": 64},
         workers={"min": 3, "max": 3},
     )
 
@@ -217,7 +218,9 @@ def _report(disturber: Disturber, disturbed: tuple[Any, float], undisturbed: tup
         figures = result.metrics
         rate = figures.get("tokens_per_s")
         print(f"\n— {name} — {result.verdict} at step {result.last_step} in {seconds:.0f} s")
-        print(f"  loss {figures.get('loss', float('nan')):.6f}   {rate:,.0f} tokens/s" if rate else "  no figures")
+        losses = (("loss", figures.get("loss")), ("held out", figures.get("held_out_loss")))
+        told = ", ".join(f"{what} {loss:.6f}" for what, loss in losses if loss is not None)
+        print(f"  {told}   {rate:,.0f} tokens/s" if rate else "  no figures")
         print(f"  weights {result.digest.get('weights')}\n  state   {result.digest.get('state')}")
     whole = (
         all(result.ok and result.digest for result, _ in (disturbed, undisturbed))
@@ -226,8 +229,9 @@ def _report(disturber: Disturber, disturbed: tuple[Any, float], undisturbed: tup
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(render("disturbed", events))
     print(f"\nThe disturbed run as a page to look at: {REPORT}")
-    identical = whole and disturbed[0].digest == undisturbed[0].digest
-    print(f"\nfinal state identical: {'yes' if identical else 'no'}")
+    measured = {result.metrics.get("held_out_loss") for result, _ in (disturbed, undisturbed)}
+    identical = whole and disturbed[0].digest == undisturbed[0].digest and len(measured) == 1
+    print(f"\nfinal state and held-out loss identical: {'yes' if identical else 'no'}")
     return 0 if identical else 1
 
 

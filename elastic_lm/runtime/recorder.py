@@ -72,6 +72,7 @@ class Recorder:
         self.num_members = 0  # that earlier attempts have started
         self.num_left_out = 0  # steps on end, up to the last one
         self.evaluated: set[int] = set()  # steps before which they measured held-out text
+        self._last_evaluation: Evaluation | None = None
         self._unlogged_evaluations: dict[int, Evaluation] = {}
         self._figures = Figures(config.name, __version__, config.batch.micro_batches)
         self._exporter = Exporter(config.name, config.batch.micro_batches)
@@ -104,6 +105,7 @@ class Recorder:
                 self.num_members = max(self.num_members, number_of(event.fields["member_id"]) + 1)
             if event.kind is EventKind.EVALUATED and event.step is not None:
                 self.evaluated.add(event.step)
+                self._last_evaluation = evaluation_of(event)
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record_of(event))
         self.logged_step = self._ledger.next_step
@@ -118,7 +120,7 @@ class Recorder:
         """Something was decided or happened."""
         event = self._stamped(event)
         if event.kind is EventKind.EVALUATED and event.step is not None:
-            self._unlogged_evaluations[event.step] = evaluation_of(event)
+            self._last_evaluation = self._unlogged_evaluations[event.step] = evaluation_of(event)
         self._log.append(event)
         self._figures.observe(event)
         self._last_event_s = event.elapsed_s
@@ -223,9 +225,10 @@ class Recorder:
 
     def figures(self) -> dict[str, Any]:
         """The run so far, in numbers."""
-        last = self._ledger.last()
+        last, evaluation = self._ledger.last(), self._last_evaluation
         return {
             "loss": None if last is None else last.loss,
+            "held_out_loss": None if evaluation is None else evaluation.loss,
             "tokens_per_s": self._figures.goodput.tokens_per_s(),
             "goodput": self._figures.goodput.ratio(),
             "lost_worker_s": self._figures.goodput.lost_worker_s(),
