@@ -229,6 +229,7 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
 
     goodput: Goodput | None = None
     loss: float | None = None
+    held_out_loss: float | None = None
     finished: Event | None = None
     for event in events:
         if event.kind is EventKind.RUN_STARTED:
@@ -236,6 +237,8 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
             finished = None
         elif event.kind is EventKind.STEP_COMMITTED:
             loss = event.fields["loss"]
+        elif event.kind is EventKind.EVALUATED:
+            held_out_loss = event.fields["loss"]
         elif event.kind is EventKind.RUN_FINISHED:
             finished = event
         if goodput is not None:
@@ -244,6 +247,7 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
         return None
     figures = {
         "loss": loss,
+        "held_out_loss": held_out_loss,
         "tokens_per_s": goodput.tokens_per_s(),
         "goodput": goodput.ratio(),
         "lost_worker_s": goodput.lost_worker_s(),
