@@ -156,6 +156,12 @@ SCENARIOS = (
     ),
     Scenario(
         "ElasticLmRescaleStorm",
+        "leases that end for a checkpoint or an evaluation, two a minute",
+        {'rescales_total{cause="lease"}': "0+2x60", 'rescales_total{cause="evaluation"}': "0+2x60"},
+        silent=(20, 50),
+    ),
+    Scenario(
+        "ElasticLmRescaleStorm",
         "one in two minutes",
         {'rescales_total{cause="failure"}': "0+0.5x60", 'rescales_total{cause="start"}': "0+1x60"},
         silent=(20, 50),

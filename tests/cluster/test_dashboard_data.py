@@ -45,7 +45,7 @@ def causes(mark: str, board: dict[str, Any], run: Run, server: Prometheus) -> se
 
 def test_every_panel_has_data_after_a_kill_and_a_join(start: Callable[..., Run], tmp_path: Path) -> None:
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
-    run = start(steps=100_000)
+    run = start(steps=100_000, evaluation={"every": 100})
     status = run.await_status(lambda status: status.get("metrics_address"), "an endpoint")
     with scraping(tuple(status["metrics_address"]), tmp_path) as server:
         run.await_status(lambda status: status["world_size"] == 3 and status["step"] >= 20, "three workers at work")
