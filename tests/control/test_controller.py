@@ -13,7 +13,17 @@ from elastic_lm.control.health import RETURN_S
 from elastic_lm.control.saving import FINAL_TRIES
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
+from elastic_lm.protocol import (
+    Generation,
+    Heartbeat,
+    Lease,
+    LeaseEnd,
+    LeaseReport,
+    Measure,
+    Phase,
+    ReadyReport,
+    ReturnReport,
+)
 
 A = TypeVar("A")
 
@@ -1580,6 +1590,97 @@ def test_stop_ends_the_lease_saves_and_finishes() -> None:
     assert run.one(act.SaveCheckpoint) == act.SaveCheckpoint(1, ("w0",), 7)
     run.saved()
     assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 7)
+
+
+def test_too_many_steps_left_out_stop_the_run_with_a_checkpoint() -> None:
+    run = Run().training("w0")
+    for _ in range(3):  # told again as long as it goes on
+        run.tell(ev.StepsLeftOut("the last 10 steps were left out"))
+    assert run.one(act.EndLease).member_ids == ("w0",)
+    run.report("w0", 7, LeaseEnd.ENDED_EARLY)
+    run.saved()
+    assert run.one(act.Finish).verdict == act.Verdict("poisoned", "the last 10 steps were left out", 7)
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+EVALUATES = {"evaluate_every": 10, "num_held_out_batches": 4}
+
+
+def measured(
+    run: Run, member_id: str, step: int, *batches: int, end: LeaseEnd = LeaseEnd.COMPLETED, **more: Any
+) -> None:
+    measures = tuple(Measure(batch, 2.0 * batch, 4, 1) for batch in batches)
+    generation = run.lease.generation
+    run.tell(ev.Reported(LeaseReport(member_id, generation, end, step, whole=True, measures=measures, **more)))
+
+
+def test_evaluation_goes_before_the_step_and_its_members_keep_their_group() -> None:
+    run = Run(**EVALUATES).training("w0", "w1")
+    training = run.lease
+    assert training.stop_step == 10
+    for name in ("w0", "w1"):
+        run.report(name, 10)
+    lease = run.lease
+    assert (lease.evaluates, lease.start_step, lease.stop_step) == (True, 10, 10)
+    assert sorted(sum(lease.assignments, ())) == [0, 1, 2, 3]
+    measured(run, "w1", 10, *lease.assignments[1])
+    assert not run.events(EventKind.EVALUATED)
+    measured(run, "w0", 10, *lease.assignments[0])
+    (told,) = run.events(EventKind.EVALUATED)
+    assert (told.step, told.fields["loss"], told.fields["num_targets"], told.fields["num_correct"]) == (10, 0.75, 16, 4)
+    assert (run.lease.evaluates, run.lease.start_step, run.lease.continues) == (False, 10, training.generation)
+
+
+def test_joiner_waits_for_the_end_of_an_evaluation() -> None:
+    run = Run(**EVALUATES).training("w0", "w1")
+    for name in ("w0", "w1"):
+        run.report(name, 10)
+    run.ready("w2")
+    run.wait(0.5, beating="w0 w1 w2", phase=Phase.EVALUATING)
+    assert not run.all(act.EndLease)
+    measured(run, "w0", 10, *run.lease.assignments[0])
+    measured(run, "w1", 10, *run.lease.assignments[1])
+    assert run.lease.members == ("w0", "w1", "w2") and not run.lease.evaluates
+
+
+def test_stop_does_not_wait_for_the_rest_of_an_evaluation() -> None:
+    run = Run(**EVALUATES).training("w0")
+    run.report("w0", 10)
+    run.tell(ev.StopRequested("ctrl-c"))
+    assert run.one(act.EndLease).member_ids == ("w0",)
+    measured(run, "w0", 10, 0, end=LeaseEnd.ENDED_EARLY)
+    run.saved()
+    assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 10)
+    assert not run.events(EventKind.EVALUATED)
+
+
+def test_last_evaluation_follows_the_last_checkpoint() -> None:
+    run = Run(total_steps=15, **EVALUATES).training("w0")
+    run.report("w0", 10)
+    measured(run, "w0", 10, 0, 1, 2, 3)
+    run.report("w0", 15)
+    assert run.one(act.SaveCheckpoint).step == 15
+    assert run.lease.evaluates and not run.all(act.Finish)
+    run.saved()
+    assert not run.all(act.Finish)
+    measured(run, "w0", 15, 0, 1, 2, 3)
+    assert run.one(act.Finish).verdict == act.Verdict("done", "trained 15 steps", 15)
+
+
+@pytest.mark.parametrize(
+    ("end", "loss"), [(LeaseEnd.DATA_ERROR, 1.0), (LeaseEnd.UNAVAILABLE, 1.0), (LeaseEnd.COMPLETED, float("nan"))]
+)
+def test_evaluation_that_cannot_be_is_left_out(end: LeaseEnd, loss: float) -> None:
+    run = Run(**EVALUATES).training("w0")
+    run.report("w0", 10)
+    report = LeaseReport(
+        "w0", run.lease.generation, end, 10, whole=True, error="no tokens", measures=(Measure(0, loss, 4, 1),)
+    )
+    run.tell(ev.Reported(report))
+    assert not run.events(EventKind.EVALUATED) and not run.all(act.Finish)
+    assert [event.step for event in run.events(EventKind.NOTE) if "is left out" in event.message] == [10]
+    assert (run.lease.evaluates, run.lease.start_step) == (False, 10)
 
 
 def test_stop_of_a_run_that_waits_is_immediate() -> None:

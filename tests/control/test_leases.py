@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_lm.control.leases import catch_up_lease, common_lease, standing, stop_step
+from elastic_lm.control.leases import catch_up_lease, common_lease, evaluation_lease, standing, stop_step
 from elastic_lm.control.membership import Member
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.protocol import Generation, Lease
@@ -31,6 +31,13 @@ def ids(members: tuple[Member, ...]) -> list[str]:
 
 def common(members: list[Member], spec: ControlSpec, *, restore: int | None = None) -> Lease:
     return common_lease(members, standing(members, exact=spec.exact), GENERATION, spec, restore=restore)
+
+
+def test_evaluation_is_shared_by_speed_among_those_with_the_newest_state() -> None:
+    members = [member(0, 6, 1.0), member(1, 6, 3.0), member(2)]
+    lease = evaluation_lease(standing(members, exact=True), GENERATION, (1, 4, 5, 7))
+    assert (lease.members, lease.rendezvous, lease.start_step, lease.stop_step) == (("w0", "w1"), None, 6, 6)
+    assert lease.assignments == ((1, 4, 5), (7,))
 
 
 MEMBERS = st.lists(st.none() | st.integers(0, 6), min_size=1, max_size=6).map(
