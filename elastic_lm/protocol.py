@@ -70,6 +70,11 @@ class Lease:
     def world_size(self) -> int:
         return len(self.members)
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is a step in it: one that evaluates has none, nor one that only brings a state to its members."""
+        return self.start_step < self.stop_step
+
     def rank_of(self, member_id: str) -> int:
         return self.members.index(member_id)
 
@@ -159,13 +164,15 @@ class StepRecord:
 @dataclass(frozen=True)
 class Measure:
     """What one batch of held-out samples came to: the loss in nats, summed over its targets, and how many of these were the
-    most probable token; None where the objective does not tell.
+    most probable token; None where the objective does not tell. `num_bytes`: of the text that the targets stand for; None where
+    they are not all of it, or it is not known.
     """
 
     batch: int
     loss: float
     num_targets: int
     num_correct: int | None
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ class Evaluation:
     loss_stderr: float | None
     num_targets: int
     num_correct: int | None
+    num_bytes: int | None = None
 
     @classmethod
     def of(cls, step: int, measures: Iterable[Measure]) -> Evaluation:
@@ -192,8 +200,15 @@ class Evaluation:
         if len(found) > 1:
             squares = math.fsum((m.loss - loss * m.num_targets) ** 2 for m in found)
             stderr = math.sqrt(squares * len(found) / (len(found) - 1)) / num_targets
-        hits = [m.num_correct for m in found if m.num_correct is not None]
-        return cls(step, loss, stderr, num_targets, sum(hits) if len(hits) == len(found) else None)
+        hits, sizes = ([getattr(m, name) for m in found] for name in ("num_correct", "num_bytes"))
+        return cls(
+            step,
+            loss,
+            stderr,
+            num_targets,
+            num_correct=None if None in hits else sum(hits),
+            num_bytes=None if None in sizes else sum(sizes),
+        )
 
 
 @dataclass(frozen=True)

@@ -229,25 +229,26 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
 
     goodput: Goodput | None = None
     loss: float | None = None
-    held_out_loss: float | None = None
+    evaluation: Event | None = None
     finished: Event | None = None
     for event in events:
         if event.kind is EventKind.RUN_STARTED:
             goodput = goodput or Goodput(event.fields["config"]["batch"]["micro_batches"])
             finished = None
         elif event.kind is EventKind.STEP_COMMITTED:
-            loss = event.fields["loss"]
+            loss = loss if event.fields["refused"] else event.fields["loss"]
         elif event.kind is EventKind.EVALUATED:
-            held_out_loss = event.fields["loss"]
+            evaluation = event
         elif event.kind is EventKind.RUN_FINISHED:
             finished = event
         if goodput is not None:
             goodput.observe(event)
     if finished is None or goodput is None:
         return None
+    is_of_the_end = evaluation is not None and evaluation.step == finished.step
     figures = {
         "loss": loss,
-        "held_out_loss": held_out_loss,
+        "held_out_loss": evaluation.fields["loss"] if evaluation is not None and is_of_the_end else None,
         "tokens_per_s": goodput.tokens_per_s(),
         "goodput": goodput.ratio(),
         "lost_worker_s": goodput.lost_worker_s(),

@@ -145,7 +145,7 @@ FIELDS = (
     Row("training.precision", "fp8", "'fp8'", "should be fp32, tf32, bf16 or fp16", "bf16", True),
     Row("training.recompute", "1", "1", "is neither true nor false", "true", False),
     Row("training.compile", "1", "1", "is neither true nor false", "true", True),
-    Row("training.on_nonfinite", "rewind", "'rewind'", "should be 'stop' or 'skip'", "skip", False),
+    Row("training.on_nonfinite", "rewind", "'rewind'", "should be stop or skip", "skip", False),
     Row("training.skip", "5", "5", NO_LIST, "[[3, 5]]", True),
     number("model.num_kv_heads", "0", NOT_BELOW_1, "2", identity=True),
     Row("model.qk_norm", "1", "1", "is neither true nor false", "true", True),
@@ -870,11 +870,13 @@ def test_identity_changes_name_fields_with_both_values() -> None:
 def test_control_gets_every_field_it_asks_for() -> None:
     spec = config(
         "workers={min: 2, max: 4}", "checkpoint={every_steps: 9, timeout_s: 33}", "reduction.kind=fast",
+            "evaluation.every=7",
         *(f"{row.field}={row.other}" for row in OF_CONTROL),
     ).control_spec()  # fmt: skip
     expected: dict[str, Any] = {row.field.removeprefix("control."): float(row.other or 0) for row in OF_CONTROL}
     expected |= {"min_workers": 2, "max_workers": 4, "num_micro_batches": 8, "total_steps": 100}
     expected |= {"checkpoint_every": 9, "checkpoint_timeout_s": 33.0, "exact": False}
+    expected |= {"evaluate_every": 7, "num_held_out_batches": 0}  # how many there are, the corpus says
     assert {field.name: getattr(spec, field.name) for field in fields(ControlSpec)} == {
         field.name: expected[field.name] for field in fields(ControlSpec)
     }
@@ -886,7 +888,7 @@ def test_control_without_choices_has_the_defaults_of_control() -> None:
 
 def test_every_limit_of_control_can_be_configured() -> None:
     elsewhere = {"min_workers", "max_workers", "num_micro_batches", "total_steps", "exact"}
-    elsewhere |= {"checkpoint_every", "checkpoint_timeout_s"}
+    elsewhere |= {"checkpoint_every", "checkpoint_timeout_s", "evaluate_every", "num_held_out_batches"}
     assert {field.name for field in fields(ControlSpec)} - elsewhere <= set(ControlConfig.model_fields)
 
 

@@ -74,7 +74,7 @@ ALLOWED = {
         "elastic_lm.machine", "elastic_lm.privacy", "elastic_lm.storage", "elastic_lm.storage_probe",
         "elastic_lm.terminal",
     },
-    "elastic_lm.runtime": {"ray", "psutil", "aiohttp", "requests", "elastic_lm"},
+    "elastic_lm.runtime": {"ray", "psutil", "numpy", "aiohttp", "requests", "elastic_lm"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
         "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model", "elastic_lm.protocol",

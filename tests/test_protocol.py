@@ -64,6 +64,8 @@ MESSAGES = (
     Heartbeat("w1", Generation(1, 2), Phase.COMPUTE, 11, 99, 0.25, (RECORD,)),
     READY,
     ReturnReport(READY, 11, True, (RECORD,), 0.25),
+    Measure(3, 12.5, 4, 1, 17),
+    Evaluation(10, 3.0, 0.5, 16, 6, 70),
 )
 
 # The least change that the promise must see: one bit of a float, one of a count.
@@ -186,3 +188,8 @@ def test_evaluation_has_the_same_bits_in_any_order() -> None:
 def test_one_batch_has_no_error_and_an_objective_may_tell_no_hits() -> None:
     assert Evaluation.of(1, MEASURES[:1]).loss_stderr is None
     assert Evaluation.of(1, [*MEASURES, Measure(3, 1.0, 1, None)]).num_correct is None
+
+
+def test_bytes_are_those_of_all_batches_or_not_known() -> None:
+    told = [replace(measure, num_bytes=10) for measure in MEASURES]
+    assert (Evaluation.of(1, told).num_bytes, Evaluation.of(1, [*told, MEASURES[0]]).num_bytes) == (30, None)

@@ -427,7 +427,7 @@ class Control:
         member.progress, member.phase = beat.progress, beat.phase
         member.micro_batch_s = beat.micro_batch_s or member.micro_batch_s
         lease = self._lease
-        if lease is None or lease.evaluates or beat.generation != lease.generation or beat.phase not in WORKING:
+        if lease is None or not lease.trains or beat.generation != lease.generation or beat.phase not in WORKING:
             return
         if member.member_id not in self._waiting:
             return  # its report, which is exact, came first: they travel separately
@@ -449,7 +449,7 @@ class Control:
     def _on_tick(self, now: float) -> None:
         if self._join_at is not None and now >= self._join_at:
             self._join_at = None
-            if self._lease is not None and not self._lease.evaluates:  # behind that it comes in anyway
+            if self._lease is not None:
                 self._end_lease("join")
         if now < self._next_scan:
             return
@@ -619,7 +619,7 @@ class Control:
             return
         now_standing = self._standing()
         is_last = now_standing.head == self._spec.total_steps
-        if self._stopping is not None or (is_last and not self._is_to_evaluate(now_standing)):
+        if self._stopping is not None or (is_last and not self._evaluating.is_due(now_standing.head)):
             self._end_run(now_standing.whole, now_standing.head, now)
             return
         self._let_go()  # and what of a checkpoint goes with them is saved again below
@@ -627,13 +627,12 @@ class Control:
         head = now_standing.head
         if head is not None and not now_standing.behind and self._saving.is_due(head, final=is_last):
             self._saving.begin(now_standing.whole, head, now, final=is_last)
-        if self._is_to_evaluate(now_standing):
-            self._grant_evaluation(now_standing, now)
-        else:
+        if now_standing.behind or not self._evaluating.is_due(now_standing.head):
             self._grant(now)
-
-    def _is_to_evaluate(self, current: Standing) -> bool:
-        return not current.behind and self._evaluating.is_due(current.head)
+        elif now_standing.lacking:  # they help, and the state has more holders meanwhile
+            self._grant(now, trains=False)
+        else:
+            self._grant_evaluation(now_standing, now)
 
     def _standing(self) -> Standing:
         return standing([m for m in self._members.values() if m.has_joined], exact=self._spec.exact)
@@ -645,7 +644,8 @@ class Control:
             if not member.whole or keeps_state:
                 self._retire(member)
 
-    def _grant(self, now: float) -> None:
+    def _grant(self, now: float, *, trains: bool = True) -> None:
+        """The next lease. One that does not train brings its members to the newest state, and ends."""
         members = [m for m in self._members.values() if m.has_joined]
         if any(m.lost_connection_at is not None for m in members):
             return  # within the grace it is dead or back; a lease without it would pass its state by
@@ -654,8 +654,10 @@ class Control:
             if self._interruption is None or not self._interruption.is_wait:
                 self._interrupt_for_wait(len(members), now)
             return
-        if current.head is None and self._saving.holds_up_restore():
-            return
+        if current.head is None:
+            self._evaluating.forget()
+            if self._saving.holds_up_restore():
+                return
         self._next_generation()
         self._join_at = None  # whoever waited to join is in, or comes in right after those behind
         self._catching_up = bool(current.behind)
@@ -663,9 +665,9 @@ class Control:
             lease = catch_up_lease(current, self._generation, self._spec)
         else:
             restore = self._saving.newest_step
-            evaluates_first = current.head is None and self._evaluating.is_due(restore)
+            trains &= current.head is not None or not self._evaluating.is_due(restore)
             lease = common_lease(members, current, self._generation, self._spec, restore=restore,
-                                 settled=self._settled, only_restores=evaluates_first)  # fmt: skip
+                                 settled=self._settled, trains=trains)  # fmt: skip
         self._settled = None
         self._balance.began(now)
         for rank in lease.receivers if lease.source is not None else ():
@@ -683,7 +685,7 @@ class Control:
             self._end_lease("drain")  # the last state travels with this lease; its holder leaves after one step
 
     def _grant_evaluation(self, current: Standing, now: float) -> None:
-        """Those with the run's state measure what is missing; who has none, or comes meanwhile, waits for them."""
+        """All measure what is missing. Who is to leave and holds the last state measures on until somebody else comes."""
         assert current.head is not None
         if any(m.lost_connection_at is not None for m in current.whole):
             return  # within the grace it is dead or back
@@ -693,8 +695,6 @@ class Control:
             self._interruption.cause = "evaluation"
         missing = self._evaluating.missing(current.head)
         self._begin(evaluation_lease(current, self._generation, missing), now)
-        if any(m.leaving for m in self._active()) and len(current.whole) > 1:
-            self._end_lease("drain")
 
     def _next_generation(self) -> None:
         self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
@@ -732,7 +732,7 @@ class Control:
             step = head if head is not None else (newest_step or 0)
             if head is None and self._stopping is None:
                 return
-            if self._stopping is not None and head != self._spec.total_steps:
+            if self._stopping is not None and (head != self._spec.total_steps or self._stop_kind == "poisoned"):
                 self._finish(self._stop_kind, self._stopping, step)
             else:
                 self._finish("done", f"trained {step} steps", step)

@@ -1,15 +1,16 @@
 """At which steps the held-out text is measured, and what is missing yet.
 
-Members measure batches each for itself, between two leases that train, and tell what came of them in their reports. Invariant:
-an evaluation is told when every batch was measured once by somebody whose state was whole, and never twice; whoever goes
-leaves no more than its unmeasured batches to the others. One that fails is left out, and says so: training does not depend
-on it.
+Members measure batches each for itself, between two leases that train, and tell what came of them in their reports: whoever goes
+leaves its batches of that lease to the others. Invariant: an evaluation is told once, when every batch was measured with the
+state of its step. One that fails is left out, and says so: training does not depend on it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 from elastic_lm.control.emit import Emit
 from elastic_lm.control.spec import ControlSpec
@@ -50,34 +51,40 @@ class Evaluating:
         if report.end in FAILURES:
             self._leave_out(step, f"{report.member_id}: {report.error}")
             return True
-        if not self.missing(step):
+        if step not in self._done and not self.missing(step):
             self._conclude(step)
         return False
 
+    def forget(self) -> None:
+        """Nobody holds the state of which something was measured."""
+        self._step, self._measures = None, {}
+
     def inherit(self, evaluations: Iterable[Evaluation]) -> None:
-        """A member comes back from an earlier coordinator and remembers these, which the log may lack."""
-        for evaluation in evaluations:
-            if evaluation.step not in self._done:
-                self._tell(evaluation)
+        """A member comes back from an earlier coordinator and remembers these. Whoever keeps the log tells those it lacks."""
+        self._done.update(evaluation.step for evaluation in evaluations)
 
     def _conclude(self, step: int) -> None:
         measures = list(self._measures.values())
         if not any(measure.num_targets for measure in measures):
             self._leave_out(step, "the objective finds no target in it")
             return
-        self._tell(Evaluation.of(step, measures))
-
-    def _tell(self, evaluation: Evaluation) -> None:
-        self._done.add(evaluation.step)
-        hits, targets = evaluation.num_correct, evaluation.num_targets
-        right = "" if hits is None else f", {100 * hits / targets:.1f} % right"
-        self._emit(EventKind.EVALUATED,
-                   f"Held out, before step {evaluation.step}: loss {evaluation.loss:.4f}, {targets:,} targets{right}.",
-                   step=evaluation.step, loss=evaluation.loss, loss_stderr=evaluation.loss_stderr, num_targets=targets,
-                   num_correct=hits, num_bytes=self._spec.held_out_bytes)  # fmt: skip
+        self._done.add(step)
+        evaluation = Evaluation.of(step, measures)
+        self._emit(EventKind.EVALUATED, sentence(evaluation), step=step, **fields_of(evaluation))
 
     def _leave_out(self, step: int, why: str) -> None:
         if step in self._done:
             return  # two members failed
         self._done.add(step)
         self._emit(EventKind.NOTE, f"The evaluation at step {step} is left out: {why}.", step=step)
+
+
+def sentence(evaluation: Evaluation) -> str:
+    hits, targets = evaluation.num_correct, evaluation.num_targets
+    right = "" if hits is None else f", {100 * hits / targets:.1f} % right"
+    return f"Held out, before step {evaluation.step}: loss {evaluation.loss:.4f}, {targets:,} targets{right}."
+
+
+def fields_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Of the event that tells it."""
+    return {name: value for name, value in asdict(evaluation).items() if name != "step"}

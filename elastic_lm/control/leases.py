@@ -54,15 +54,15 @@ def common_lease(
     *,
     restore: int | None,
     settled: Lease | None = None,
-    only_restores: bool = False,
+    trains: bool = True,
 ) -> Lease:
     """Everybody, up to the next checkpoint or the end. Without any state in memory all restore the same one.
 
     `settled`: the lease before, if all its members came back in agreement; the same ones then go on in their group.
-    `only_restores`: no step is trained before the evaluation that is due.
+    One that does not train ends where it starts: before an evaluation.
     """
     start = (restore or 0) if now.head is None else now.head
-    stop = start if only_restores else stop_step(start, spec)
+    stop = stop_step(start, spec) if trains else start
     lease = _lease(members, generation, start, stop, spec, restore=restore)
     if now.head is None:
         return lease

@@ -73,13 +73,14 @@ class Saving:
     @property
     def is_hopeless(self) -> bool:
         """The last checkpoint of the run was tried often enough."""
-        return self._failed_final_tries == FINAL_TRIES
+        return self._failed_final_tries >= FINAL_TRIES
 
     def is_due(self, step: int, *, final: bool = False) -> bool:
         """`final`: the run ends with this step."""
         every = self._spec.checkpoint_every
         is_time = final or self._is_asked or (every is not None and (self._is_owed or step % every == 0))
-        return is_time and step > (self.newest_step or 0) and self._save is None
+        is_in_vain = final and self.is_hopeless
+        return is_time and not is_in_vain and step > (self.newest_step or 0) and self._save is None
 
     def ask(self) -> None:
         """For a checkpoint at the next end of a lease, or at the one after it where one is under way."""

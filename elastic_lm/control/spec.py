@@ -37,4 +37,3 @@ class ControlSpec:
 
     evaluate_every: int | None = None
     num_held_out_batches: int = 0
-    held_out_bytes: int | None = None  # of the text that they are; None where losses are not of text

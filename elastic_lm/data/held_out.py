@@ -7,18 +7,12 @@ come, and in which order, does not depend on the run's seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.order import Order
 from elastic_lm.data.windows import LocalTokens, Tokens
 from elastic_lm.errors import ConfigError
 from elastic_lm.storage import Storage
-
-if TYPE_CHECKING:
-    from elastic_lm.data.tokenizer import TextEncoder
 
 SEED = 0
 
@@ -67,14 +61,3 @@ class HeldOutTokens:
     def batch(self, number: int) -> Tokens:
         """Tokens [samples, sequence_length + 1].    Raises: DataError, StorageError."""
         return self._tokens.tokens(number, 0)[: self._held_out.num_rows(number)]
-
-
-def target_bytes(storage: Storage, held_out: HeldOut, encoder: TextEncoder) -> int:
-    """UTF-8 bytes of text that all targets of these samples stand for, which no tokenizer has a say in.
-
-    Raises: DataError, StorageError.
-    """
-    tokens, counts = HeldOutTokens(storage, held_out), np.zeros(held_out.part.vocab_size, dtype=np.int64)
-    for number in range(held_out.num_batches):
-        counts += np.bincount(tokens.batch(number)[:, 1:].ravel(), minlength=len(counts))
-    return sum(int(counts[token]) * encoder.num_bytes(token) for token in np.flatnonzero(counts).tolist())

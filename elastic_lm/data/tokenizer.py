@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -31,6 +32,7 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_NAMES)
 LARGEST_VOCABULARY = (
     2**22
 )  # ten times those of today; the library takes 45 bytes for each entry before it looks at the text
+ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # as byte fallback spells what no other token is for
 PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library takes about 100 bytes a character
 
 
@@ -78,14 +80,25 @@ class TextEncoder:
         """UTF-8 bytes of text that the token stands for, within other text; none of a special one."""
         if token in self.special_ids.values():
             return 0
-        if self._spells_bytes:
-            return len(self._tokenizer.id_to_token(token) or "")  # one character for each byte
+        spelled = self._tokenizer.id_to_token(token) or ""
+        if token in self._added:
+            return len(spelled.encode())
+        if "ByteLevel" in self._decoders:
+            return len(spelled)  # one character for each byte
+        if "ByteFallback" in self._decoders and ONE_BYTE.fullmatch(spelled):
+            return 1
         # Between two others: white space at an end is often the decoder's choice, not the token's.
         return len(self.decode([token, token, token]).encode()) - len(self.decode([token, token]).encode())
 
     @cached_property
-    def _spells_bytes(self) -> bool:
-        return json.loads(self.json).get("decoder", {}).get("type") == "ByteLevel"
+    def _added(self) -> set[int]:
+        return set(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        """Types of those that turn tokens into text, one after the other."""
+        decoder = json.loads(self.json).get("decoder") or {}
+        return {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
 
     def _ids(self, text: str) -> list[int]:
         try:

@@ -10,7 +10,7 @@ import logging
 import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,9 @@ class HeldOutSource(Protocol):
 
     def batch(self, number: int, cancelled: Callable[[], bool]) -> Any:
         """Tokens [samples, T+1] of any integer dtype, as a NumPy array or tensor."""
+
+    def num_bytes(self, tokens: Any) -> int | None:
+        """Of the text that a batch's targets stand for, where they are all of it."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,9 @@ class _Session:
             self._control.committed(record, self._micro_batch_s[-1] if self._micro_batch_s else None)
             if outcome.ends:
                 return LeaseEnd.ENDED_EARLY
+        if self._sends:  # of a lease without a step
+            self._control.report(Phase.REDUCE)  # who waits for others owes no progress
+            self._finish_sends()
         return LeaseEnd.COMPLETED
 
     def _evaluate(self) -> LeaseEnd:
@@ -255,13 +261,14 @@ class _Session:
         for batch in self._micro_batches:
             if control.cancelled():
                 raise Cancelled
-            if control.wants_end():
-                return LeaseEnd.ENDED_EARLY
             control.report(Phase.DATA)
             tokens = member.held_out.batch(batch, control.cancelled)
             control.report(Phase.EVALUATING)
             failpoints.hit("evaluate", lease.start_step)
-            self._measures.append(member.runner.replica.measure(tokens, batch))
+            measure = member.runner.replica.measure(tokens, batch)
+            self._measures.append(replace(measure, num_bytes=member.held_out.num_bytes(tokens)))
+            if control.wants_end():  # behind a batch: however often a lease is cut short, there is an end
+                return LeaseEnd.ENDED_EARLY
         return LeaseEnd.COMPLETED
 
     def close(self, end: LeaseEnd) -> None:

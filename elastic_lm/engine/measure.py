@@ -32,7 +32,7 @@ def measure(model: nn.Module, objective: Objective, tokens_BS: Tensor, batch: in
     with _eager_and_without_dropout(model):
         if not isinstance(objective, Causal | Masked):
             loss, num_targets = objective(model, tokens_BS)
-            return Measure(batch, float(loss), num_targets, None)
+            return Measure(batch, float(loss), int(num_targets), None)
         inputs_BT, targets_N, places_N = objective.targets(tokens_BS)
         total, num_correct = hits_at(model, inputs_BT, targets_N, places_N)
         return Measure(batch, total, len(targets_N), num_correct)

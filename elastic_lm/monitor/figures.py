@@ -118,7 +118,7 @@ class Figures:
             "loss_nats": found.loss,
             "loss_error_nats": found.loss_stderr,
             "accuracy_ratio": found.accuracy,
-            "bits_per_byte": found.bits_per_byte,
+            "nats_per_byte": found.nats_per_byte,
         }
         for name, number in told.items():
             self._values[f"evaluation_{name}"] = {} if number is None else {(): number}
@@ -155,13 +155,10 @@ class Figures:
     def _commit(self, event: Event) -> None:
         assert event.step is not None
         fields = event.fields
-        for name, field in (
-            ("loss_nats", "loss"),
-            ("gradient_norm", "grad_norm"),
-            ("learning_rate", "learning_rate"),
-            ("step_seconds", "step_s"),
-            ("world_size", "world_size"),
-        ):
+        told = {"learning_rate": "learning_rate", "step_seconds": "step_s", "world_size": "world_size"}
+        if not fields["refused"]:
+            told |= {"loss_nats": "loss", "gradient_norm": "grad_norm"}
+        for name, field in told.items():
             self._set(name, fields[field])
         self._set("step", event.step + 1)
         if event.step < self._next_step:
@@ -171,10 +168,11 @@ class Figures:
         self._set("recent_step_seconds", statistics.median(self._recent_s), "median")
         self._set("recent_step_seconds", _p95(self._recent_s), "p95")
         self._add("steps_total", 1)
+        self._add("steps_left_out_total", bool(fields["refused"]))
         self._add("tokens_total", self.goodput.num_tokens(event))
         self._add("data_wait_seconds_total", fields["data_wait_s"])
-        told = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])
-        for phase, seconds in zip(PHASES, told, strict=True):
+        parts = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])
+        for phase, seconds in zip(PHASES, parts, strict=True):
             self._add("step_phase_seconds_total", seconds, phase)
 
     def _compare(self, seconds: list[float]) -> None:

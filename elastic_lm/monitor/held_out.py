@@ -16,7 +16,7 @@ class HeldOutScore:
     loss: float
     loss_stderr: float | None
     accuracy: float | None
-    bits_per_byte: float | None
+    nats_per_byte: float | None
 
     @classmethod
     def of(cls, event: Event) -> HeldOutScore:
@@ -29,8 +29,12 @@ class HeldOutScore:
             loss=loss,
             loss_stderr=fields["loss_stderr"],
             accuracy=None if hits is None else hits / targets,
-            bits_per_byte=loss * targets / math.log(2) / size if size else None,
+            nats_per_byte=loss * targets / size if size else None,
         )
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return None if self.nats_per_byte is None else self.nats_per_byte / math.log(2)
 
     @property
     def perplexity(self) -> float:

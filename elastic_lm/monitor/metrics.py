@@ -62,6 +62,9 @@ CATALOGUE = (
     Metric("attempt", "gauge", "", "Which life of the run's coordinator this is, from 1."),
     Metric("steps_planned", "gauge", "steps", "Steps that the whole run is to have."),
     Metric("steps_total", "counter", "steps", "Committed steps of the run, those before a restart included."),
+    Metric(
+        "steps_left_out_total", "counter", "steps", "Those of them that changed no weights: gradients were not finite."
+    ),
     Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
     Metric("step", "gauge", "steps", "The next step to commit."),
     Metric("loss_nats", "gauge", "nats", "Loss of the last committed step: sum over targets by number of targets."),
@@ -70,7 +73,7 @@ CATALOGUE = (
     Metric("evaluation_loss_error_nats", "gauge", "nats", "Its standard error; 1.96 of it to each side hold 95 %."),
     Metric("evaluation_accuracy_ratio", "gauge", "", "Held-out targets that were the most probable token, 0 to 1."),
     Metric(
-        "evaluation_bits_per_byte", "gauge", "bits/byte", "Held-out loss by UTF-8 byte, which compares over tokenizers."
+        "evaluation_nats_per_byte", "gauge", "nats/byte", "Held-out loss by UTF-8 byte, which compares over tokenizers."
     ),
     Metric("evaluations_total", "counter", "", "Evaluations on held-out text."),
     Metric("gradient_norm", "gauge", "", "Global L2 norm of the last gradient before clipping."),

@@ -153,8 +153,8 @@ LEARNING = Row(
         ),
         Panel(
             "Gradient norm",
-            "Global L2 norm of the gradient before clipping, of the last committed step.",
-            (Query(value("gradient_norm"), "norm"),),
+            "Global L2 norm of the gradient before clipping, of the last committed step; steps left out so far.",
+            (Query(value("gradient_norm"), "norm"), Query(value("steps_left_out_total"), "steps left out")),
         ),
         Panel("Learning rate", "Of the last committed step.", (Query(value("learning_rate"), "learning rate"),)),
     ),
@@ -179,7 +179,7 @@ HELD_OUT = Row(
             (
                 Query(f"exp({value('evaluation_loss_nats')})", "perplexity"),
                 Query(f"100 * {value('evaluation_accuracy_ratio')}", "% right"),
-                Query(value("evaluation_bits_per_byte"), "bits per byte"),
+                Query(f"{value('evaluation_nats_per_byte')} / 0.693147", "bits per byte"),
             ),
             kind="stat",
         ),

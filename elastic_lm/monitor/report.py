@@ -113,6 +113,7 @@ def _card(name: str, value: str, more: str) -> str:
 
 def _charts(history: History) -> list[str]:
     steps = [float(point.step) for point in history.points]
+    whole = [float(point.step) for point in history.points if not point.fields["refused"]]
     times = [point.time_s for point in history.points]
     marks = _marks(history)
     lasted_s = history.ended_s - history.began_s
@@ -124,7 +125,7 @@ def _charts(history: History) -> list[str]:
             "Loss and learning rate",
             "step",
             [
-                Line("loss", steps, _series(history, "loss"), "c1"),
+                Line("loss", whole, _series(history, "loss"), "c1"),
                 Line("learning rate", steps, _series(history, "learning_rate"), "c2", right=True),
                 *_held_out_line(history),
             ],
@@ -163,7 +164,7 @@ def _charts(history: History) -> list[str]:
             format_y=lambda y: f"{y:.3g} s",
             from_zero=True,
         ),
-        Chart("Norm of the gradient", "step", [Line("norm", steps, _series(history, "grad_norm"), "c4")]),
+        Chart("Norm of the gradient", "step", [Line("norm", whole, _series(history, "grad_norm"), "c4")]),
     ]
     return [chart.svg() for chart in charts]
 
@@ -176,7 +177,11 @@ def _held_out_line(history: History) -> list[Line]:
 
 
 def _series(history: History, name: str) -> list[float]:
-    return [float(point.fields[name]) for point in history.points]
+    """Of all steps; loss and norm only of those that were not left out."""
+    points = history.points
+    if name in ("loss", "grad_norm"):
+        points = [point for point in points if not point.fields["refused"]]
+    return [float(point.fields[name]) for point in points]
 
 
 def _marks(history: History) -> list[Mark]:

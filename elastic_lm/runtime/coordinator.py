@@ -59,7 +59,6 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 0.25  # the longest the loop sleeps: bounds how late a verdict on silence can be
 AWAY_S = 2.0  # a coordinator that did nothing for so long looks whether it still is one
-MOST_LEFT_OUT = 10  # steps on end whose gradients are not finite
 SLEPT_S = 0.2  # oversleeping by more than this counts as the coordinator's own absence
 
 
@@ -76,12 +75,11 @@ class Plan:
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
     init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
     held_out: HeldOut | None = None
-    held_out_bytes: int | None = None  # of its text; None where losses are not of all of it
 
     def control_spec(self) -> ControlSpec:
         """For the control path."""
         num_batches = 0 if self.held_out is None else self.held_out.num_batches
-        return replace(self.config.control_spec(), num_held_out_batches=num_batches, held_out_bytes=self.held_out_bytes)
+        return replace(self.config.control_spec(), num_held_out_batches=num_batches)
 
     def environment_changes(self, now: dict[str, str]) -> list[str]:
         """What bits depend on and is not as it was: one `name was -> is` each. None where no bits are promised."""
@@ -287,8 +285,6 @@ class Coordinator:
         while event is not None:
             self._tell(event)
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
-        if self._recorder.num_left_out >= MOST_LEFT_OUT:
-            self._tell(ev.StepsLeftOut(_too_many_left_out(self._recorder)))
         self._tell(ev.Tick())
         self._members.tend()
         self._recorder.note_paces(self._control.paces)
@@ -320,12 +316,17 @@ class Coordinator:
         elif isinstance(event, ev.Reported):
             self._recorder.enter(event.report.records)
         elif isinstance(event, ev.MemberReturned):
-            self._recorder.enter(event.report.records)
+            self._recorder.enter(event.report.records, event.report.evaluations)
             self._note_environment(event.report.ready.environment)
         elif isinstance(event, ev.MemberReady):
             self._note_environment(event.report.environment)
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
+        if self._recorder.too_many_left_out is not None:
+            self._handle(ev.StepsLeftOut(self._recorder.too_many_left_out))
+        self._handle(event)
+
+    def _handle(self, event: ev.Input) -> None:
         for action in self._control.handle(event, time.monotonic()):
             self._check_awake()
             self._perform(action)
@@ -453,8 +454,11 @@ def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
 
 
 def roster_fingerprint(config: RunConfig, birth: str) -> str:
-    """Of what a worker's state belongs to: the run's identity, its folder and birth there, and the code that trains it."""
-    told = f"{config.identity_fingerprint()} {config.run_url} {birth} {__version__}"
+    """Of what a worker's state belongs to: the run's identity, its folder and birth there, the code that trains it, and what it
+    does to a step that all have to treat alike.
+    """
+    policy = config.training.on_nonfinite
+    told = f"{config.identity_fingerprint()} {config.run_url} {birth} {__version__} {policy}"
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -477,13 +481,6 @@ def _flops_per_token(spec: EngineSpec) -> int | None:
         return None
     predicted = 1.0 if spec.masking is None else spec.masking.ratio
     return training_flops_per_token(spec.model, spec.sequence_length, predicted)
-
-
-def _too_many_left_out(recorder: Recorder) -> str:
-    return (
-        f"the last {recorder.num_left_out} steps up to {recorder.next_step - 1} were left out, for their gradients or losses "
-        "are not finite or out of range; lower optimizer.learning_rate, or look at their data"
-    )
 
 
 def _input_of(command: Command) -> ev.Input:

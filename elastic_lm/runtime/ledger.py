@@ -69,12 +69,13 @@ class Ledger:
         return tuple(self._committed[s] for s in range(step, self.next_step) if s in self._committed)
 
     def last(self) -> StepRecord | None:
-        return next(reversed(self._committed.values()), None)
+        """Of those that were not left out."""
+        return next((record for record in reversed(self._committed.values()) if not record.refused), None)
 
     def mean_loss(self, stop: int, num_steps: int) -> float | None:
-        """Of those of the steps [stop - num_steps, stop) that are known; None when none is."""
+        """Of those of the steps [stop - num_steps, stop) that are known and were not left out; None when none is."""
         records = (self._known(step) for step in range(max(0, stop - num_steps), stop))
-        losses = [record.loss for record in records if record is not None]
+        losses = [record.loss for record in records if record is not None and not record.refused]
         return math.fsum(losses) / len(losses) if losses else None
 
     def _known(self, step: int) -> StepRecord | None:

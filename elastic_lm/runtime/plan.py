@@ -8,10 +8,9 @@ from typing import Any
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.data.held_out import HeldOut, target_bytes
+from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.engine.spec import CAUSAL
-from elastic_lm.errors import CheckpointError, ConfigError, DataError, NotFoundError
+from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -31,7 +30,6 @@ def make_plan(config: RunConfig) -> Plan:
     skipped: list[str] = []
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
-    held_out = _held_out(config, manifest)
     if newest is not None:
         _check_identity(config, newest)
     return Plan(
@@ -50,8 +48,7 @@ def make_plan(config: RunConfig) -> Plan:
         newest=newest,
         skipped=tuple(skipped),
         init=init,
-        held_out=held_out,
-        held_out_bytes=_target_bytes(config, tokens, manifest, held_out),
+        held_out=_held_out(config, manifest),
     )
 
 
@@ -66,19 +63,6 @@ def _held_out(config: RunConfig, manifest: Manifest) -> HeldOut | None:
         batch_size=batch.micro_batch_size,
         max_samples=config.evaluation.samples,
     )
-
-
-def _target_bytes(config: RunConfig, tokens: Storage, manifest: Manifest, held_out: HeldOut | None) -> int | None:
-    """Bytes of the text that is predicted, where that is all of it; None, too, when the corpus has lost its tokenizer."""
-    if held_out is None or config.objective.name != CAUSAL:
-        return None
-    from elastic_lm.data.passages import encoder_of  # it imports tokenizers
-
-    try:
-        encoder = encoder_of(tokens, manifest)
-    except DataError:
-        return None
-    return target_bytes(tokens, held_out, encoder)
 
 
 def _initial(

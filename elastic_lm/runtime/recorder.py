@@ -8,6 +8,7 @@ its successor begins with what the log holds.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 from elastic_lm import __version__
 from elastic_lm.config import RunConfig
 from elastic_lm.control.controller import number_of
+from elastic_lm.control.evaluating import fields_of, sentence
 from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
 CLOSE_S = 30.0
 FLUSH_S = 10.0
+MOST_LEFT_OUT = 10  # steps on end whose gradients are not finite
 LOSS_STEPS = 100  # a step's loss is mostly its batch's; a mean of a hundred is ten times as steady
 # Workers' speeds are noted often in a short run and seldom in a long one: each time is a share of the run so far.
 PACES_SHARE = 0.01
@@ -70,8 +73,9 @@ class Recorder:
         self._next_paces_s = 0.0
         self.logged_step = 0
         self.num_members = 0  # that earlier attempts have started
-        self.num_left_out = 0  # steps on end, up to the last one
-        self.evaluated: set[int] = set()  # steps before which they measured held-out text
+        self.too_many_left_out: str | None = None  # why the run is to end, in a sentence
+        self._num_left_out = 0  # steps on end, up to the last one
+        self.evaluated: set[int] = set()  # steps before which held-out text was measured, by this attempt or before
         self._last_evaluation: Evaluation | None = None
         self._unlogged_evaluations: dict[int, Evaluation] = {}
         self._figures = Figures(config.name, __version__, config.batch.micro_batches)
@@ -105,9 +109,11 @@ class Recorder:
                 self.num_members = max(self.num_members, number_of(event.fields["member_id"]) + 1)
             if event.kind is EventKind.EVALUATED and event.step is not None:
                 self.evaluated.add(event.step)
-                self._last_evaluation = evaluation_of(event)
+                with contextlib.suppress(KeyError):  # of another version
+                    self._last_evaluation = evaluation_of(event)
             if event.kind is EventKind.STEP_COMMITTED:
-                self._ledger.restore(record_of(event))
+                self._ledger.restore(record := record_of(event))
+                self._count(record)
         self.logged_step = self._ledger.next_step
 
     def _earlier(self, storage: Storage) -> Iterator[Event]:
@@ -120,6 +126,7 @@ class Recorder:
         """Something was decided or happened."""
         event = self._stamped(event)
         if event.kind is EventKind.EVALUATED and event.step is not None:
+            self.evaluated.add(event.step)
             self._last_evaluation = self._unlogged_evaluations[event.step] = evaluation_of(event)
         self._log.append(event)
         self._figures.observe(event)
@@ -131,15 +138,16 @@ class Recorder:
         elapsed_s = time.monotonic() - self._began
         return replace(event, time_s=time.time(), elapsed_s=elapsed_s, attempt=self._attempt)
 
-    def enter(self, records: tuple[StepRecord, ...]) -> None:
-        """A member told of steps."""
+    def enter(self, records: tuple[StepRecord, ...], evaluations: tuple[Evaluation, ...] = ()) -> None:
+        """A member told of steps, and of evaluations that an earlier coordinator may not have stored: each before its step."""
+        waiting = sorted((e for e in evaluations if e.step not in self.evaluated), key=lambda e: e.step, reverse=True)
         committed, mismatches = self._ledger.add(records)
         for record in committed:
-            self.emit(_committed(record))
-            self.num_left_out = self.num_left_out + 1 if record.refused else 0
-            if record.refused:
-                told = f"Step {record.step} was left out: {record.refused:,} values were not finite or out of range."
-                self.emit(Event(EventKind.NOTE, told, step=record.step))
+            while waiting and waiting[-1].step <= record.step:
+                self.emit(_evaluated(waiting.pop()))
+            self._commit(record)
+        while waiting:
+            self.emit(_evaluated(waiting.pop()))
         for mismatch in mismatches:
             self.emit(_mismatch(mismatch))
 
@@ -153,7 +161,24 @@ class Recorder:
             )
             self.emit(Event(EventKind.NOTE, told, step=step))
         for record in known:
-            self.emit(_committed(record))
+            self._commit(record)
+
+    def _commit(self, record: StepRecord) -> None:
+        self.emit(_committed(record))
+        self._count(record)
+        if record.refused:
+            told = f"Step {record.step} was left out: {record.refused:,} values were not finite or out of range."
+            self.emit(Event(EventKind.NOTE, told, step=record.step))
+
+    def _count(self, record: StepRecord) -> None:
+        """A run that leaves out step after step learns nothing."""
+        self._num_left_out = self._num_left_out + 1 if record.refused else 0
+        self.too_many_left_out = None
+        if self._num_left_out >= MOST_LEFT_OUT:
+            self.too_many_left_out = (
+                f"the last {self._num_left_out} steps up to {record.step} were left out, for their gradients or losses "
+                "are not finite or out of range; lower optimizer.learning_rate, or look at their data"
+            )
 
     def unlogged(self) -> tuple[StepRecord, ...]:
         """Records of the steps that the log does not hold yet."""
@@ -226,9 +251,10 @@ class Recorder:
     def figures(self) -> dict[str, Any]:
         """The run so far, in numbers."""
         last, evaluation = self._ledger.last(), self._last_evaluation
+        is_of_the_end = evaluation is not None and evaluation.step == self._ledger.next_step
         return {
             "loss": None if last is None else last.loss,
-            "held_out_loss": None if evaluation is None else evaluation.loss,
+            "held_out_loss": evaluation.loss if evaluation is not None and is_of_the_end else None,
             "tokens_per_s": self._figures.goodput.tokens_per_s(),
             "goodput": self._figures.goodput.ratio(),
             "lost_worker_s": self._figures.goodput.lost_worker_s(),
@@ -265,9 +291,15 @@ def record_of(event: Event) -> StepRecord:
     return StepRecord(**{**event.fields, "generation": Generation(int(owner_epoch), int(number))})
 
 
+def _evaluated(evaluation: Evaluation) -> Event:
+    """One that an earlier coordinator had told."""
+    fields = fields_of(evaluation)
+    return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields)
+
+
 def evaluation_of(event: Event) -> Evaluation:
     assert event.step is not None
-    names = ("loss", "loss_stderr", "num_targets", "num_correct")
+    names = ("loss", "loss_stderr", "num_targets", "num_correct", "num_bytes")
     return Evaluation(step=event.step, **{name: event.fields[name] for name in names})
 
 

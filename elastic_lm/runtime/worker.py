@@ -132,6 +132,7 @@ class Worker:
         self._owner_epoch = boot.summons.owner_epoch
         self._readers = boot.summons.readers
         self._held_out = boot.summons.held_out
+        self._held_out_source: Any = None
         self._ready: ReadyReport | None = None
         self._tokens: Any = None  # once it has warmed up
         self._control: LeaseControl | None = None
@@ -217,7 +218,7 @@ class Worker:
             return self._refusal(lease)
         prepare(self._boot.spec)  # it is per thread
         if lease.evaluates:
-            self._member.held_out = self._held_out_source()
+            self._member.held_out = self._source_of_held_out()
         control = LeaseControl(lease, self._boot.member_id, self._pulse, self._lifeline)
         self._pulse.generation = lease.generation
         self._control = control
@@ -227,16 +228,24 @@ class Worker:
         if self._ending_generation == lease.generation:
             control.end_early()
         report = run_lease(self._member, lease, control)
+        if lease.evaluates and self._member.held_out is not None:
+            self._held_out_source.rest()
         self._pulse.phase = Phase.WAITING
         return report
 
-    def _held_out_source(self) -> Any:
-        """Made anew for each lease: a coordinator may want other batches than the one before it."""
+    def _source_of_held_out(self) -> Any:
+        """Of the batches that the coordinator of now wants: the one before it may have wanted others."""
+        from elastic_lm.engine.spec import CAUSAL
         from elastic_lm.runtime.held_out_client import HeldOutClient
 
-        if self._held_out is None:
+        boot, wanted, source = self._boot, self._held_out, self._held_out_source
+        if wanted is None:
             return None
-        return HeldOutClient(self._boot.corpus, self._held_out, self._boot.storage_timeout_s)
+        if source is None or source.held_out != wanted:
+            is_all_text = boot.spec.objective == CAUSAL
+            source = HeldOutClient(boot.corpus, wanted, boot.storage_timeout_s, is_all_text=is_all_text)
+        self._held_out_source = source
+        return source
 
     def _is_over(self, generation: Generation) -> bool:
         return self._lowest_generation is not None and generation < self._lowest_generation

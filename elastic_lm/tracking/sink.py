@@ -28,6 +28,8 @@ TAGS = {
     "optimizer_s": "time/optimizer_s",
 }
 
+OF_ALL = ("loss_nats", "gradient_norm")  # of a step that was left out they say nothing
+
 
 class Sink(Protocol):
     """One tracker. Used by one thread; may raise whatever it likes, and whoever uses it is to expect that it hangs."""
@@ -77,7 +79,8 @@ def point_of(event: Event) -> Point | None:
         return Point(score.step, scalars, is_step=False)
     if (row := row_of(event)) is None:
         return None
-    scalars = {tag: row[column] for column, tag in TAGS.items() if row[column] is not None}
+    names = {column: tag for column, tag in TAGS.items() if not (row["num_refused"] and column in OF_ALL)}
+    scalars = {tag: row[column] for column, tag in names.items() if row[column] is not None}
     return Point(row["step"], scalars, is_step=True)
 
 

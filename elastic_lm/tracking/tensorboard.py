@@ -50,9 +50,9 @@ class TensorBoard:
 
         if (point := point_of(event)) is None:
             return
-        if point.step < self._next_step:
+        if point.is_step and point.step < self._next_step:
             self._begin_again(point.step)
-        self._next_step = point.step + point.is_step
+        self._next_step = point.step + 1 if point.is_step else self._next_step
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in point.scalars.items()]
         self._put(step=point.step, wall_time=event.time_s, summary=Summary(value=values))
 

@@ -171,7 +171,10 @@ def test_rescales_and_losses_are_marked_with_their_cause(board: dict[str, Any]) 
     assert marks.keys() == {mark.name for mark in MARKS} == {"Rescales", "Workers lost"}
     assert all(mark["enable"] and mark["textFormat"] == "{{cause}}" for mark in marks.values())
     # A lease's renewal comes every few seconds.
-    assert 'by (cause) (increase(elastic_lm_rescales_total{cause!~"lease|checkpoint"}[' in marks["Rescales"]["expr"]
+    assert (
+        'by (cause) (increase(elastic_lm_rescales_total{cause!~"lease|checkpoint|evaluation"}['
+        in marks["Rescales"]["expr"]
+    )
 
 
 # -- as Prometheus takes it ------------------------------------------------------------------------------------------

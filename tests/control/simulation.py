@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import Control
+from elastic_lm.control.evaluating import fields_of
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import (
@@ -364,6 +365,8 @@ class Process:
         assert self.whole and lease.start_step <= self.next_step <= lease.stop_step, f"{self} cannot train {lease}"
         if self._is_fenced():
             self._leave(LeaseEnd.FENCED)
+        elif not lease.trains and lease.source == lease.rank_of(self.member_id):
+            self._see_off(session)
         elif self.next_step == lease.stop_step:
             self._leave(LeaseEnd.COMPLETED)
         elif self.raises is not None:
@@ -376,6 +379,21 @@ class Process:
             mine = lease.assignments[lease.rank_of(self.member_id)]
             self.later(len(mine) * self.micro_batch_s + 0.001, lambda: self._contribute(session))
 
+    def _see_off(self, session: Session) -> None:
+        """A source stays until all have its state."""
+        lease = session.lease
+        if self.session is not session:
+            return
+        if self._is_fenced():
+            self._leave(LeaseEnd.FENCED)
+        elif all(self.cluster.processes[lease.members[rank]].whole for rank in lease.receivers):
+            self._leave(LeaseEnd.COMPLETED)
+        elif session.broken and self.cluster.random.random() < 0.7:
+            self._leave(LeaseEnd.BROKEN)
+        else:
+            self.phase = Phase.REDUCE
+            self.later(0.01, lambda: self._see_off(session))
+
     def _evaluate(self, session: Session) -> None:
         """One batch, and those behind it."""
         lease = session.lease
@@ -387,7 +405,7 @@ class Process:
             self._leave(LeaseEnd.FENCED)
         elif len(self.measures) == len(mine):
             self._leave(LeaseEnd.COMPLETED)
-        elif self.ending == self.generation:
+        elif self.ending == self.generation and self.measures:
             self._leave(LeaseEnd.ENDED_EARLY)
         elif self.raises is not None:
             error, self.raises = self.raises, None
@@ -595,6 +613,11 @@ class Cluster:
                 if self.leases and report.generation == self.leases[-1].generation:
                     self._reported.add(report.member_id)
             case ev.MemberReturned(report):
+                for evaluation in report.evaluations:  # what whoever keeps the log does with those that it lacks
+                    if evaluation.step not in {*self.logged, *(told.step for told in self.unlogged)}:
+                        self._tell_evaluation(
+                            Event(EventKind.EVALUATED, "", evaluation.step, fields=fields_of(evaluation))
+                        )
                 self.processes[report.ready.member_id].state_told = report.whole
                 self._reported.add(report.ready.member_id)
             case ev.ConnectionLost(member_id):
@@ -773,11 +796,14 @@ class Cluster:
             case act.Emit(event):
                 self.events.append(event)
                 if event.kind is EventKind.EVALUATED:
-                    self.unlogged.append(event)
-                    self.at(self.store_s(self.pace.log_s), lambda epoch=self.owner_epoch: self._log(epoch))  # type: ignore[misc]
+                    self._tell_evaluation(event)
             case act.Finish(verdict):
                 self.verdict = verdict
                 self._log(self.owner_epoch)
+
+    def _tell_evaluation(self, event: Event) -> None:
+        self.unlogged.append(event)
+        self.at(self.store_s(self.pace.log_s), lambda epoch=self.owner_epoch: self._log(epoch))  # type: ignore[misc]
 
     def _log(self, epoch: int) -> None:
         """The coordinator's own work, which dies with it."""
@@ -1017,8 +1043,8 @@ def _next_content(content: int, step: int, generation: Generation | None) -> int
 
 
 def _evaluation_of(event: Event) -> Evaluation:
-    fields = {name: value for name, value in event.fields.items() if name != "num_bytes"}
-    return Evaluation(step=event.step, **fields)  # type: ignore[arg-type]
+    assert event.step is not None
+    return Evaluation(step=event.step, **event.fields)
 
 
 def measure_of(content: int, batch: int) -> Measure:

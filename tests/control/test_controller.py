@@ -1632,16 +1632,92 @@ def test_evaluation_goes_before_the_step_and_its_members_keep_their_group() -> N
     assert (run.lease.evaluates, run.lease.start_step, run.lease.continues) == (False, 10, training.generation)
 
 
-def test_joiner_waits_for_the_end_of_an_evaluation() -> None:
+def test_joiner_gets_the_state_and_helps_to_evaluate() -> None:
     run = Run(**EVALUATES).training("w0", "w1")
     for name in ("w0", "w1"):
         run.report(name, 10)
     run.ready("w2")
-    run.wait(0.5, beating="w0 w1 w2", phase=Phase.EVALUATING)
-    assert not run.all(act.EndLease)
-    measured(run, "w0", 10, *run.lease.assignments[0])
-    measured(run, "w1", 10, *run.lease.assignments[1])
-    assert run.lease.members == ("w0", "w1", "w2") and not run.lease.evaluates
+    run.wait(run.spec.join_batch_s, beating="w0 w1 w2", phase=Phase.EVALUATING)
+    assert run.one(act.EndLease).member_ids == ("w0", "w1")
+    first = [batches[0] for batches in run.lease.assignments]
+    measured(run, "w0", 10, first[0], end=LeaseEnd.ENDED_EARLY)
+    measured(run, "w1", 10, first[1], end=LeaseEnd.ENDED_EARLY)
+    copying = run.lease
+    assert (copying.trains, copying.evaluates, copying.source, copying.receivers) == (False, False, 0, (2,))
+    for name in ("w0", "w1", "w2"):
+        run.beat(name, Phase.REDUCE, 10)
+        run.report(name, 10)
+    assert not run.events(EventKind.REFORMED)
+    assert run.lease.evaluates and run.lease.members == ("w0", "w1", "w2")
+    assert sorted(sum(run.lease.assignments, ())) == sorted({0, 1, 2, 3} - set(first))
+
+
+def test_last_holders_that_leave_hand_the_state_on_before_an_evaluation() -> None:
+    run = Run(**EVALUATES).training("w0", "w1")
+    run.tell(ev.NodeDraining("node-of-w0", 0.0))
+    run.tell(ev.NodeDraining("node-of-w1", 0.0))
+    run.ready("w4")
+    for name in ("w0", "w1"):
+        run.report(name, 10)
+    assert (run.lease.trains, run.lease.evaluates, run.lease.members) == (False, False, ("w0", "w1", "w4"))
+    for name in ("w0", "w1", "w4"):
+        run.report(name, 10)
+    assert {action.member_id for action in run.all(act.Retire)} == {"w0", "w1"}
+    assert run.lease.evaluates and run.lease.members == ("w4",)
+
+
+def test_who_leaves_and_holds_the_last_state_evaluates_to_the_end() -> None:
+    run = Run(max_workers=1, **EVALUATES).training("w0")
+    run.tell(ev.NodeDraining("node-of-w0", 0.0))
+    run.report("w0", 10)
+    assert run.lease.evaluates
+    measured(run, "w0", 10, 0, 1, 2, 3)
+    assert run.events(EventKind.EVALUATED) and run.lease.trains
+
+
+def test_loss_of_a_worker_in_the_last_step_costs_no_evaluation() -> None:
+    run = Run(total_steps=15, **EVALUATES).training("w0", "w1", "w2", step=0)
+    for name in ("w0", "w1", "w2"):
+        run.report(name, 10)
+    for rank, name in enumerate(("w0", "w1", "w2")):
+        measured(run, name, 10, *run.lease.assignments[rank])
+    run.dies("w2")
+    run.report("w0", 15, LeaseEnd.FENCED)
+    run.report("w1", 14, LeaseEnd.FENCED)
+    assert (run.lease.members, run.lease.start_step, run.lease.stop_step) == (("w1",), 14, 15)
+    run.report("w1", 15)
+    assert run.lease.evaluates
+    run.saved()
+    for rank, name in enumerate(run.lease.members):
+        measured(run, name, 15, *run.lease.assignments[rank])
+    assert [event.step for event in run.events(EventKind.EVALUATED)] == [10, 15]
+    assert run.one(act.Finish).verdict.kind == "done"
+
+
+def test_final_checkpoint_that_fails_ends_the_run_however_often_an_evaluation_is_interrupted() -> None:
+    run = Run(total_steps=10, **EVALUATES).training("w0", "w1")
+    for name in ("w0", "w1"):
+        run.report(name, 10)
+    for batch in range(3):  # each interruption has the checkpoint tried once more
+        run.saved(error="the store is full")
+        measured(run, "w0", 10, batch, end=LeaseEnd.ENDED_EARLY)
+        measured(run, "w1", 10, end=LeaseEnd.ENDED_EARLY)
+    measured(run, "w0", 10, 3)
+    measured(run, "w1", 10)
+    assert run.one(act.Finish).verdict.kind == "failed"
+    assert len(run.all(act.SaveCheckpoint)) == FINAL_TRIES
+
+
+def test_evaluation_that_is_left_out_is_not_told_after_all() -> None:
+    run = Run(**EVALUATES).training("w0", "w1")
+    for name in ("w0", "w1"):
+        run.report(name, 10)
+    (mine, theirs), generation = run.lease.assignments, run.lease.generation
+    spoilt = tuple(Measure(batch, float("inf"), 4, 1) for batch in mine)
+    run.tell(ev.Reported(LeaseReport("w0", generation, LeaseEnd.COMPLETED, 10, whole=True, measures=spoilt)))
+    measured(run, "w1", 10, *theirs)
+    assert not run.events(EventKind.EVALUATED)
+    assert run.lease.trains and run.lease.start_step == 10
 
 
 def test_stop_does_not_wait_for_the_rest_of_an_evaluation() -> None:

@@ -136,6 +136,7 @@ def assert_came_to_a_good_end(cluster: Cluster, faults: list[Fault]) -> None:
     """Done; or failed, when the store may have failed three times, or twice and one answer came twice."""
     assert cluster.verdict is not None
     num_bad = sum({"failing saves": 2, "stalled store": 2}.get(fault.kind, 0) for fault in faults)
+    num_bad += sum(fault.kind == "hang" and fault.for_s > 3.0 for fault in faults)  # it stores no share in time either
     store_may_be_blamed = num_bad >= (2 if cluster.unruly else 3)
     assert cluster.verdict.kind in (("done", "failed") if store_may_be_blamed else ("done",))
 

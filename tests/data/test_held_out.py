@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from elastic_lm.data.held_out import HeldOut, HeldOutTokens, target_bytes
+from elastic_lm.data.held_out import HeldOut, HeldOutTokens
 from elastic_lm.data.passages import encoder_of
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
@@ -48,15 +48,6 @@ def test_nothing_held_out_is_told(tmp_path: Path) -> None:
         HeldOut.of(manifest, sequence_length=8192, batch_size=1)
 
 
-def test_bytes_are_those_of_the_text(tmp_path: Path) -> None:
-    storage, manifest = small_corpus(tmp_path)
-    encoder = encoder_of(storage, manifest)
-    held_out = HeldOut.of(manifest, sequence_length=LENGTH, batch_size=SIZE)
-    tokens = HeldOutTokens(storage, held_out)
-    texts = [encoder.decode(row[1:].tolist()) for number in range(held_out.num_batches) for row in tokens.batch(number)]
-    assert target_bytes(storage, held_out, encoder) == sum(len(text.encode()) for text in texts)  # of ASCII alone
-
-
 @pytest.mark.parametrize("text", ["plain words", "Käse – 数", "a\n\n  b\t"])
 def test_bytes_of_a_text_add_up_over_its_tokens(text: str, tmp_path: Path) -> None:
     storage, manifest = small_corpus(tmp_path)
@@ -74,3 +65,29 @@ def test_bytes_of_a_tokenizer_that_spells_words() -> None:
     encoder = TextEncoder(tokenizer.to_str())
     ids = encoder.encode("the cat")[:-1]
     assert sum(encoder.num_bytes(token) for token in ids) == len(" the cat")  # with the space before each word
+
+
+def test_bytes_of_a_tokenizer_that_falls_back_to_bytes() -> None:
+    """As SentencePiece's: a character that has no token is spelled byte by byte."""
+    vocabulary = {"<unk>": 0, "a": 1, " ": 2, **{f"<0x{number:02X}>": 3 + number for number in range(256)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    encoder = TextEncoder(tokenizer.to_str())
+    text = "a é 中 a"
+    assert sum(encoder.num_bytes(token) for token in encoder.encode(text)) == len(text.encode()) == 10
+
+
+def test_bytes_of_added_tokens_and_of_decoders_in_a_row(tmp_path: Path) -> None:
+    storage, manifest = small_corpus(tmp_path)
+    tokenizer = Tokenizer.from_str(encoder_of(storage, manifest).json)
+    tokenizer.add_tokens(["日本語"])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+    encoder = TextEncoder(tokenizer.to_str())
+    for text in ("wörld 中文", "x日本語y"):
+        assert sum(encoder.num_bytes(token) for token in encoder.encode(text)) == len(text.encode())
+
+
+def test_bytes_without_a_decoder() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert TextEncoder(tokenizer.to_str()).num_bytes(1) == len(" cat")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from elastic_lm.config import RunConfig
-from elastic_lm.data.held_out import HeldOutTokens
 from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.lease import Member, Restore, run_lease
+from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.huggingface import initial
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.protocol import Evaluation, Generation, Lease, LeaseEnd, Phase, StepRecord
 from elastic_lm.runtime.coordinator import Plan
+from elastic_lm.runtime.held_out_client import HeldOutClient
 from elastic_lm.runtime.plan import make_plan
-from elastic_lm.storage import Storage
 
 Bits = tuple[Any, ...]
 
@@ -38,7 +39,7 @@ def evaluations(config: RunConfig) -> dict[int, Evaluation]:
     make_deterministic("cpu", exact=True, threads=1)
     member = member_of(plan, restore=lambda step, on_part: {})
     assert plan.held_out is not None
-    tokens = HeldOutTokens(Storage.open(config.data.tokens), plan.held_out)
+    source = HeldOutClient(config.data.tokens, plan.held_out, 60.0, is_all_text=plan.spec.objective == CAUSAL)
     batches = tuple(range(plan.held_out.num_batches))
     slots = tuple(range(plan.spec.micro_batches))
     found, step, every = {}, 0, config.evaluation.every
@@ -47,7 +48,11 @@ def evaluations(config: RunConfig) -> dict[int, Evaluation]:
         stop = min(step + every, config.training.steps)
         report = run_lease(member, Lease(Generation(1, stop), ("w0",), None, step, stop, (slots,)), _Watch())
         assert report.end is LeaseEnd.COMPLETED, report.error
-        measures = [member.runner.replica.measure(tokens.batch(batch), batch) for batch in batches]
+        measures = []
+        for batch in batches:
+            tokens = source.batch(batch, lambda: False)
+            measure = member.runner.replica.measure(tokens, batch)
+            measures.append(replace(measure, num_bytes=source.num_bytes(tokens)))
         found[stop], step = Evaluation.of(stop, measures), stop
     return found
 

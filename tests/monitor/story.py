@@ -67,6 +67,11 @@ CONFIG = {
 }
 
 
+def evaluated(now_s: float, step: int, **changes: object) -> Event:
+    fields = {"loss": 2.0, "loss_stderr": 0.1, "num_targets": 100, "num_correct": 40, "num_bytes": 400}
+    return at(now_s, EventKind.EVALUATED, step=step, **{**fields, **changes})
+
+
 def storm(num_workers: int) -> Iterator[Event]:
     """All workers join and are lost, one after the other, but for the last; every kind of trouble comes with each."""
     config = {
@@ -89,6 +94,7 @@ def storm(num_workers: int) -> Iterator[Event]:
         yield at(now_s, EventKind.STRAGGLER, member_id=name, micro_batch_s=2.0, median_s=1.0)
         yield at(now_s, EventKind.CHECKPOINT_SAVED, step=step, seconds=0.5)
         yield at(now_s, EventKind.CHECKPOINT_FAILED, step=step, error=f"no room for step {step}")
+        yield evaluated(now_s, step)
         yield at(now_s, EventKind.READER_REPLACED, reader_id=f"r{step}", replacement=f"r{step + 1}", cause="died")
         yield at(now_s, EventKind.NODE_LOST, node_id=f"n{step}", members=[name])
         if len(members) == 1:
@@ -108,6 +114,7 @@ HISTORY = [
     reformed(3, "start", lost_s=3),
     *(committed(4 + step, step) for step in range(5)),
     at(9, EventKind.CHECKPOINT_SAVED, step=5, seconds=0.5),
+    evaluated(9, 5),
     at(9, EventKind.WORKER_PACES, paces={"w0": [0.25, 2], "w1": [0.5, 2]}),
     lost(9.5, "w1"),
     reformed(10, "failure", lost_s=0.5),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 import threading
 from collections import Counter
@@ -28,7 +27,7 @@ from elastic_lm.monitor.metrics import (
     by_name,
 )
 from tests.control.simulation import Cluster
-from tests.monitor.story import at, committed, left, lost, ready, reformed, started, storm
+from tests.monitor.story import at, committed, evaluated, left, lost, ready, reformed, started, storm
 
 COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
 START = [
@@ -158,26 +157,30 @@ def begun(attempt: int = 1, **config: object) -> Event:
     return at(0, EventKind.RUN_STARTED, attempt=attempt, config=config)
 
 
-def evaluated(step: int, **changes: object) -> Event:
-    fields = {"loss": 2.0, "loss_stderr": 0.1, "num_targets": 100, "num_correct": 40, "num_bytes": 400}
-    return Event(EventKind.EVALUATED, "", step, fields={**fields, **changes})
-
-
 def test_evaluation_is_told_in_the_units_in_which_people_compare() -> None:
-    figures = after([*START, evaluated(10)])
+    figures = after([*START, evaluated(9, 10)])
     told = {name: value for name, _, value in figures.values() if name.startswith("evaluation")}
     assert told == {
         "evaluation_step": 10,
         "evaluation_loss_nats": 2.0,
         "evaluation_loss_error_nats": 0.1,
         "evaluation_accuracy_ratio": 0.4,
-        "evaluation_bits_per_byte": pytest.approx(2.0 * 100 / math.log(2) / 400),
+        "evaluation_nats_per_byte": 2.0 * 100 / 400,
         "evaluations_total": 1,
     }
 
 
+def test_step_that_was_left_out_counts_and_tells_no_loss() -> None:
+    figures = after([*START, committed(4, 0, loss=3.0), committed(5, 1, loss=0.0, refused=7)])
+    assert (figures.value("loss_nats"), figures.value("steps_total"), figures.value("steps_left_out_total")) == (
+        3.0,
+        2,
+        1,
+    )
+
+
 def test_what_an_evaluation_does_not_tell_is_absent() -> None:
-    figures = after([*START, evaluated(10), evaluated(20, num_correct=None, num_bytes=None, loss_stderr=None)])
+    figures = after([*START, evaluated(9, 10), evaluated(9, 20, num_correct=None, num_bytes=None, loss_stderr=None)])
     told = {name for name, _, _ in figures.values() if name.startswith("evaluation_")}
     assert told == {"evaluation_step", "evaluation_loss_nats"}
     assert figures.value("evaluations_total") == 2
@@ -267,7 +270,7 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
     start = at(0, EventKind.RUN_STARTED, config=config, flops_per_token=10**9)
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
     paces = at(6, EventKind.WORKER_PACES, paces={"w0": [0.5, 2]})
-    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved, evaluated(2)])
+    figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved, evaluated(9, 2)])
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
 
 

@@ -11,7 +11,6 @@ import torch
 
 from elastic_lm.checkpoint import store
 from elastic_lm.config import RunConfig
-from elastic_lm.data.corpus import TOKENIZER_FILE
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
@@ -161,14 +160,7 @@ def test_evaluation_is_planned_over_the_held_out_part(config: RunConfig) -> None
     assert plan.held_out is not None and plan.held_out.num_samples == 3
     spec = plan.control_spec()
     assert (spec.evaluate_every, spec.num_held_out_batches) == (5, 2)
-    assert spec.held_out_bytes is not None and spec.held_out_bytes > 3 * 16  # a token stands for a byte or more
     assert plan.config.identity_fingerprint() == make_plan(config).config.identity_fingerprint()
-
-
-def test_losses_that_are_not_of_all_text_have_no_bytes(config: RunConfig) -> None:
-    assert make_plan(config.replace("evaluation.every=5", "objective.name=masked")).held_out_bytes is None
-    Path(config.data.tokens.removeprefix("file://"), TOKENIZER_FILE).unlink()
-    assert make_plan(config.replace("evaluation.every=5")).held_out_bytes is None
 
 
 def test_evaluation_on_a_corpus_that_holds_nothing_out_is_refused(config: RunConfig, tmp_path: Path) -> None:
@@ -179,13 +171,3 @@ def test_evaluation_on_a_corpus_that_holds_nothing_out_is_refused(config: RunCon
     make_plan(everything)
     with pytest.raises(ConfigError, match="holds 0 tokens out.*--held-out.*evaluation.every"):
         make_plan(everything.replace("evaluation.every=5"))
-
-
-def test_damaged_held_out_text_is_found_before_anything_starts(config: RunConfig) -> None:
-    tokens = Storage.open(config.data.tokens)
-    path, block = Manifest.load(tokens).held_out_part().blocks[0]
-    with open(f"{tokens.url.removeprefix('file://')}/{path}", "r+b") as shard:
-        shard.seek(block.offset)
-        shard.write(b"\xff\xff")
-    with pytest.raises(DataError, match="checksum"):
-        make_plan(config.replace("evaluation.every=5"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from elastic_lm.config import RunConfig
 from elastic_lm.errors import SupersededError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, StepRecord
+from elastic_lm.protocol import Evaluation, Generation, StepRecord
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.storage import Storage
 from tests.solo import Unheard, solo_config, status
@@ -154,4 +155,42 @@ def test_evaluations_that_the_log_lacks_are_those_of_the_last_moment(attempts: A
     assert [evaluation.step for evaluation in first.unlogged_evaluations()] in ([10], [])  # it may be stored by now
     assert first.flush()
     assert first.unlogged_evaluations() == ()
-    assert (first.evaluated, attempts.begin(2).evaluated) == (set(), {10})
+    assert (first.evaluated, attempts.begin(2).evaluated) == ({10}, {10})
+
+
+def evaluation(step: int) -> Evaluation:
+    return Evaluation(step, 2.5, None, 64, None)
+
+
+def test_evaluations_that_members_remember_come_before_their_steps_and_once(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    records = tuple(record(step) for step in range(4))
+    first.enter(records, (evaluation(3), evaluation(2)))
+    first.enter(records, (evaluation(2), evaluation(3), evaluation(4)))
+    assert first.flush()
+    told = [(event.kind, event.step) for event in attempts.events() if event.step is not None]
+    steps = EventKind.STEP_COMMITTED
+    held_out = EventKind.EVALUATED
+    assert told == [(steps, 0), (steps, 1), (held_out, 2), (steps, 2), (held_out, 3), (steps, 3), (held_out, 4)]
+
+
+def test_steps_that_are_left_out_are_told_and_counted_over_attempts(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    first.enter(tuple(replace(record(step), refused=1) for step in range(9)))
+    assert first.too_many_left_out is None
+    assert first.flush()
+    assert sum("was left out: 1 values" in event.message for event in attempts.events()) == 9
+    second = attempts.begin(2)
+    second.enter((replace(record(9), refused=1),))
+    assert second.too_many_left_out is not None and "last 10 steps up to 9 were left out" in second.too_many_left_out
+    second.enter((record(10),))
+    assert second.too_many_left_out is None
+    assert second.mean_loss(11) == 2.5
+
+
+def test_held_out_loss_of_the_result_is_of_the_last_step(attempts: Attempts) -> None:
+    first = attempts.begin(1)
+    first.enter((record(0), record(1)), (evaluation(1),))
+    assert first.figures()["held_out_loss"] is None
+    first.enter((), (evaluation(2),))
+    assert first.figures()["held_out_loss"] == 2.5
