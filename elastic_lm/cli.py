@@ -8,6 +8,7 @@ that `--help` answers at once.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -24,6 +25,7 @@ from elastic_lm import (
     cli_estimate,
     cli_jobs,
     cli_run,
+    job_version,
 )
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
@@ -151,6 +153,7 @@ def train(
     with told_errors():
         from elastic_lm.config import RunConfig
 
+        job_version.check(os.environ)  # first: the config of another version may have fields that are unknown here
         chosen = RunConfig.load(config, set_ or ())
         if dry_run:
             cli_estimate.dry_run(chosen)

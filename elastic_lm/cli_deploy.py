@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from elastic_lm import __version__, cli_run
 from elastic_lm.errors import ConfigError
-from elastic_lm.terminal import deliver, told_errors
+from elastic_lm.terminal import deliver, say, told_errors, visible
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
@@ -57,6 +58,10 @@ def deploy(
     retries: Annotated[int, typer.Option(help="New clusters for a RayJob that failed.", min=0, max=100)] = 3,
     monitoring_namespace: Annotated[str, typer.Option(help="Which may scrape.")] = "monitoring",
     operator_namespace: Annotated[str, typer.Option(help="Of KubeRay's operator.")] = "kuberay-system",
+    quota: Annotated[
+        str | None,
+        typer.Option(help="ResourceQuotas of the namespace; no room, no manifests.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Print the manifests that run a run on KubeRay.
 
@@ -66,7 +71,7 @@ def deploy(
     """
     with told_errors():
         from elastic_lm.config import RunConfig
-        from elastic_lm.deploy import choices, kuberay
+        from elastic_lm.deploy import choices, kuberay, quotas
 
         run = RunConfig.load(config, set_ or ())
         deployment = choices.Deployment(
@@ -94,6 +99,8 @@ def deploy(
             operator_namespace=operator_namespace,
         )
         text = kuberay.as_text(kuberay.documents(run, deployment, kind), _comment(run, deployment, kind))
+        for note in [] if quota is None else quotas.check(run, deployment, quota):
+            say(visible(f"Warning: {note}."), sys.stderr)
     deliver(text, end="")
 
 

@@ -7,10 +7,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from elastic_lm import __version__
 from elastic_lm.cli_run import Overrides, RunFile
 from elastic_lm.terminal import deliver, say, told_errors, visible
 
 app = typer.Typer()
+NOT_FOUND = 127  # of the shell that was to begin `elastic-lm train`
 ADDRESS_HELP = "Of the cluster's job server, e.g. http://HEAD:8265."
 
 
@@ -23,8 +25,9 @@ def submit(
 ) -> None:
     """Train a run as a Ray job, which needs this terminal no longer.
 
-    The job has the run's name and takes along the configuration and the modules of this folder that it names. With --follow,
-    the exit code is the job's. A cluster with tokens takes the one in RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
+    The job has the run's name and takes along the configuration and the modules of this folder that it names. The cluster must
+    have this version of elastic-lm. With --follow, the exit code is the job's. A cluster with tokens takes the one in
+    RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
     """
     with told_errors():
         from elastic_lm.config import RunConfig
@@ -58,8 +61,8 @@ def end_with(address: str, run: str) -> NoReturn:
             )
             raise typer.Exit(130) from None
         code = jobs.exit_code(run)
-    if code == 127:
-        say("elastic-lm: exit code 127: the cluster's nodes have no elastic-lm on their PATH", sys.stderr)
+    if code == NOT_FOUND:
+        say(f"elastic-lm: {_not_found()}", sys.stderr)
     raise typer.Exit(code)
 
 
@@ -71,7 +74,10 @@ def log(address: str, run: str, *, follow: bool) -> None:
     name = RunAddress.find(run).name
     if follow:
         end_with(address, name)
-    deliver(visible(Jobs(address).log(name), line_breaks=True), end="")
+    jobs = Jobs(address)
+    deliver(visible(jobs.log(name), line_breaks=True), end="")
+    if jobs.exit_code(name) == NOT_FOUND:
+        say(f"elastic-lm: {_not_found()}", sys.stderr)
 
 
 def status(address: str, run: str) -> dict[str, object]:
@@ -81,11 +87,12 @@ def status(address: str, run: str) -> dict[str, object]:
 
     jobs = Jobs(address)
     details = jobs.details(RunAddress.find(run).name)
+    code = jobs.exit_code(details.submission_id) if details.status.is_terminal() else None
     return {
         "run": details.submission_id,
         "job": details.status.value,
-        "exit_code": jobs.exit_code(details.submission_id) if details.status.is_terminal() else None,
-        "message": details.message,
+        "exit_code": code,
+        "message": _not_found() if code == NOT_FOUND else details.message,
         "stored_in": (details.metadata or {}).get("run_url"),
     }
 
@@ -96,3 +103,10 @@ def stop(address: str, run: str) -> None:
     from elastic_lm.runtime.jobs import Jobs
 
     Jobs(address).stop(RunAddress.find(run).name)
+
+
+def _not_found() -> str:
+    return (
+        f"exit code {NOT_FOUND}: the cluster's head has no elastic-lm on its PATH; install elastic-lm "
+        f"{__version__} on all nodes where their `ray start` finds it, or begin them from an image that has it, and submit again"
+    )

@@ -5,11 +5,12 @@ Nothing here knows a field by name; what a field means comes from its docstring 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -57,8 +58,21 @@ def inline(value: Any) -> str:
 
 def parse(text: str, source: str) -> Any:
     """YAML text as plain values.    Raises: ConfigError naming `source` and the place."""
-    try:
+    with _told(source):
         return yaml.load(text, Loader=_Loader)
+
+
+def documents(text: str, source: str) -> list[Any]:
+    """The same of a stream of documents."""
+    with _told(source):
+        return list(yaml.load_all(text, Loader=_Loader))
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Iterator[None]:
+    """What a YAML parser raises as ConfigError."""
+    try:
+        yield
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     except (ValueError, OverflowError, RecursionError) as error:  # dates that do not exist, endless digits or brackets
@@ -67,15 +81,19 @@ def parse(text: str, source: str) -> Any:
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in the YAML file at `path`.    Raises: ConfigError."""
+    return mapping(text_of(path, "config"), os.fspath(path))
+
+
+def text_of(path: str | os.PathLike[str], what: str) -> str:
+    """The text of the YAML file at `path`. `what`: it is to hold, for the error.    Raises: ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
-            f"cannot read the config {os.fspath(path)}: {reason}; give the path of a YAML file"
+            f"cannot read the {what} {os.fspath(path)}: {reason}; give the path of a YAML file"
         ) from error
-    return mapping(text, os.fspath(path))
 
 
 def mapping(text: str, source: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ ALLOWED = {
     "elastic_lm.protocol": set(),
     "elastic_lm.result": set(),
     "elastic_lm.gpus": set(),
+    "elastic_lm.job_version": {"elastic_lm.__version__", "elastic_lm.errors"},
     "elastic_lm.failpoints": {"elastic_lm.errors"},
     "elastic_lm.storage": {"elastic_lm.errors", "s3fs", "fsspec", "botocore"},
     "elastic_lm.process_identity": set(),

@@ -117,6 +117,11 @@ def groups_of(config: RunConfig, deployment: Deployment) -> list[Group]:
     return [Group(SPOT, 0, most_spot, priority=10), Group(ON_DEMAND, min(least, most), most, priority=1)]
 
 
+def pods_of(config: RunConfig, deployment: Deployment) -> tuple[int, int]:
+    """Worker pods that hold workers.min, and workers.max."""
+    return _pods(config.workers.min, deployment), _pods(config.workers.max, deployment)
+
+
 def check(config: RunConfig, deployment: Deployment) -> None:
     """Raises: ConfigError with a line for each mistake."""
     rules = (_check_name, _check_places, _check_sizes, _check_range, _check_spot, _check_access)

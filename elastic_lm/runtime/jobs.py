@@ -26,7 +26,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from elastic_lm import __version__
+from elastic_lm import __version__, job_version
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ClusterError, ConfigError
 from elastic_lm.runtime import cluster
@@ -95,13 +95,14 @@ class Jobs:
 
     def _submitted(self, run: str, folder: str, metadata: dict[str, str]) -> str:
         """A head that has just begun answers before it takes jobs."""
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **job_version.variables()}
         deadline = time.monotonic() + BEGINS_S
         while True:
             try:
                 return self._client.submit_job(
                     entrypoint=f"elastic-lm train {CONFIG}",
                     submission_id=run,
-                    runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
+                    runtime_env={"working_dir": folder, "env_vars": environment},
                     metadata=metadata,
                 )
             except RuntimeError as error:

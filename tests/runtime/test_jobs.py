@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -19,7 +20,7 @@ import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from elastic_lm import Run
+from elastic_lm import Run, __version__, job_version
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ClusterError, ConfigError
 from elastic_lm.runtime import jobs
@@ -154,6 +155,34 @@ def test_exit_code_is_that_of_the_command_in_the_job(head: Head, here: Path) -> 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+def test_job_of_another_version_is_refused_before_its_run_has_anything(
+    head: Head, here: Path, small_corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_version, "__version__", "9.9.9")
+    Jobs(head.address).submit(solo_config(small_corpus, f"file://{here}/store", "of-tomorrow", workers=WORKER))
+    done = command("logs", "of-tomorrow", "-f", head=head)
+    assert done.returncode == Exit.USAGE
+    assert f"submitted by elastic-lm 9.9.9, and the cluster has elastic-lm {__version__}" in done.stdout
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_cluster_without_elastic_lm_is_told_as_such(head: Head, here: Path) -> None:
+    """A command that no node has stands for it."""
+    JobSubmissionClient(head.address).submit_job(
+        entrypoint="elastic-lm-of-nobody train run.yaml", submission_id="bare", metadata={"run": "bare"}
+    )
+    remedy = f"no elastic-lm on its PATH; install elastic-lm {__version__} on all nodes"
+    followed = command("logs", "bare", "-f", head=head)
+    assert followed.returncode == 127 and remedy in followed.stderr
+    assert remedy in command("logs", "bare", head=head).stderr
+    told = json.loads(command("status", "bare", "--json", head=head).stdout)
+    assert told["exit_code"] == 127 and remedy in told["message"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_job_of_somebody_else_is_neither_stopped_nor_forgotten(head: Head, here: Path, small_corpus: str) -> None:
     other = JobSubmissionClient(head.address).submit_job(entrypoint="sleep 60", submission_id="etl")
     server = Jobs(head.address)
@@ -227,12 +256,48 @@ def test_address_that_is_none_is_told_with_a_remedy(address: str, told: str) -> 
 
 @pytest.mark.parametrize(("version", "fits"), [(ray.__version__, True), ("2.9.0", False)])
 def test_another_ray_version_is_refused_before_anything_is_sent(version: str, fits: bool) -> None:
-    asked: list[str] = []
+    with job_server({"/api/version": {"ray_version": version, "version": "4"}}) as (address, asked):
+        if fits:
+            Jobs(address)
+        else:
+            with pytest.raises(ClusterError, match=r"runs Ray 2\.9\.0, and here .*install ray==2\.9\.0"):
+                Jobs(address)
+    assert {path for path, _ in asked} == {"/api/version"}
+
+
+def test_a_job_is_told_which_version_submits_it() -> None:
+    answers = {
+        "/api/version": {"ray_version": ray.__version__, "version": "4"},
+        "/api/jobs/": [],
+        "/api/packages/": {},  # the cluster has it already
+    }
+    with job_server(answers) as (address, asked):
+        run = Jobs(address).submit(solo_config("file:///tokens", "file:///runs", "told", workers=WORKER))
+    (sent,) = [body for path, body in asked if path == "/api/jobs/" and body is not None]
+    assert run == sent["submission_id"] == "told"
+    assert sent["runtime_env"]["env_vars"] == {
+        "ELASTIC_LM_SUBMITTED_BY": __version__,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_S),
+    }
+
+
+@contextmanager
+def job_server(answers: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """Answers each request by how its path begins, and a job as taken.    Yields: its address, and (path, body) of all it got."""
+    asked: list[tuple[str, Any]] = []
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
-            body = json.dumps({"ray_version": version, "version": "4"}).encode()
+            asked.append((self.path, None))
+            self._answer(next(answer for path, answer in answers.items() if self.path.startswith(path)))
+
+        def do_POST(self) -> None:
+            sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, sent))
+            self._answer({"job_id": sent["submission_id"], "submission_id": sent["submission_id"]})
+
+        def _answer(self, value: Any) -> None:
+            body = json.dumps(value).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -244,15 +309,10 @@ def test_another_ray_version_is_refused_before_anything_is_sent(version: str, fi
     server = HTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        if fits:
-            Jobs(f"http://127.0.0.1:{server.server_port}")
-        else:
-            with pytest.raises(ClusterError, match=r"runs Ray 2\.9\.0, and here .*install ray==2\.9\.0"):
-                Jobs(f"http://127.0.0.1:{server.server_port}")
+        yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
         server.shutdown()
         server.server_close()
-    assert set(asked) == {"/api/version"}
 
 
 def test_a_job_takes_along_the_named_modules_only(here: Path, tmp_path: Path) -> None:
