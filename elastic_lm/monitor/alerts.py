@@ -87,8 +87,8 @@ ALERTS = (
             "RUN --workers 1..8` lowers the minimum.",
             "Waiting for tokens: look at the storage's own monitoring. Training goes on by itself when storage is "
             "back.",
-            "Steps, or an evaluation, that take longer than ten minutes are not meant: raise the window in your copy of the rules, or "
-            "measure fewer held-out samples (`evaluation.samples`).",
+            "Steps, or an evaluation, that take longer than ten minutes are not meant: raise the window in your copy of "
+            "the rules, or measure fewer held-out samples (`evaluation.samples`).",
         ),
     ),
     Alert(
@@ -124,8 +124,8 @@ ALERTS = (
         "applied, and the run has ended with the verdict `poisoned`. Told for ten minutes.",
         (
             "The same command would meet the same step with the same bits again. What was trained since the newest "
-            "checkpoint is not saved. With `training.on_nonfinite: skip` it leaves the step out and goes on; a run that ended all the "
-            "same has left out ten steps on end.",
+            "checkpoint is not saved. With `training.on_nonfinite: skip` it leaves the step out and goes on; a run that "
+            "ended all the same has left out ten steps on end.",
             "A lower learning rate, or `training.skip` for the batch, is another identity and so a new run.",
             "With `training.precision: fp16` the loss scale has then fallen to its least; bf16 has the range of fp32.",
         ),
