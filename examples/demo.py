@@ -98,7 +98,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     source = os.path.join(sysconfig.get_paths()["stdlib"], "*.py")
     began = time.monotonic()
     out = Storage.open(f"s3://{BUCKET}/tokens")
-    manifest = prepare([source], out, PrepareOptions(vocab_size=2048))
+    manifest = prepare([source], out, PrepareOptions(vocab_size=2048, held_out=0.03))
     print(f"Prepared {manifest.num_tokens:,} tokens of {source} in {time.monotonic() - began:.1f} s.", flush=True)
 
 
@@ -115,7 +115,7 @@ def _config(name: str, arguments: argparse.Namespace) -> Any:
         optimizer={"learning_rate": 2e-3},
         schedule={"warmup_steps": 10},
         checkpoint={"every_steps": 20},
-        evaluation={"every": max(1, arguments.steps // 2), "samples": 64},
+        evaluation={"every": max(1, arguments.steps // 3), "samples": 64},
         workers={"min": 3, "max": 3},
     )
 
