@@ -1,0 +1,1 @@
+"""Runs as experiments: one made of another. No ray."""
