@@ -25,6 +25,7 @@ from elastic_lm import (
     cli_experiment,
     cli_jobs,
     cli_run,
+    cli_runs,
 )
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
@@ -71,6 +72,7 @@ app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_experiment.app)
+app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)
