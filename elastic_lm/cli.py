@@ -23,8 +23,10 @@ from elastic_lm import (
     cli_deploy,
     cli_doctor,
     cli_estimate,
+    cli_experiment,
     cli_jobs,
     cli_run,
+    cli_runs,
     job_version,
 )
 from elastic_lm.errors import ConfigError, StorageError
@@ -71,6 +73,8 @@ app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_experiment.app)
+app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
 app.add_typer(cli_doctor.app)

@@ -101,10 +101,12 @@ def prune(
 
 def _folder(run: str) -> Storage:
     """Where the run is stored.    Raises: ConfigError, NotFoundError when there is none."""
+    from elastic_lm.checkpoint import registry
     from elastic_lm.run import Run
 
     address = Run.open(run).address
-    address.log()
+    if not registry.listed(address.folder()):  # a fork has one before it has a log
+        address.log()
     return address.folder()
 
 

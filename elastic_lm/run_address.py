@@ -57,9 +57,14 @@ class RunAddress:
 
     def log(self) -> Storage:
         """The folder of its event log.    Raises: ConfigError, NotFoundError."""
-        log = self.folder().child(EVENTS)
+        folder = self.folder()
+        log = folder.child(EVENTS)
         if not log.list():
-            raise NotFoundError(f"there is no run at {self.folder().url}: no event log in it")
+            if folder.exists(CONFIG_FILE):
+                raise NotFoundError(
+                    f"{folder.url} holds a run that has not begun; begin it with: elastic-lm resume {folder.url}"
+                )
+            raise NotFoundError(f"there is no run at {folder.url}: no event log in it")
         return log
 
     def config(self, overrides: Sequence[str] = ()) -> RunConfig:

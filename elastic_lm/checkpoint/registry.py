@@ -126,6 +126,11 @@ def newest_complete(
     return None
 
 
+def manifest_of(storage: Storage, step: int) -> Manifest:
+    """That of the checkpoint at `step`. Its parts are not read.    Raises: CheckpointError; NotFoundError; StorageError."""
+    return _manifest(storage.child(folder_of(step)), step)
+
+
 def verified(storage: Storage, step: int) -> Manifest:
     """The manifest of the checkpoint at `step`, when it and every part have the hashes that they should have.
 
@@ -143,10 +148,22 @@ def read_part(folder: Storage, part: Part) -> dict[str, bytearray]:
 
     Raises: CheckpointError naming what is damaged; StorageError.
     """
+    return _read_verified(folder, part)[1]
+
+
+def part_data(folder: Storage, part: Part) -> bytes:
+    """The part as it lies there, every tensor in it verified.    Raises: as `read_part`."""
+    return _read_verified(folder, part)[0]
+
+
+def write_part(folder: Storage, part: Part, data: bytes) -> None:
+    """Store a part that may be there. It counts once a manifest names it.    Raises: StorageError."""
     try:
-        return _tensors_of(part, folder.read(part.name))
-    except CheckpointError:
-        return _tensors_of(part, folder.read(part.name))
+        folder.create(part.name, data)
+    except AlreadyExistsError:
+        # An earlier writer's, with the same content by its name; verified, because its storage may have failed since.
+        if folder.read(part.name) != data:
+            folder.write(part.name, data)
 
 
 def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] = lambda: None) -> CheckpointInfo:
@@ -198,6 +215,15 @@ def _manifest(folder: Storage, step: int) -> Manifest:
     if manifest.step != step:
         raise CheckpointError(f"its manifest is that of step {manifest.step}")
     return manifest
+
+
+def _read_verified(folder: Storage, part: Part) -> tuple[bytes, dict[str, bytearray]]:
+    data = folder.read(part.name)
+    try:
+        return data, _tensors_of(part, data)
+    except CheckpointError:
+        data = folder.read(part.name)
+        return data, _tensors_of(part, data)
 
 
 def _tensors_of(part: Part, data: bytes) -> dict[str, bytearray]:

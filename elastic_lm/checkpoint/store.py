@@ -23,7 +23,7 @@ from elastic_lm import failpoints
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.layout import MANIFEST, PART_BYTES, Entry, Manifest, Part, folder_of, part_name
 from elastic_lm.checkpoint.registry import CheckpointInfo
-from elastic_lm.errors import AlreadyExistsError, CheckpointError, NotFoundError
+from elastic_lm.errors import CheckpointError, NotFoundError
 from elastic_lm.storage import Storage
 
 AT_ONCE = 2  # parts: one is hashed while another is on its way
@@ -74,7 +74,7 @@ def save_share(
         entries = {name: _entry(tensor) for name, tensor in dense.items()}
         data = safetensors.torch.save(dense)
         part = Part(part_name(share, number, entries), len(data), entries)
-        _write_part(folder, part, data)
+        registry.write_part(folder, part, data)
         failpoints.hit("save", step)
         return part
 
@@ -121,15 +121,6 @@ def _split(tensors: dict[str, Tensor], part_bytes: int) -> Iterator[list[str]]:
 def _entry(tensor: Tensor) -> Entry:
     data = tensor.flatten().numpy().data if tensor.numel() else b""
     return Entry(NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(data).hexdigest())
-
-
-def _write_part(folder: Storage, part: Part, data: bytes) -> None:
-    try:
-        folder.create(part.name, data)
-    except AlreadyExistsError:
-        # An earlier writer's, with the same content by its name; verified, because its storage may have failed since.
-        if folder.read(part.name) != data:
-            folder.write(part.name, data)
 
 
 def _tensors_of(part: Part, data: dict[str, bytearray]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ Source: docs/order.md; cycle-walking Feistel permutation (Black and Rogaway, 200
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -150,12 +151,7 @@ class Order:
 
     def batch(self, step: int) -> int:
         """Batch index that `step` trains on: the step-th of those that are not skipped."""
-        index = step
-        for start, stop in self.skip:
-            if index < start:
-                break
-            index += stop - start
-        return index
+        return batch_of(step, self.skip)
 
     def micro_batch(self, step: int, micro_batch: int) -> list[SampleAt]:
         """The samples of one micro-batch, in the order of its rows."""
@@ -194,6 +190,16 @@ class Order:
         """The window that follows (epoch, window)."""
         epoch, index = window
         return (epoch, index + 1) if index + 1 < self.num_windows else (epoch + 1, 0)
+
+
+def batch_of(step: int, skip: Sequence[tuple[int, int]]) -> int:
+    """The step-th batch index that is in none of these half-open, ascending ranges."""
+    index = step
+    for start, stop in skip:
+        if index < start:
+            break
+        index += stop - start
+    return index
 
 
 # -- permutation -----------------------------------------------------------------------------------------------------

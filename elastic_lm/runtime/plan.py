@@ -97,8 +97,9 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
     told = "; ".join(_changes(config, newest.meta.get("config"))) or "its fingerprint differs"
     raise CheckpointError(
         f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "
-        f"settings: {told}. Set them back to resume it. Other settings make another run, which begins at step 0: give it a "
-        f"name of its own, e.g. --set name={config.name}-2"
+        f"settings: {told}. Set them back to resume it. Other settings make another run: one that goes on from here with "
+        f"them (elastic-lm fork {config.run_url} --name {config.name}-2 --set ...), or one that begins at step 0 (--set "
+        f"name={config.name}-2)"
     )
 
 

@@ -153,8 +153,15 @@ class Recorder:
 
     def skip_to(self, step: int) -> None:
         """Training goes on at this step, and everybody who is left has told what led to it: what is missing stays missing."""
+        is_first = self._ledger.next_step == 0
         known, missing = self._ledger.skip_to(step)
-        if missing:
+        if missing and is_first and not known:
+            self.emit(
+                Event(
+                    EventKind.NOTE, f"The log begins at step {step}; those before a fork are its parent's.", step=step
+                )
+            )
+        elif missing:
             told = (
                 f"{len(missing)} steps from {missing[0]} to {missing[-1]} are missing in the log: whoever could tell of "
                 "them is lost."

@@ -86,7 +86,8 @@ def test_other_identity_is_refused_with_every_difference(config: RunConfig) -> N
     assert str(caught.value) == (
         f"run planned in {config.storage} has a checkpoint of step 3 that was trained with other settings: "
         "optimizer.learning_rate: 0.0003 -> 0.5; training.seed: 0 -> 9. Set them back to resume it. Other settings make "
-        "another run, which begins at step 0: give it a name of its own, e.g. --set name=planned-2"
+        f"another run: one that goes on from here with them (elastic-lm fork {config.run_url} --name planned-2 --set ...), or "
+        "one that begins at step 0 (--set name=planned-2)"
     )
 
 

@@ -1,0 +1,145 @@
+"""What a fork may change, and what its state cannot take.
+
+Invariant: the steps that the state has applied stay what they were. So a fork trains, from its step on, exactly its parent's
+batches but for those that are left out; what would change, repeat or undo a trained one is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from elastic_lm import config_text
+from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest as Corpus
+from elastic_lm.data.order import batch_of
+from elastic_lm.errors import ConfigError, DataError, StorageError
+from elastic_lm.experiment.lineage import Change, Skip
+from elastic_lm.storage import Storage
+
+PLACE = ("name", "storage")  # another run has another one anyway
+# With these, batches are other samples.
+ORDER = ("batch.", "data.", "training.seed")
+
+
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with `a.b=value` overrides, whatever was left open settled by the corpus.    Raises: ConfigError; DataError."""
+    for text in overrides:
+        if (name := text.partition("=")[0].strip()) in PLACE:
+            raise ConfigError(f"--set {name}=... names another run; write --name and --storage")
+    after = config.replace(*overrides)
+    if after.data.tokens != config.data.tokens and after.data.manifest == config.data.manifest:
+        after = after.replace("data.manifest=null")  # whatever is there; the hash says whether it is another corpus
+    if after.data.manifest is None or after.data.window_blocks is None:
+        corpus = Corpus.load(Storage.open(after.data.tokens))
+        after = after.settled(manifest=corpus.hash, window_blocks=corpus.window_blocks)
+    return after
+
+
+def changes(before: RunConfig, after: RunConfig) -> tuple[Change, ...]:
+    """Field by field, those first that change bits."""
+    found = _differences(before.identity(), after.identity(), identity=True)
+    known = {*config_text.flatten(before.identity()), *config_text.flatten(after.identity()), *PLACE}
+    rest = _differences(before.model_dump(mode="json"), after.model_dump(mode="json"), identity=False)
+    return (*found, *(change for change in rest if change.name not in known))
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], *, identity: bool) -> list[Change]:
+    was, now = (config_text.flatten(json.loads(json.dumps(values))) for values in (before, after))
+    names = sorted({*was, *now})
+    return [Change(n, was.get(n), now.get(n), identity) for n in names if was.get(n) != now.get(n)]
+
+
+def check_steps(after: RunConfig, step: int) -> None:
+    """Raises: ConfigError when the fork would have nothing to train."""
+    if after.training.steps <= step:
+        raise ConfigError(
+            f"the state has applied {step} steps and training.steps={after.training.steps}, so that nothing would be trained; "
+            f"name an earlier step (RUN@STEP), or add steps: --set training.steps={2 * step or 1}"
+        )
+
+
+def order_note(found: Sequence[Change], step: int) -> str | None:
+    """A sentence where the fork does not go on in its parent's order."""
+    names = [change.name for change in found if change.identity and change.name.startswith(ORDER)]
+    if not names:
+        return None
+    return (
+        f"From step {step} on samples come in another order ({', '.join(names)}): of the epoch that is under way some come "
+        "twice, and some not at all."
+    )
+
+
+# -- batches that are left out -----------------------------------------------------------------------------------------
+
+
+def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
+    """`config` with these ranges of batch indices left out as well.
+
+    Raises: ConfigError when one is none, or begins before the batch of `step`.
+    """
+    first = batch_of(step, config.training.skip)
+    for start, stop in ranges:
+        if not 0 <= start < stop:
+            raise ConfigError(
+                f"--skip {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
+            )
+        if start < first:
+            raise ConfigError(
+                f"--skip {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what comes "
+                f"before is in the state and cannot be left out any more; begin at {first} or later, or fork an earlier step"
+            )
+    if not ranges:
+        return config
+    merged = [list(each) for each in _merged((*config.training.skip, *ranges))]
+    return config.replace(f"training.skip={json.dumps(merged)}")
+
+
+def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
+    """Raises: ConfigError unless the first `step` steps have trained the same batches under both."""
+    trained = batch_of(step - 1, before.training.skip) + 1 if step else 0  # batches from here on are the fork's
+    was, now = (_merged(config.training.skip, below=trained) for config in (before, after))
+    if was != now:
+        kept = [list(each) for each in was]
+        raise ConfigError(
+            f"training.skip={[list(each) for each in after.training.skip]} does not agree with what the {step} steps before the "
+            f"fork have trained; below batch {trained} it has to leave out {kept or 'nothing'}, as the parent did"
+        )
+
+
+def _merged(ranges: Skip, below: int | None = None) -> Skip:
+    """The same batches in as few ranges as possible, ascending."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        stop = stop if below is None else min(stop, below)
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+# -- the corpus --------------------------------------------------------------------------------------------------------
+
+
+def check_vocabulary(before: RunConfig, after: RunConfig) -> None:
+    """Raises: ConfigError when another corpus has other tokens than the model has learned; DataError; StorageError."""
+    if before.data.manifest == after.data.manifest:
+        return
+    theirs = Corpus.load(Storage.open(after.data.tokens))
+    try:
+        ours = Corpus.load(Storage.open(before.data.tokens))
+    except (DataError, StorageError) as error:
+        raise ConfigError(
+            f"it cannot be known whether the corpus at data.tokens={after.data.tokens} has the tokens that the model has "
+            f"learned, because the parent's cannot be read: {error}"
+        ) from error
+    if ours.tokenizer_hash != theirs.tokenizer_hash:
+        raise ConfigError(
+            f"the corpus at data.tokens={after.data.tokens} was made with another tokenizer ({theirs.tokenizer_hash[:12]}) than "
+            f"the parent's ({ours.tokenizer_hash[:12]}), so the model has learned other tokens; make one with the parent's: "
+            f"elastic-lm prepare --tokenizer {before.data.tokens}/tokenizer.json"
+        )

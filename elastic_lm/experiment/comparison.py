@@ -1,0 +1,172 @@
+"""Two runs side by side: what was chosen differently, and what came of it. Computed from their folders alone."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from elastic_lm.config import RunConfig
+from elastic_lm.events.log import read
+from elastic_lm.experiment import evaluations
+from elastic_lm.experiment.changes import changes
+from elastic_lm.experiment.evaluations import Measured
+from elastic_lm.experiment.lineage import Change, Lineage
+from elastic_lm.monitor.chart import duration
+from elastic_lm.monitor.history import History
+from elastic_lm.run_address import EVENTS, RunAddress
+
+MEAN_STEPS = 100  # a step's loss is mostly its batch's
+BITS = ("loss", "grad_norm", "learning_rate", "sample_hash")  # of a step's record, what two equal runs have in common
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. `lineage`: None for a run that is no fork."""
+
+    name: str
+    url: str
+    config: RunConfig
+    history: History
+    lineage: Lineage | None
+    measured: tuple[Measured, ...]
+
+    @classmethod
+    def of(cls, run: RunAddress) -> Side:
+        """Reads the whole log.    Raises: ConfigError, NotFoundError when there is no such run; StorageError."""
+        folder = run.folder()
+        config = run.stored_config()
+        history = History.of(read(folder.child(EVENTS), on_problem=lambda told: None))
+        measured = tuple(evaluations.found(folder))
+        return cls(run.name, folder.url, config, history, Lineage.load(folder), measured)
+
+    @cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Of the committed steps, by step."""
+        return {point.step: point.fields for point in self.history.points}
+
+    @property
+    def begins_at(self) -> int:
+        return self.lineage.parent.step if self.lineage else 0
+
+    def figures(self) -> dict[str, str]:
+        """What it came to, in words; what is not known is left out."""
+        history, points = self.history, self.history.points
+        last = points[-MEAN_STEPS:]
+        losses = [point.fields["loss"] for point in last]
+        _, rates = history.tokens_per_s(most_parts=10)
+        ratio = history.goodput.ratio()
+        told = {
+            "state": history.verdict or ("no verdict" if points else "not begun"),
+            "steps": f"{points[-1].step + 1:,} of {self.config.training.steps:,}" if points else None,
+            "from": f"{self.lineage.parent.name} at step {self.begins_at:,}" if self.lineage else None,
+            "loss": f"{losses[-1]:.4f}" if losses else None,
+            "mean loss": f"{sum(losses) / len(losses):.4f}, last {len(last)} steps" if losses else None,
+            "lowest loss": f"{min(point.fields['loss'] for point in points):.4f}" if points else None,
+            "tokens": f"{history.num_tokens:,}" if points else None,
+            "tokens/s": f"{sum(rates) / len(rates):,.0f}" if rates else None,
+            "goodput": f"{ratio:.1%}" if ratio is not None else None,
+            "time": duration(history.ended_s - history.began_s) if points else None,
+            "fingerprint": self.config.identity_fingerprint()[:16],
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of runs `a` and `b`, in this order."""
+
+    a: Side
+    b: Side
+
+    @classmethod
+    def of(cls, a: RunAddress, b: RunAddress) -> Comparison:
+        return cls(Side.of(a), Side.of(b))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of runs that have the same name, their addresses."""
+        return (self.a.url, self.b.url) if self.a.name == self.b.name else (self.a.name, self.b.name)
+
+    @cached_property
+    def differences(self) -> tuple[Change, ...]:
+        """Fields of the config in which they differ, those first that change bits: `before` is a's value, `after` b's."""
+        return changes(self.a.config, self.b.config)
+
+    @cached_property
+    def figures(self) -> list[tuple[str, str, str]]:
+        """(name, a's, b's)."""
+        of_a, of_b = self.a.figures(), self.b.figures()
+        names = list(dict.fromkeys([*of_a, *of_b]))
+        names.sort(key=lambda name: name == "fingerprint")
+        return [(name, of_a.get(name, "–"), of_b.get(name, "–")) for name in names]
+
+    @cached_property
+    def measured(self) -> list[tuple[int, str, str, Measured | None, Measured | None]]:
+        """(step, task, metric, a's, b's) of what either was evaluated on."""
+        of_a, of_b = ({(m.step, m.task, m.metric): m for m in side.measured} for side in (self.a, self.b))
+        return [(*key, of_a.get(key), of_b.get(key)) for key in sorted({*of_a, *of_b})]
+
+    @cached_property
+    def common(self) -> list[int]:
+        """Steps that both logs hold."""
+        return sorted(self.a.records.keys() & self.b.records.keys())
+
+    @cached_property
+    def first_difference(self) -> int | None:
+        """The first of the common steps that did not come out the same, bit for bit."""
+        a, b = self.a.records, self.b.records
+        return next((s for s in self.common if any(a[s].get(name) != b[s].get(name) for name in BITS)), None)
+
+    @property
+    def relation(self) -> str:
+        """In a sentence: which of them is from which, and how far they are the same."""
+        return " ".join(filter(None, (self._kinship(), self._sameness())))
+
+    def _kinship(self) -> str | None:
+        for child, other in ((self.b, self.a), (self.a, self.b)):
+            for number, link in enumerate(child.lineage.chain() if child.lineage else ()):
+                if link.parent.url == other.url:
+                    how = "a fork" if number == 0 else f"a fork, {number + 1} generations on,"
+                    return f"{child.name} is {how} of {other.name} at step {link.parent.step:,}."
+        shared = {link.parent.url: link.parent for link in (self.a.lineage.chain() if self.a.lineage else ())}
+        for link in self.b.lineage.chain() if self.b.lineage else ():
+            if (ancestor := shared.get(link.parent.url)) is not None:
+                steps = (f"{ancestor.step:,}", f"{link.parent.step:,}")
+                at = f"step {steps[0]}" if steps[0] == steps[1] else f"the steps {steps[0]} and {steps[1]}"
+                return f"Both are from {link.parent.name}, at {at}."
+        return None
+
+    def _sameness(self) -> str | None:
+        if not self.common:
+            return "Their logs have no step in common." if self.a.records and self.b.records else None
+        first, last = self.common[0], self.common[-1]
+        if self.first_difference is None:
+            return (
+                f"All {len(self.common):,} steps in both logs ({first:,} to {last:,}) came out the same, bit for bit."
+            )
+        same = bisect.bisect_left(self.common, self.first_difference)
+        if not same:
+            return f"Their logs have {len(self.common):,} steps in common ({first:,} to {last:,}), and differ from the first on."
+        return (
+            f"Of {len(self.common):,} steps in both logs ({first:,} to {last:,}) the first {same:,} came out the same, bit for "
+            f"bit; they part at step {self.first_difference:,}."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "runs": [{"name": side.name, "url": side.url, "figures": side.figures()} for side in (self.a, self.b)],
+            "relation": self.relation,
+            "steps_in_common": len(self.common),
+            "first_difference": self.first_difference,
+            "differences": [
+                {"name": change.name, "a": change.before, "b": change.after, "identity": change.identity}
+                for change in self.differences
+            ],
+            "evaluations": [
+                {"step": step, "task": task, "metric": metric, "a": a and a.value, "b": b and b.value}
+                for step, task, metric, a, b in self.measured
+            ],
+        }

@@ -1,0 +1,112 @@
+"""Where a run is from: `lineage.json` in the folder of a fork.
+
+It names the parent's state by its digests, says what was changed, and carries the parent's own lineage, so that the chain can be
+told when the ancestors are gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from elastic_lm.errors import CheckpointError, NotFoundError
+from elastic_lm.storage import Storage
+
+FILE = "lineage.json"  # in the run's folder
+FORMAT, VERSION = "elastic-lm lineage", 1
+
+Skip = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field that the fork has changed, with its values as JSON has them. `identity`: whether it changes bits."""
+
+    name: str
+    before: Any
+    after: Any
+    identity: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before!r} -> {self.after!r}"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The state that a fork begins with. `step`: steps that it has applied. `digest`: sha256 of `state` and of `weights`.
+
+    `lineage`: where the parent is from itself.
+    """
+
+    url: str
+    name: str
+    step: int
+    digest: dict[str, str]
+    fingerprint: str
+    lineage: Lineage | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Of one fork. `fingerprint`: of its identity. `skip`: ranges of batches that it leaves out beside its parent's.
+
+    `time_s`: unix time at which it was made; `versions`: of what made it.
+    """
+
+    run: str
+    parent: Parent
+    fingerprint: str
+    changes: tuple[Change, ...] = ()
+    skip: Skip = ()
+    time_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def is_same_fork(self, other: Lineage) -> bool:
+        """Whether both make the same run of the same state."""
+        mine, theirs = self.parent, other.parent
+        same_state = (mine.url, mine.step, mine.digest) == (theirs.url, theirs.step, theirs.digest)
+        return same_state and (self.fingerprint, self.changes) == (other.fingerprint, other.changes)
+
+    def chain(self) -> Iterator[Lineage]:
+        """This fork, then that by which its parent came to be, and so on."""
+        link: Lineage | None = self
+        while link is not None:
+            yield link
+            link = link.parent.lineage
+
+    # -- reading and writing -----------------------------------------------------------------------------------------
+
+    def to_json(self) -> bytes:
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Lineage:
+        """The inverse of `to_json`.    Raises: ValueError, KeyError, TypeError or AttributeError on anything else."""
+        body = json.loads(data)
+        if (body.pop("format"), body.pop("version")) != (FORMAT, VERSION):
+            raise ValueError(f"it is no {FORMAT} of version {VERSION}")
+        return _lineage(body)
+
+    @classmethod
+    def load(cls, folder: Storage) -> Lineage | None:
+        """That of the run in this folder; None when it is no fork.    Raises: CheckpointError when damaged; StorageError."""
+        try:
+            return cls.from_json(folder.read(FILE))
+        except NotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{folder.url}/{FILE} cannot be read: {type(error).__name__}: {error}; training does without it, a fork does not"
+            ) from error
+
+
+def _lineage(body: dict[str, Any]) -> Lineage:
+    parent, changes = body.pop("parent"), body.pop("changes")
+    earlier = parent.pop("lineage")
+    return Lineage(
+        **{**body, "skip": tuple((start, stop) for start, stop in body["skip"])},
+        parent=Parent(**parent, lineage=None if earlier is None else _lineage(earlier)),
+        changes=tuple(Change(**change) for change in changes),
+    )

@@ -1,0 +1,140 @@
+"""The state that a fork begins with: which checkpoint of the parent, and the config that it was trained with.
+
+Invariant: the config that is returned has the fingerprint that the checkpoint was written with. Reads manifests only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import Entry, Manifest
+from elastic_lm.checkpoint.registry import Found
+from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.engine.digest import state_digest
+from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
+from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.run_address import RunAddress
+from elastic_lm.storage import Storage
+
+WEIGHTS = "parameters/"  # of tensors' names
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One complete checkpoint of a run."""
+
+    folder: Storage
+    name: str
+    manifest: Manifest
+    config: RunConfig
+
+    @classmethod
+    def of(cls, run: RunAddress, step: int | None = None) -> Origin:
+        """That of `step`, or the newest complete one.
+
+        Raises: CheckpointError saying which there are; ConfigError when there is no such run; StorageError.
+        """
+        folder = run.folder()
+        chosen = _chosen(run, registry.found(folder), step)
+        try:
+            manifest = registry.manifest_of(folder, chosen.step)
+        except NotFoundError as error:
+            raise CheckpointError(f"checkpoint {chosen.url} was deleted this moment; give the command again") from error
+        return cls(folder, run.name, manifest, _config(run, manifest))
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @cached_property
+    def parent(self) -> Parent:
+        """As a fork names it.    Raises: CheckpointError when the manifest contradicts itself; StorageError."""
+        tensors = self.manifest.tensors
+        weights = {name: entry for name, entry in tensors.items() if name.startswith(WEIGHTS)}
+        digest = {"state": _digest(self.step, tensors), "weights": _digest(self.step, weights)}
+        told = {**digest, **self.manifest.meta.get("digest", {})}
+        if told != digest:
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} in {self.folder.url} says that its state has the sha256 "
+                f"{told['state'][:12]}, and its tensors make {digest['state'][:12]}; fork another step"
+            )
+        fingerprint = self.config.identity_fingerprint()
+        return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
+
+
+def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
+    complete = [found.step for found in there if found.state == "complete"]
+    where = f"run {run.name} in {run.folder().url}"
+    if step is None:
+        usable = [found for found in there if found.state in ("complete", "other version")]
+        if not usable:
+            raise _without_any(run, where)
+        return _usable(usable[-1])
+    for found in there:
+        if found.step == step:
+            return _usable(found)
+    if not complete:
+        raise _without_any(run, where)
+    raise CheckpointError(f"{where} has no checkpoint of step {step}; the nearest are of {_nearest(complete, step)}")
+
+
+def _usable(found: Found) -> Found:
+    if found.state == "other version":
+        raise CheckpointVersionError(
+            f"checkpoint {found.url} cannot be forked: {found.reason}; fork with the version of elastic-lm that wrote it, or "
+            "name an older step that this one reads: RUN@STEP"
+        )
+    if found.state != "complete":
+        raise CheckpointError(
+            f"checkpoint {found.url} cannot be forked, it is {found.state}: {found.reason}; name another step"
+        )
+    return found
+
+
+def _without_any(run: RunAddress, where: str) -> Exception:
+    if not run.folder().exists(CONFIG_FILE) and not run.folder().list():
+        return ConfigError(
+            f"there is no run at {run.folder().url}; name one by its address (STORAGE/runs/NAME) or its YAML file"
+        )
+    return CheckpointError(
+        f"{where} has no complete checkpoint yet; it gets one every checkpoint.every_steps, at its end, and when it is asked to "
+        f"stop: elastic-lm stop {run.name}"
+    )
+
+
+def _nearest(steps: list[int], step: int) -> str:
+    before, after = [s for s in steps if s < step], [s for s in steps if s > step]
+    return " and ".join(f"step {s}" for s in (*before[-1:], *after[:1]))
+
+
+def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
+    """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
+    fingerprint = manifest.meta.get("fingerprint")
+    for candidate in (_stored(run), _told(manifest)):
+        if candidate is not None and candidate.identity_fingerprint() == fingerprint:
+            return candidate
+    raise CheckpointError(
+        f"the checkpoint of step {manifest.step} in {run.folder().url} was trained with a config that this version does not "
+        f"understand (its fingerprint is {str(fingerprint)[:12]}); fork with the version of elastic-lm that wrote it"
+    )
+
+
+def _stored(run: RunAddress) -> RunConfig | None:
+    try:
+        return run.stored_config()
+    except (ConfigError, NotFoundError):
+        return None
+
+
+def _told(manifest: Manifest) -> RunConfig | None:
+    config = manifest.meta.get("config")
+    try:
+        return RunConfig(**config) if isinstance(config, dict) else None
+    except (ConfigError, TypeError):
+        return None
+
+
+def _digest(step: int, tensors: dict[str, Entry]) -> str:
+    return state_digest(step, [(name, entry.shape, entry.sha256) for name, entry in tensors.items()])

@@ -1,0 +1,71 @@
+"""One run with all that its folder tells without reading its whole log."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from elastic_lm import config_text
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.registry import Found
+from elastic_lm.config import RunConfig
+from elastic_lm.events.log import last
+from elastic_lm.events.types import EventKind
+from elastic_lm.experiment import catalogue, evaluations
+from elastic_lm.experiment.catalogue import Listed
+from elastic_lm.experiment.evaluations import Measured
+from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.monitor import report
+from elastic_lm.run_address import EVENTS, RunAddress
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """`message`: the verdict's sentence. `report`: the address of the HTML report, if there is one."""
+
+    listed: Listed
+    config: RunConfig
+    lineage: Lineage | None
+    checkpoints: tuple[Found, ...]
+    measured: tuple[Measured, ...]
+    message: str | None
+    report: str | None
+
+    @classmethod
+    def of(cls, run: RunAddress) -> Portrait:
+        """Raises: ConfigError, NotFoundError when there is no such run; StorageError."""
+        folder = run.folder()
+        config = run.stored_config()
+        names = folder.list()
+        newest = last(folder.child(EVENTS), 1)
+        return cls(
+            listed=catalogue.look(folder, names, time.time()),
+            config=config,
+            lineage=Lineage.load(folder),
+            checkpoints=tuple(registry.found(folder)),
+            measured=tuple(evaluations.found(folder)),
+            message=newest[0].message if newest and newest[0].kind is EventKind.RUN_FINISHED else None,
+            report=f"{folder.url}/{report.FILE}" if report.FILE in names else None,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The choices that change bits, by dotted name."""
+        return config_text.flatten(self.config.identity())
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs. Of checkpoints without what their writers said."""
+        checkpoints = [{**asdict(found), "loss": found.loss} for found in self.checkpoints]
+        for checkpoint in checkpoints:
+            del checkpoint["meta"]
+        return {
+            **asdict(self.listed),
+            "message": self.message,
+            "report": self.report,
+            "fingerprint": self.config.identity_fingerprint(),
+            "identity": self.identity,
+            "lineage": None if self.lineage is None else asdict(self.lineage),
+            "checkpoints": checkpoints,
+            "evaluations": [asdict(one) for one in self.measured],
+        }

@@ -1,0 +1,111 @@
+"""All runs of a store: each with its state, cheaply, and none lost for one that cannot be read."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.config import RunConfig
+from elastic_lm.events.log import EventLog
+from elastic_lm.experiment.catalogue import Listed, listed
+from elastic_lm.storage import Storage
+from tests.experiment.parents import forked, trained
+from tests.monitor.story import committed, lost
+from tests.monitor.test_history import begun, finished
+from tests.solo import Solo, solo_config
+
+
+@pytest.fixture
+def config(small_corpus: str, tmp_path: Path) -> RunConfig:
+    return solo_config(small_corpus, f"file://{tmp_path}", "parent")
+
+
+def by_name(storage: str) -> dict[str, Listed]:
+    return {run.name: run for run in listed(Storage.open(storage))}
+
+
+def test_every_run_is_told_with_its_state(config: RunConfig, tmp_path: Path) -> None:
+    result = trained(config, 4)
+    forked(config, "new", step=4)
+    Solo(config.replace("name=dying")).die()
+    Storage.open(f"{tmp_path}/runs/half").write(
+        "checkpoints/step-00000004/part-00000-000-0123456789abcdef.safetensors", b""
+    )
+    Storage.open(f"{tmp_path}/runs/tokens").write("manifest.json", b"{}")
+    found = by_name(config.storage)
+    assert found.keys() == {"parent", "new", "dying"}
+    parent, new, dying = found["parent"], found["new"], found["dying"]
+    assert (parent.state, parent.step, parent.of, parent.checkpoint, parent.parent) == ("done", 6, 6, 6, None)
+    assert parent.loss == result.metrics["loss"]
+    assert (new.state, new.step, new.of, new.loss, new.checkpoint) == ("not begun", 4, 6, None, 4)
+    assert (new.parent, new.parent_step) == ("parent", 4)
+    assert (dying.state, dying.step, dying.of, dying.checkpoint) == ("running", None, 6, None)
+    assert all(run.last_s and time.time() - run.last_s < 60 for run in found.values())
+
+
+def test_folder_of_the_runs_itself_may_be_named(config: RunConfig, tmp_path: Path) -> None:
+    Solo(config).die()
+    assert by_name(f"{tmp_path}/runs") == by_name(f"{tmp_path}")
+    assert listed(Storage.open(f"{tmp_path}/nothing")) == []
+
+
+def test_the_last_active_run_is_first(config: RunConfig) -> None:
+    for name in ("one", "two", "three"):
+        Solo(config.replace(f"name={name}")).die()
+    assert [run.name for run in listed(Storage.open(config.storage))] == ["three", "two", "one"]
+
+
+def write(folder: Storage, *events: object) -> None:
+    log = EventLog(folder.child("events"), flush_s=0.01)
+    for event in events:
+        log.append(event)  # type: ignore[arg-type]
+    log.close()
+
+
+def test_run_without_a_sign_of_life_is_interrupted(tmp_path: Path) -> None:
+    folder = Storage.open(f"{tmp_path}/runs/mine")
+    write(folder, begun(), committed(1, 0), committed(2, 1))  # long ago
+    assert by_name(f"{tmp_path}")["mine"].state == "interrupted"
+    folder.write("owner/00000001.json", b"{}")
+    folder.write("owner/00000001.renewed", b"7")  # its owner lives, in a step that takes long
+    assert by_name(f"{tmp_path}")["mine"].state == "running"
+    folder.write("owner/00000001.released", b"")
+    assert by_name(f"{tmp_path}")["mine"].state == "interrupted"
+
+
+def test_verdict_of_an_earlier_attempt_counts_no_more(tmp_path: Path) -> None:
+    folder = Storage.open(f"{tmp_path}/runs/mine")
+    write(folder, begun(), committed(1, 0, loss=3.5), finished(2, "stopped"))
+    assert (run := by_name(f"{tmp_path}")["mine"]).state == "stopped"
+    assert (run.step, run.loss) == (1, 3.5)
+    write(folder, begun(5, attempt=2), lost(6, "w0"))
+    run = by_name(f"{tmp_path}")["mine"]
+    assert (run.state, run.step, run.loss, run.last_s) == ("interrupted", 1, 3.5, 1e9 + 6)
+
+
+def test_run_that_cannot_be_read_keeps_nobody_from_the_others(config: RunConfig, tmp_path: Path) -> None:
+    trained(config)
+    forked(config, "new", step=6, overrides=["training.steps=9", "schedule.total_steps=6"])
+    Storage.open(f"{tmp_path}/runs/new").write("lineage.json", b"{")
+    found = by_name(config.storage)
+    assert found["parent"].state == "done"
+    assert found["new"].state == "unreadable" and "lineage.json" in (found["new"].problem or "")
+
+
+def test_long_runs_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Storage.open(f"{tmp_path}/runs/mine")
+    for number in range(300):
+        folder.write(f"events/{number:012d}.jsonl", f"{committed(number, number).to_json()}\n".encode())
+    reads: Counter[str] = Counter()
+    real = Storage.read
+
+    def read(storage: Storage, path: str) -> bytes:
+        reads[path] += 1
+        return real(storage, path)
+
+    monkeypatch.setattr(Storage, "read", read)
+    assert by_name(f"{tmp_path}")["mine"].step == 300
+    assert sum(reads.values()) == 1

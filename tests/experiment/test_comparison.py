@@ -1,0 +1,179 @@
+"""Two runs side by side: how they are related, where they part, what differs; as words, for programs, and as a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.config import RunConfig
+from elastic_lm.experiment import page
+from elastic_lm.experiment.comparison import Comparison
+from elastic_lm.experiment.portrait import Portrait
+from elastic_lm.storage import Storage
+from tests.conftest import find_chromium
+from tests.experiment.parents import address_of, forked, trained
+from tests.monitor.test_report import Balance
+from tests.solo import Solo, solo_config
+
+AT, STEPS = 4, 10
+
+
+@pytest.fixture(scope="module")
+def parent(small_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = solo_config(small_corpus, f"file://{tmp_path_factory.mktemp('compared')}", "parent", steps=STEPS)
+    trained(config, AT)
+    return config
+
+
+@pytest.fixture(scope="module")
+def child(parent: RunConfig) -> RunConfig:
+    made = forked(
+        parent, "child", step=AT, overrides=["optimizer.learning_rate=1e-3", "checkpoint.keep=5"], skip=((8, 9),)
+    )
+    Solo(made.config).train(until=8)
+    Solo(made.config).train()
+    folder = Storage.open(made.url)
+    told = {"task": "held_out", "step": 10, "metrics": {"loss": {"value": 2.5, "low": 2.4, "high": 2.6}}}
+    folder.write("evaluations/step-00000010/held_out.json", json.dumps(told).encode())
+    return made.config
+
+
+@pytest.fixture(scope="module")
+def grandchild(child: RunConfig) -> RunConfig:
+    made = forked(child, "grandchild", step=8)
+    Solo(made.config).train()
+    return made.config
+
+
+def compared(a: RunConfig, b: RunConfig) -> Comparison:
+    return Comparison.of(address_of(a), address_of(b))
+
+
+def test_fork_and_parent_part_where_they_were_forked(parent: RunConfig, child: RunConfig) -> None:
+    found = compared(parent, child)
+    assert found.relation == (
+        "child is a fork of parent at step 4. Their logs have 6 steps in common (4 to 9), and differ from the first on."
+    )
+    assert [(change.name, change.identity) for change in found.differences] == [
+        ("optimizer.learning_rate", True), ("training.skip", True), ("checkpoint.keep", False),
+    ]  # fmt: skip
+    figures = {name: (a, b) for name, a, b in found.figures}
+    assert figures["steps"] == ("10 of 10", "10 of 10")
+    assert figures["from"] == ("–", "parent at step 4")
+    assert figures["state"] == ("done", "done")
+
+
+def test_runs_that_part_later_are_told_where(parent: RunConfig) -> None:
+    made = forked(parent, "later", step=AT, skip=((7, 8),))
+    Solo(made.config).train()
+    assert compared(parent, made.config).relation == (
+        "later is a fork of parent at step 4. Of 6 steps in both logs (4 to 9) the first 3 came out the same, bit for bit; they "
+        "part at step 7."
+    )
+
+
+def test_runs_with_the_same_bits_are_told_so(child: RunConfig, grandchild: RunConfig) -> None:
+    found = compared(child, grandchild)
+    assert found.differences == ()
+    assert found.relation == (
+        "grandchild is a fork of child at step 8. All 2 steps in both logs (8 to 9) came out the same, bit for bit."
+    )
+
+
+def test_kinship_is_found_over_generations_and_by_a_common_parent(
+    parent: RunConfig, child: RunConfig, grandchild: RunConfig
+) -> None:
+    assert "grandchild is a fork, 2 generations on, of parent at step 4." in compared(grandchild, parent).relation
+    other = forked(parent, "other", step=AT)
+    assert compared(grandchild, other.config).relation == "Both are from parent, at step 4."
+
+
+def test_comparison_tells_programs_the_same(parent: RunConfig, child: RunConfig) -> None:
+    told = json.loads(json.dumps(compared(parent, child).as_json()))
+    assert (told["steps_in_common"], told["first_difference"]) == (6, 4)
+    assert told["differences"][0] == {"name": "optimizer.learning_rate", "a": 3e-4, "b": 1e-3, "identity": True}
+    assert told["evaluations"] == [{"step": 10, "task": "held_out", "metric": "loss", "a": None, "b": 2.5}]
+
+
+def test_portrait_has_all_that_is_known_of_a_run(grandchild: RunConfig, child: RunConfig) -> None:
+    portrait = Portrait.of(address_of(grandchild))
+    assert (portrait.listed.state, portrait.message) == ("done", "run_finished happened.")
+    assert portrait.lineage is not None and [link.run for link in portrait.lineage.chain()] == ["grandchild", "child"]
+    assert [found.step for found in portrait.checkpoints] == [8, 10]
+    told = json.loads(json.dumps(portrait.as_json()))
+    assert told["lineage"]["parent"]["lineage"]["parent"]["name"] == "parent"
+    assert told["identity"]["optimizer.learning_rate"] == 1e-3
+    assert json.loads(json.dumps(Portrait.of(address_of(child)).as_json()))["evaluations"][0]["value"] == 2.5
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_page_shows_both_runs(parent: RunConfig, child: RunConfig) -> None:
+    rendered = page.render(compared(parent, child))
+    text = html.unescape(re.sub(r"<[^>]+>", " ", rendered))
+    for told in ("parent and child", "two runs compared", "a fork of parent at step 4", "optimizer.learning_rate", "0.001",
+                 "step 10 · held_out · loss", "2.5 [2.4, 2.6]", "It began at step 0",
+                 "child was forked here"):  # fmt: skip
+        assert told in text, told
+    assert rendered.count("<figure") == 6
+    balance = Balance()
+    balance.feed(rendered)
+    assert (balance.wrong, balance.open) == ([], [])
+    assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", rendered)
+    assert "{{" not in rendered
+
+
+def test_names_cannot_become_markup(parent: RunConfig, child: RunConfig) -> None:
+    found = compared(parent, child)
+    evil = "<script>alert(1)</script>"
+    rendered = page.render(Comparison(replace(found.a, name=evil, url=evil), found.b))
+    assert evil not in rendered and html.escape(evil) in rendered
+
+
+def test_runs_that_have_not_begun_have_a_page(parent: RunConfig) -> None:
+    one, two = forked(parent, "one", step=AT), forked(parent, "two", step=AT)
+    assert page.render(compared(one.config, two.config)).count("Nothing yet") == 5
+
+
+def test_long_runs_are_smoothed_and_make_a_small_page(parent: RunConfig) -> None:
+    found = compared(parent, parent)
+    point = found.a.history.points[-1]
+    found.a.history.points[:] = [replace(point, step=step, time_s=float(step)) for step in range(50_000)]
+    rendered = page.render(Comparison(replace(found.a), found.b))
+    assert "mean of 1000" in rendered
+    assert 'class="key c1 raw"' in rendered
+    assert len(rendered) < 1_500_000
+
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
+  svg.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 20 }));
+  const search = document.getElementById("search"); search.value = "learning";
+  search.dispatchEvent(new Event("input"));
+  const lines = document.querySelector(".tip").textContent.split("\\n").length;
+  const shown = [...document.querySelectorAll("#news tr")].filter(row => !row.hidden).length;
+  document.title = `lines=${lines};rows=${shown};wide=${document.documentElement.scrollWidth > innerWidth}`;
+});
+</script>"""
+
+
+@pytest.mark.browser
+def test_page_lives_in_a_browser(parent: RunConfig, child: RunConfig, tmp_path: Path) -> None:
+    """Both values are told under the pointer, fields are found, and it is not wider than the window."""
+    file = tmp_path / "comparison.html"
+    file.write_text(page.render(compared(parent, child)) + PROBE)
+    chromium = find_chromium()
+    assert chromium is not None
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,900",
+               f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{file}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None and title[1] == "lines=2;rows=1;wide=false", done.stderr

@@ -1,0 +1,442 @@
+"""Forks: the same bits where nothing is changed, exactly the batches that are left out, and no half of a run whatever happens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import folder_of
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError
+from elastic_lm.events.log import read
+from elastic_lm.experiment.fork import Draft, Request, fork
+from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.run import Run
+from elastic_lm.storage import Storage
+from tests.checkpoint.saved import change_version, flip, parts_of
+from tests.experiment.parents import address_of, batches, cut_small, forked, step_fields, trained
+from tests.solo import Solo, solo_config
+
+STEPS, AT = 10, 4
+
+
+@pytest.fixture(scope="module")
+def trained_once(small_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of ten steps, with checkpoints at steps 4 and 10."""
+    config = solo_config(small_corpus, f"file://{tmp_path_factory.mktemp('parent')}", "parent", steps=STEPS)
+    trained(config, AT)
+    cut_small(config, AT)
+    return config
+
+
+@pytest.fixture
+def parent(trained_once: RunConfig, tmp_path: Path) -> RunConfig:
+    """A copy of it that a test may spoil."""
+    config = trained_once.replace(f"storage=file://{tmp_path}")
+    here, there = Storage.open(trained_once.run_url), Storage.open(config.run_url)
+    for path in here.list():
+        there.write(path, here.read(path))
+    there.write(
+        "config.yaml", address_of(config).stored_config().replace(f"storage=file://{tmp_path}").to_yaml().encode()
+    )
+    return config
+
+
+def contents(url: str) -> dict[str, bytes]:
+    folder = Storage.open(url)
+    return {path: folder.read(path) for path in folder.list()}
+
+
+# -- the state and what follows from it ---------------------------------------------------------------------------------
+
+
+def test_fork_that_changes_nothing_comes_to_the_same_bits(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    result = Solo(made.config).train()
+    whole = Run.open(parent).result
+    assert whole is not None and whole.digest
+    assert result.digest == whole.digest
+    mine, theirs = step_fields(made.config), step_fields(parent)
+    assert mine == {step: theirs[step] for step in range(AT, STEPS)}
+
+
+def test_fork_begins_with_its_parents_newest_checkpoint(parent: RunConfig) -> None:
+    made = forked(parent, overrides=["training.steps=12", "schedule.total_steps=10"])
+    assert made.lineage.parent.step == STEPS
+    assert sorted(made.config.training) == sorted(parent.replace("training.steps=12").training)
+    Solo(made.config).train()
+    assert sorted(step_fields(made.config)) == [10, 11]
+
+
+def test_batches_that_are_left_out_are_the_ones_that_are_missing(parent: RunConfig, small_corpus: str) -> None:
+    made = forked(parent, step=AT, skip=((5, 7), (9, 10)))
+    result = Solo(made.config).train()
+    assert batches(parent) == {step: step for step in range(STEPS)}
+    assert list(batches(made.config).items()) == [(4, 4), (5, 7), (6, 8), (7, 10), (8, 11), (9, 12)]
+    # It is the run that had left them out from its beginning.
+    fresh = solo_config(small_corpus, parent.storage, "fresh", steps=STEPS).replace("training.skip=[[5, 7], [9, 10]]")
+    assert trained(fresh).digest == result.digest
+    assert {**step_fields(fresh)} | step_fields(made.config) == step_fields(fresh)
+
+
+def test_ranges_are_left_out_beside_the_parents_own(parent: RunConfig) -> None:
+    first = forked(parent, "first", step=AT, skip=((5, 7),))
+    trained(first.config, 6)  # on batches 4 and 7
+    second = forked(first.config, "second", step=6, skip=((8, 9), (9, 10)))
+    assert second.config.training.skip == ((5, 7), (8, 10))
+    trained(second.config)
+    assert list(batches(second.config).items()) == [(6, 10), (7, 11), (8, 12), (9, 13)]
+    with pytest.raises(
+        ConfigError, match=r"--skip 7:9 begins before batch 8, the first that the fork trains, in step 6"
+    ):
+        forked(first.config, "third", step=6, skip=((7, 9),))
+
+
+def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:
+    first = forked(parent, "first", step=AT, overrides=["training.skip=[[4, 6]]"])
+    trained(first.config, 6)  # on batches 6 and 7
+    for skip in ("[]", "[[3, 6]]", "[[4, 7]]", "[[4, 6], [7, 8]]"):
+        with pytest.raises(ConfigError, match=r"does not agree with what the 6 steps .* have trained; below batch 8"):
+            forked(first.config, "no", step=6, overrides=[f"training.skip={skip}"])
+    made = forked(first.config, "yes", step=6, overrides=["training.skip=[[4, 5], [5, 6], [8, 9]]"])
+    trained(made.config)
+    assert list(batches(made.config).items()) == [(6, 9), (7, 10), (8, 11), (9, 12)]
+
+
+def test_batches_that_the_parent_was_to_leave_out_can_be_trained(parent: RunConfig) -> None:
+    first = forked(parent, "first", step=AT, skip=((4, 6),))
+    made = forked(first.config, "second", step=AT, overrides=["training.skip=[]"])
+    trained(made.config)
+    assert list(batches(made.config).items()) == [(step, step) for step in range(AT, STEPS)]
+
+
+def test_change_takes_effect_from_the_fork_on(parent: RunConfig) -> None:
+    made = forked(parent, step=AT, overrides=["optimizer.learning_rate=1e-3", "checkpoint.keep=7"])
+    assert [str(change) for change in made.lineage.changes] == [
+        "optimizer.learning_rate: 0.0003 -> 0.001", "checkpoint.keep: 2 -> 7",
+    ]  # fmt: skip
+    assert [change.identity for change in made.lineage.changes] == [True, False]
+    Solo(made.config).train()
+    mine, theirs = step_fields(made.config), step_fields(parent)
+    assert mine[AT]["loss"] == theirs[AT]["loss"]  # of the same state
+    assert mine[AT]["learning_rate"] == pytest.approx(theirs[AT]["learning_rate"] * 10 / 3)
+    assert mine[AT + 1]["loss"] != theirs[AT + 1]["loss"]
+
+
+@pytest.mark.parametrize("kept", ["model.dropout=0.1", "model.max_tokens=64", "objective.z_loss=1e-4", "reduction.kind=fast",
+                                  "optimizer.betas=[0.9, 0.99]", "training.precision=bf16"])  # fmt: skip
+def test_state_takes_what_keeps_its_shape(kept: str, parent: RunConfig) -> None:
+    made = forked(parent, step=AT, overrides=[kept])
+    assert Solo(made.config).train().last_step == STEPS
+
+
+def test_log_of_a_fork_says_that_it_begins_later(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    trained(made.config)
+    messages = [event.message for event in read(Storage.open(made.url).child("events"))]
+    assert any(f"begins at step {AT}" in message for message in messages)
+    assert not any("missing" in message for message in messages)
+
+
+# -- lineage -----------------------------------------------------------------------------------------------------------
+
+
+def test_lineage_names_the_state_and_the_ancestors(parent: RunConfig) -> None:
+    first = forked(parent, "first", step=AT, overrides=["optimizer.weight_decay=0.2"])
+    trained(first.config, 6)
+    second = forked(first.config, "second", step=6, skip=((8, 9),))
+    lineage = Lineage.load(Storage.open(second.url))
+    assert lineage is not None and lineage == second.lineage
+    links = [(link.run, link.parent.name, link.parent.step, [str(c) for c in link.changes]) for link in lineage.chain()]
+    assert links == [
+        ("second", "first", 6, ["training.skip: [] -> [[8, 9]]"]),
+        ("first", "parent", AT, ["optimizer.weight_decay: 0.1 -> 0.2"]),
+    ]
+    assert lineage.skip == ((8, 9),)
+    told = {found.step: found.meta for found in registry.found(Storage.open(first.url))}
+    assert lineage.parent.digest == told[6]["digest"]
+    assert lineage.parent.fingerprint == told[6]["fingerprint"]
+    assert lineage.parent.url == first.url
+
+
+def test_manifest_of_the_fork_is_of_its_own_identity(parent: RunConfig) -> None:
+    made = forked(parent, step=AT, overrides=["training.seed=7"])
+    (found,) = registry.found(Storage.open(made.url))
+    assert (
+        found.meta["fingerprint"]
+        == made.config.identity_fingerprint()
+        != address_of(parent).stored_config().identity_fingerprint()
+    )
+    assert RunConfig(**found.meta["config"]) == made.config == address_of(made.config).stored_config()
+
+
+def test_damaged_lineage_is_told(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    Storage.open(made.url).write("lineage.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"lineage\.json cannot be read"):
+        forked(made.config, "second")
+
+
+# -- what is refused, before anything is written ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"overrides": ["model.width=32"]}, r"cannot take model\.width: 16 -> 32: .* \[48, 16\] is stored, and \[96, 32\]"),
+        ({"overrides": ["model.num_layers=2"]}, r"model\.num_layers: 1 -> 2: .* none is stored"),
+        ({"overrides": ["model.tied=false"]}, r"model\.tied: True -> False"),
+        ({"overrides": ["optimizer.kind=muon"]}, r"optimizer\.kind.*exp_avg_sq/.* none is wanted"),
+        ({"overrides": ["training.precision=fp16"]}, r"loss_scale none is stored"),
+        ({"overrides": ["model.vocab_size=512"]}, r"model\.vocab_size: None -> 512: .*embedding"),
+        ({"overrides": ["model.num_heads=2"]}, r"model\.num_heads: 1 -> 2: .* would mean something else"),
+        ({"overrides": ["model.init=hf:/nowhere", "model.init_hash=" + "f" * 64]}, "begins from its parent's state"),
+        ({"overrides": ["optimizer.lr=1"]}, r"optimizer\.lr is not a field"),
+        ({"overrides": ["name=other"]}, "--name and --storage"),
+        ({"overrides": ["training.steps=4"]}, "nothing would be trained"),
+        ({"overrides": ["batch.micro_batches=0"]}, r"micro_batches=0"),
+        ({"skip": ((3, 6),)}, r"--skip 3:6 begins before batch 4"),
+        ({"skip": ((6, 6),)}, "--skip 6:6 is no range"),
+        ({"step": 5}, "no checkpoint of step 5; the nearest are of step 4 and step 10"),
+        ({"step": 3}, "no checkpoint of step 3; the nearest are of step 4$"),
+        ({"step": 10}, "10 steps and training.steps=10.*add steps"),
+        ({"name": "parent"}, "holds a run already; choose another --name"),
+        ({"name": "no/name"}, "name='no/name'"),
+        ({"storage": "gs://bucket"}, "gs://"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(request_: dict[str, Any], reason: str, parent: RunConfig) -> None:
+    before = contents(parent.storage)
+    with pytest.raises(ElasticLMError, match=reason):
+        forked(parent, **{"step": AT, "name": "new", **request_})
+    assert contents(parent.storage) == before
+
+
+def test_parent_without_a_checkpoint_is_told_when_it_gets_one(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    with pytest.raises(ConfigError, match="there is no run at"):
+        forked(config)
+    Solo(config).die()
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint yet; it gets one every checkpoint\.every_steps"):
+        forked(config)
+    with pytest.raises(CheckpointError, match="no complete checkpoint yet"):
+        forked(config, step=3)
+
+
+def test_checkpoint_of_another_version_is_refused_by_name(parent: RunConfig) -> None:
+    change_version(Storage.open(parent.run_url), STEPS, 3)
+    for step in (None, STEPS):
+        with pytest.raises(CheckpointVersionError, match="version 3 of the format.*fork with the version"):
+            forked(parent, step=step)
+    assert forked(parent, step=AT).lineage.parent.step == AT
+
+
+def test_checkpoint_that_is_damaged_makes_no_run(parent: RunConfig) -> None:
+    folder = Storage.open(parent.run_url)
+    flip(folder, parts_of(folder, AT)[1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        forked(parent, step=AT)
+    with pytest.raises(ElasticLMError):
+        _ = Run.open(f"{parent.storage}/runs/new").address.config()
+    folder.delete(f"{folder_of(STEPS)}/manifest.json")
+    with pytest.raises(CheckpointError, match="unfinished"):
+        forked(parent, step=STEPS)
+
+
+def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
+    parent: RunConfig, small_corpus: str, tmp_path: Path
+) -> None:
+    tokens = Storage.open(small_corpus)
+    moved = Storage.open(f"{tmp_path}/moved")
+    for path in tokens.list():
+        moved.write(path, tokens.read(path))
+    made = forked(parent, "moved", step=AT, overrides=[f"data.tokens={moved.url}"])
+    assert [change.name for change in made.lineage.changes] == ["data.tokens"]
+    other = json.loads(moved.read("manifest.json"))
+    moved.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
+    with pytest.raises(ConfigError, match="was made with another tokenizer"):
+        forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
+
+
+def test_other_text_of_the_same_vocabulary_goes_on_from_its_step(
+    parent: RunConfig, small_corpus: str, tmp_path: Path
+) -> None:
+    from elastic_lm.data.prepare import PrepareOptions, prepare
+    from tests.data.corpora import texts, write_lines
+
+    source = write_lines(tmp_path / "other.jsonl", texts(300, seed=5))
+    options = PrepareOptions(tokenizer=f"{small_corpus}/tokenizer.json", block_tokens=257)
+    prepare([source], Storage.open(f"{tmp_path}/other"), options)
+    drafts: list[Draft] = []
+    made = fork(Request(address_of(parent), "other", AT, None, [f"data.tokens={tmp_path}/other"]), drafts.append)
+    assert drafts[0].note is not None and "another order (data.manifest" in drafts[0].note
+    assert Solo(made.config).train().last_step == STEPS
+
+
+def test_run_that_was_moved_says_where_its_fork_goes(parent: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "runs/parent").rename(tmp_path / "elsewhere")
+    address = Run.open(tmp_path / "elsewhere").address
+    with pytest.raises(ConfigError, match="say --storage URL"):
+        fork(Request(address, "new", AT))
+    assert fork(Request(address, "new", AT, str(tmp_path))).url == f"file://{tmp_path}/runs/new"
+
+
+# -- a parent that trains ----------------------------------------------------------------------------------------------
+
+
+def forget(config: RunConfig, step: int) -> None:
+    """As its owner does."""
+    folder = Storage.open(config.run_url)
+    for path in sorted(folder.list(folder_of(step)), key=lambda path: not path.endswith("manifest.json")):
+        folder.delete(path)
+
+
+def test_checkpoint_that_is_deleted_meanwhile_is_replaced_by_the_newest_then(parent: RunConfig) -> None:
+    drafts: list[int] = []
+
+    def on_draft(draft: Draft) -> None:
+        drafts.append(draft.origin.step)
+        if draft.origin.step == STEPS:
+            forget(parent, STEPS)
+
+    made = fork(
+        Request(address_of(parent), "new", overrides=["training.steps=20", "schedule.total_steps=10"]), on_draft
+    )
+    assert drafts == [STEPS, AT]
+    assert made.lineage.parent.step == AT
+    assert not [path for path in Storage.open(made.url).list() if folder_of(STEPS) in path]
+
+
+def test_step_that_is_deleted_meanwhile_is_told_with_the_nearest(parent: RunConfig) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4; the nearest are of step 10"):
+        fork(Request(address_of(parent), "new", AT), lambda draft: forget(parent, AT))
+
+
+@pytest.mark.s3
+def test_fork_goes_from_a_folder_to_object_storage_and_back(parent: RunConfig, s3_url: str) -> None:
+    away = forked(parent, "away", step=AT, storage=f"{s3_url}/experiments")
+    assert away.url == f"{s3_url}/experiments/runs/away"
+    trained(away.config, 6)
+    back = forked(away.config, "back", step=6, storage=parent.storage)
+    whole = Run.open(parent).result
+    assert whole is not None
+    assert Solo(back.config).train().digest == whole.digest
+
+
+# -- cut short at any moment -------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Mortal:
+    """Lets so many writing operations on a folder happen, and then none any more: as if the process had been killed.
+
+    `late`: after the operation, and not before it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+        self.left, self.late, self.count = 10**9, False, 0
+        for verb in ("create", "write", "delete"):
+            monkeypatch.setattr(Storage, verb, self._mortal(getattr(Storage, verb), below))
+
+    def _mortal(self, real: Callable[..., None], below: str) -> Callable[..., None]:
+        def operation(storage: Storage, path: str, *data: bytes) -> None:
+            if not storage.url.startswith(below):
+                return real(storage, path, *data)
+            self.count += 1
+            self.left -= 1
+            if self.left < 0 and (self.left < -1 or not self.late):
+                raise Killed
+            real(storage, path, *data)
+            if self.left < 0:
+                raise Killed
+
+        return operation
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same_command(
+    late: bool, parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
+    forked(parent, "new-whole", step=AT)
+    needed = mortal.count
+    assert needed >= 5  # several parts, lineage, manifest, config
+    for allowed in range(needed):
+        name = f"new-{allowed}"
+        mortal.left, mortal.late = allowed, late
+        with pytest.raises(Killed):
+            forked(parent, name, step=AT)
+        mortal.left = 10**9
+        folder = Storage.open(f"{parent.storage}/runs/{name}")
+        is_whole = folder.exists("config.yaml")
+        assert is_whole == (late and allowed == needed - 1)
+        if is_whole:
+            with pytest.raises(ConfigError, match="holds a run already"):
+                forked(parent, name, step=AT)
+        else:
+            with pytest.raises(ElasticLMError, match="no run at"):
+                Run.open(folder.url).address.config()
+            forked(parent, name, step=AT)
+        assert Run.open(folder.url).address.config().name == name
+        assert registry.newest_complete(folder) is not None
+        whole = contents(f"{parent.storage}/runs/new-whole")
+        mine = contents(folder.url)
+        assert mine.keys() == whole.keys()
+        assert all(mine[path] == whole[path] for path in mine if path.endswith(".safetensors"))
+
+
+def test_beginning_of_another_fork_is_not_finished_by_a_wrong_command(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
+    forked(parent, "new-whole", step=AT)
+    mortal.left = mortal.count - 1  # all but config.yaml
+    with pytest.raises(Killed):
+        forked(parent, step=AT)
+    mortal.left = 10**9
+    for other in ({"step": STEPS}, {"step": AT, "overrides": ["training.seed=1"]}):
+        with pytest.raises(
+            ConfigError, match="holds a fork of parent at step 4 that is not finished, and this is another"
+        ):
+            forked(parent, **other)
+    assert forked(parent).lineage.parent.step == AT  # the newest when it was begun, as far as anybody knows
+
+
+def test_beginning_that_cannot_be_finished_says_what_to_delete(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
+    forked(parent, "new-whole", step=AT)
+    mortal.left = mortal.count - 1
+    with pytest.raises(Killed):
+        forked(parent, step=AT)
+    mortal.left = 10**9
+    forget(parent, AT)
+    with pytest.raises(CheckpointError, match=r"cannot be: .*no checkpoint of step 4.*delete that folder"):
+        forked(parent, step=AT)
+
+
+def test_parts_of_an_earlier_attempt_are_swept(parent: RunConfig) -> None:
+    folder = Storage.open(f"{parent.storage}/runs/new")
+    folder.write(f"{folder_of(7)}/part-00000-000-{'0' * 16}.safetensors", b"x")
+    made = forked(parent, step=AT)
+    assert [found.step for found in registry.found(Storage.open(made.url))] == [AT]
+
+
+@pytest.mark.parametrize("path", ["config.yaml", "events/000000000000.jsonl", "owner/00000001.json", "notes.txt",
+                                  f"{folder_of(7)}/manifest.json"])  # fmt: skip
+def test_folder_that_is_somebodys_is_left_alone(path: str, parent: RunConfig) -> None:
+    folder = Storage.open(f"{parent.storage}/runs/new")
+    folder.write(path, b"mine")
+    with pytest.raises(ConfigError, match=re.escape("holds a run already")):
+        forked(parent, step=AT)
+    assert contents(folder.url) == {path: b"mine"}
