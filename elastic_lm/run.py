@@ -181,9 +181,11 @@ class Run:
         Raises: ConfigError when a choice or the prompt does not do; CheckpointError when there is none yet; DataError.
         """
         from elastic_lm.generation import Generator, Sampling
+        from elastic_lm.trained_model import TrainedModel
 
         sampling = Sampling(temperature, top_k, top_p, max_new_tokens, seed)
-        return Generator(self.address.folder(), self.address.stored_config()).generate(prompt, sampling)
+        model = TrainedModel.load(self.address.folder(), self.address.stored_config())
+        return Generator(model).generate(prompt, sampling)
 
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.

@@ -45,10 +45,11 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
         "elastic_lm.model", "elastic_lm.storage",
     },
-    "elastic_lm.generation": {
+    "elastic_lm.trained_model": {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
         "elastic_lm.storage",
     },
+    "elastic_lm.generation": {"torch", "elastic_lm.engine.spec", "elastic_lm.errors", "elastic_lm.trained_model"},
     "elastic_lm.tracking": {
         "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.held_out",
         "elastic_lm.monitor.table",
@@ -90,7 +91,7 @@ ALLOWED = {
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
         "elastic_lm.generation", "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address",
-        "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
+        "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking", "elastic_lm.trained_model",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),
