@@ -23,6 +23,7 @@ from elastic_lm import (
     cli_deploy,
     cli_doctor,
     cli_estimate,
+    cli_evaluate,
     cli_jobs,
     cli_run,
     job_version,
@@ -73,6 +74,7 @@ app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
+app.add_typer(cli_evaluate.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_deploy.app)
 
