@@ -23,6 +23,7 @@ from elastic_lm import (
     cli_deploy,
     cli_doctor,
     cli_estimate,
+    cli_evaluate,
     cli_experiment,
     cli_jobs,
     cli_run,
@@ -77,6 +78,7 @@ app.add_typer(cli_experiment.app)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
+app.add_typer(cli_evaluate.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_deploy.app)
 

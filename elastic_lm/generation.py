@@ -1,4 +1,4 @@
-"""Text from a run's newest weights: a prompt continued token by token, or the masks of one filled in.
+"""Text from a run's weights: a prompt continued token by token, or the masks of one filled in.
 
 Invariant: the same weights, prompt, choices and seed give the same text on the same machine. A document begins behind the token
 that ended the one before, in training as here. Every token is computed from the whole context again, without a cache: for
@@ -14,17 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from elastic_lm.checkpoint.weights import newest_weights
-from elastic_lm.config import RunConfig
-from elastic_lm.data.manifest import Manifest
-from elastic_lm.data.passages import encoder_of
-from elastic_lm.data.tokenizer import TextEncoder
-from elastic_lm.engine.build import build
 from elastic_lm.engine.spec import MASKED
-from elastic_lm.errors import CheckpointError, ConfigError
-from elastic_lm.storage import Storage
+from elastic_lm.errors import ConfigError
+from elastic_lm.trained_model import TrainedModel
 
 MASK = "<|mask|>"
 INCOMPLETE = "\ufffd"  # what a character decodes to, of which tokens are missing
@@ -70,39 +64,29 @@ class Sampling:
 
 
 class Generator:
-    """A run's newest weights and its corpus's tokenizer, on the CPU. `step`: how long it was trained."""
+    """Text from a trained model."""
 
-    def __init__(self, run_storage: Storage, config: RunConfig) -> None:
-        """Raises: CheckpointError when there is none yet, or the model takes others; ConfigError, DataError, StorageError."""
-        tokens = Storage.open(config.data.tokens)
-        manifest = Manifest.load(tokens)
-        self._encoder: TextEncoder = encoder_of(tokens, manifest)
-        self._special = manifest.special_ids
-        self._fills = config.objective.name == MASKED
-        spec = config.model_spec(config.model.vocab_size or manifest.vocab_size, manifest.special_ids)
-        self._max_tokens = spec.max_tokens
-        self._vocab_size = manifest.vocab_size
-        self.step, weights = newest_weights(run_storage)
-        self._model = build(spec).eval()
-        _load(self._model, weights)
+    def __init__(self, model: TrainedModel) -> None:
+        self._model = model
+        self._special = model.special_ids
 
     def generate(self, prompt: str, sampling: Sampling) -> Iterator[str]:
         """The text behind the prompt, piece by piece as it comes; of a masked model the whole prompt, its masks filled.
 
         Raises: ConfigError when a masked model's prompt has no mask, or is longer than its context; DataError.
         """
-        if self._fills:
+        if self._model.objective == MASKED:
             yield self._filled(prompt)
             return
         ids: list[int] = []
         told = ""
-        for token in self._continued(self._encoder.encode(prompt)[:-1], sampling):
+        for token in self._continued(self._model.encoder.encode(prompt)[:-1], sampling):
             ids.append(token)
-            text = self._encoder.decode(ids)
+            text = self._model.encoder.decode(ids)
             if not text.endswith(INCOMPLETE):
                 yield text[len(told) :]
                 told = text
-        if rest := self._encoder.decode(ids)[len(told) :]:
+        if rest := self._model.encoder.decode(ids)[len(told) :]:
             yield rest
 
     def _continued(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
@@ -110,7 +94,7 @@ class Generator:
         generator = torch.Generator().manual_seed(sampling.seed)
         context = [end, *prompt]
         for _ in range(sampling.max_new_tokens):
-            logits_V = self._logits(context[-self._max_tokens :])[-1]
+            logits_V = self._model.logits(context[-self._model.max_tokens :])[-1]
             never = [number for number in self._special.values() if number != end]
             logits_V[never] = -math.inf
             token = sampling.draw(logits_V, generator)
@@ -126,30 +110,17 @@ class Generator:
                 f"this run fills in what is hidden, and the prompt hides nothing; put {MASK} where a token is missing"
             )
         mask = self._special["mask"]
-        ids = self._encoder.encode(parts[0])[:-1]
+        ids = self._model.encoder.encode(parts[0])[:-1]
         for part in parts[1:]:
-            ids += [mask, *self._encoder.encode(part)[:-1]]
-        if len(ids) >= self._max_tokens:
+            ids += [mask, *self._model.encoder.encode(part)[:-1]]
+        if len(ids) >= self._model.max_tokens:
             raise ConfigError(
-                f"the prompt has {len(ids)} tokens, and the model's context is {self._max_tokens} with the one that begins a "
-                "document; shorten it"
+                f"the prompt has {len(ids)} tokens, and the model's context is {self._model.max_tokens} with the one that "
+                "begins a document; shorten it"
             )
-        logits_TV = self._logits([self._special["end_of_text"], *ids])[1:]
+        logits_TV = self._model.logits([self._special["end_of_text"], *ids])[1:]
         logits_TV[:, list(self._special.values())] = -math.inf
         best_T = logits_TV.argmax(-1).tolist()
-        return self._encoder.decode([best if token == mask else token for token, best in zip(ids, best_T, strict=True)])
-
-    def _logits(self, ids: Sequence[int]) -> Tensor:
-        """[T, V] in fp32, of tokens that the corpus has: the model's rows may be more."""
-        with torch.no_grad():
-            logits_TV = self._model(torch.tensor([ids]))[0].float()
-        return logits_TV[:, : self._vocab_size].clone()
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    if wrong := sorted(parameters.keys() ^ weights.keys()):
-        raise CheckpointError(f"the checkpoint and the model differ in {len(wrong)} tensors, the first is {wrong[0]}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        return self._model.encoder.decode(
+            [best if token == mask else token for token, best in zip(ids, best_T, strict=True)]
+        )

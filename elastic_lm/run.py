@@ -25,6 +25,8 @@ from elastic_lm.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from elastic_lm.evaluate.result import Result
+
 FOLLOW_S = 1.0
 LOOK_EVENTS = 5_000  # of the newest, for a quick look
 
@@ -181,9 +183,25 @@ class Run:
         Raises: ConfigError when a choice or the prompt does not do; CheckpointError when there is none yet; DataError.
         """
         from elastic_lm.generation import Generator, Sampling
+        from elastic_lm.trained_model import TrainedModel
 
         sampling = Sampling(temperature, top_k, top_p, max_new_tokens, seed)
-        return Generator(self.address.folder(), self.address.stored_config()).generate(prompt, sampling)
+        model = TrainedModel.load(self.address.folder(), self.address.stored_config())
+        return Generator(model).generate(prompt, sampling)
+
+    def evaluate(self, *tasks: str, step: int | None = None, samples: int | None = None) -> Iterator[Result]:
+        """How good the model is, on this machine's CPU: the result of each task as soon as it is there.
+
+        `tasks`: `held_out`, or addresses of YAML files (docs/evaluation.md). `step`: of another checkpoint than the newest;
+        `samples`: at most so many held-out ones. Nothing is stored: `result.store(run.address.folder())` does that.
+        Raises: ConfigError when a task cannot be answered; CheckpointError when there is no such checkpoint; DataError.
+        """
+        from elastic_lm.evaluate.evaluation import evaluate
+
+        address = self.address
+        return evaluate(
+            address.folder(), address.stored_config(), tasks or ("held_out",), step=step, max_samples=samples
+        )
 
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.

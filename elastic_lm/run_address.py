@@ -16,6 +16,20 @@ EVENTS = "events"
 LOCAL_RUNS = "runs"  # in the current directory
 
 
+def split_step(text: str) -> tuple[str, int | None]:
+    """`RUN@STEP` as (run, step); without a step as (run, None).    Raises: ConfigError when that is no step.
+
+    An @ within an address is no step's: only what follows the last /.
+    """
+    run, at, step = text.rpartition("@")
+    if not at or "/" in step or step.endswith((".yaml", ".yml")):
+        return text, None
+    number = step.replace(",", "").replace("_", "")
+    if not (run and number.isascii() and number.isdecimal()):
+        raise ConfigError(f"{text!r} is no run at a step; write RUN@STEP, e.g. {run or 'my-run'}@1000, or RUN alone")
+    return run, int(number)
+
+
 @dataclass(frozen=True)
 class RunAddress:
     """A run's name and, when it is known, the folder that holds its log and checkpoints."""

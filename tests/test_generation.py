@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elastic_lm.config import RunConfig
 from elastic_lm.data.tokenizer import train
@@ -18,6 +19,7 @@ from elastic_lm.errors import ConfigError
 from elastic_lm.generation import Generator, Sampling
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
+from elastic_lm.trained_model import TrainedModel
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
@@ -100,54 +102,58 @@ def test_same_seed_same_text_and_another_seed_another(trained: str) -> None:
 
 def test_text_goes_on_beyond_the_context(trained: str) -> None:
     """A context of 32 tokens, and 50 new ones after a prompt; the end of a text is put out of reach."""
-    generator = generator_of(trained)
-    generator._special = {**generator._special, "end_of_text": generator._special["pad"]}
-    logits = generator._logits
+    model, told = model_of(trained), []
 
-    def without_end(ids: Sequence[int]) -> Tensor:
-        assert len(ids) <= 32
-        logits_TV = logits(ids)
-        logits_TV[:, generator._special["pad"]] = -math.inf
-        return logits_TV
+    class Endless(nn.Module):
+        def forward(self, tokens_BT: Tensor) -> Tensor:
+            told.append(tokens_BT.shape[1])
+            logits_BTV = model.module(tokens_BT)
+            logits_BTV[..., model.special_ids["end_of_text"]] = -math.inf
+            return logits_BTV
 
-    generator._logits = without_end  # type: ignore[method-assign]
-    sampling = Sampling(max_new_tokens=50)
-    assert len(list(generator._continued(range(10, 40), sampling))) == 50
+    endless = dataclasses.replace(model, module=Endless())
+    assert "".join(Generator(endless).generate("a cat runs " * 10, Sampling(max_new_tokens=50)))
+    assert len(told) == 50 and max(told) == 32
 
 
 def test_first_token_is_what_the_weights_say(trained: str) -> None:
-    generator = generator_of(trained)
-    ids = [generator._special["end_of_text"], *generator._encoder.encode("ab")[:-1]]
-    logits_V = generator._model(torch.tensor([ids]))[0, -1]
-    never = [number for name, number in generator._special.items() if name != "end_of_text"]
+    model = model_of(trained)
+    ids = [model.special_ids["end_of_text"], *model.encoder.encode("ab")[:-1]]
+    logits_V = model.module(torch.tensor([ids]))[0, -1]
+    never = [number for name, number in model.special_ids.items() if name != "end_of_text"]
     logits_V[never] = -math.inf
-    [token] = generator._continued(ids[1:], Sampling(temperature=0.0, max_new_tokens=1)) or [None]
-    assert token == int(logits_V[: generator._vocab_size].argmax())
+    found = "".join(Generator(model).generate("ab", Sampling(temperature=0.0, max_new_tokens=1)))
+    assert found == model.encoder.decode([int(logits_V[: model.vocab_size].argmax())])
 
 
-def generator_of(address: str) -> Generator:
+def model_of(address: str) -> TrainedModel:
     opened = Run.open(address).address
-    return Generator(opened.folder(), opened.stored_config())
+    return TrainedModel.load(opened.folder(), opened.stored_config())
 
 
-class Scripted(Generator):
+class Script(nn.Module):
     """Says what it is told to."""
 
-    def __init__(self, text: str) -> None:
-        self._encoder = train(["abc é 漢字 "], 300)
-        self._special = self._encoder.special_ids
-        self._fills, self._max_tokens = False, 64
-        self._script: Iterator[int] = iter(self._encoder.encode(text))  # the end of the text is its last token
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__()
+        self._ids = iter(ids)
 
-    def _logits(self, ids: Sequence[int]) -> Tensor:
-        logits_TV = torch.zeros(len(ids), 400)
-        logits_TV[-1, next(self._script)] = 100
-        return logits_TV
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        logits_BTV = torch.zeros(*tokens_BT.shape, 400)
+        logits_BTV[0, -1, next(self._ids)] = 100
+        return logits_BTV
+
+
+def scripted(text: str) -> Generator:
+    """Says this text."""
+    encoder = train(["abc é 漢字 "], 300)
+    module = Script(encoder.encode(text))  # the end of the text is its last token
+    return Generator(TrainedModel(module, encoder, encoder.special_ids, "causal", 64, 400, 1, ""))
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
     text = "naïve ☃ 💡!"
-    pieces = list(Scripted(text).generate("", Sampling(temperature=0.0)))
+    pieces = list(scripted(text).generate("", Sampling(temperature=0.0)))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) and len(pieces) > 3
 
@@ -178,13 +184,13 @@ def masked(small_corpus: str, tmp_path: Path) -> RunConfig:
 def test_masks_are_filled_with_the_most_probable_token_and_the_rest_stays(masked: RunConfig) -> None:
     told = run("generate", masked.run_url, "ab <|mask|> cd<|mask|>")
     assert told.exit_code == 0, told.output
-    generator = generator_of(masked.run_url)
-    mask, encode = generator._special["mask"], generator._encoder.encode
+    model = model_of(masked.run_url)
+    mask, encode = model.special_ids["mask"], model.encoder.encode
     ids = [*encode("ab ")[:-1], mask, *encode(" cd")[:-1], mask]
-    logits_TV = generator._model(torch.tensor([[generator._special["end_of_text"], *ids]]))[0, 1:]
-    logits_TV[:, list(generator._special.values())] = -math.inf
-    best = logits_TV[:, : generator._vocab_size].argmax(-1).tolist()
-    expected = generator._encoder.decode([b if i == mask else i for i, b in zip(ids, best, strict=True)])
+    logits_TV = model.module(torch.tensor([[model.special_ids["end_of_text"], *ids]]))[0, 1:]
+    logits_TV[:, list(model.special_ids.values())] = -math.inf
+    best = logits_TV[:, : model.vocab_size].argmax(-1).tolist()
+    expected = model.encoder.decode([b if i == mask else i for i, b in zip(ids, best, strict=True)])
     assert told.stdout.rstrip("\n") == expected.rstrip("\n")
     assert expected.startswith("ab ") and " cd" in expected and "mask" not in expected
 

@@ -45,10 +45,11 @@ ALLOWED = {
         "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
         "elastic_lm.model", "elastic_lm.storage",
     },
-    "elastic_lm.generation": {
+    "elastic_lm.trained_model": {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
         "elastic_lm.storage",
     },
+    "elastic_lm.generation": {"torch", "elastic_lm.engine.spec", "elastic_lm.errors", "elastic_lm.trained_model"},
     "elastic_lm.tracking": {
         "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.held_out",
         "elastic_lm.monitor.table",
@@ -77,9 +78,9 @@ ALLOWED = {
     },
     "elastic_lm.runtime": {"ray", "psutil", "numpy", "aiohttp", "requests", "elastic_lm"},
     "elastic_lm.evaluate": {
-        "torch", "numpy", "sacrebleu", "transformers", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data",
-        "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model", "elastic_lm.protocol",
-        "elastic_lm.storage",
+        "torch", "numpy", "sacrebleu", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.data", "elastic_lm.engine",
+        "elastic_lm.errors", "elastic_lm.generation", "elastic_lm.model", "elastic_lm.protocol", "elastic_lm.storage",
+        "elastic_lm.trained_model",
     },
     "elastic_lm.experiment": {
         "torch", "elastic_lm.__version__", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.config_text",
@@ -89,9 +90,10 @@ ALLOWED = {
     "elastic_lm.deploy": {"yaml", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors"},
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
-        "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events",
-        "elastic_lm.generation", "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result", "elastic_lm.run_address",
-        "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
+        "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.evaluate",
+        "elastic_lm.events", "elastic_lm.generation", "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result",
+        "elastic_lm.run_address", "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
+        "elastic_lm.trained_model",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),
@@ -100,6 +102,7 @@ ALLOWED = {
     "elastic_lm.cli_deploy": {"typer", "elastic_lm"},
     "elastic_lm.cli_doctor": {"typer", "elastic_lm"},
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
+    "elastic_lm.cli_evaluate": {"typer", "elastic_lm"},
     "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
     "elastic_lm.cli_experiment": {"typer", "elastic_lm"},
     "elastic_lm.cli_jobs": {"typer", "elastic_lm"},

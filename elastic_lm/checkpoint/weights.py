@@ -1,4 +1,4 @@
-"""The newest weights of a run, for those who only read: export and generation."""
+"""The weights of a run, for those who only read: export, generation, evaluation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 
 PARAMETERS = "parameters/"
+MOST_NAMED = 3  # checkpoints, where the one that was asked for is not there
 
 
 def newest_weights(run_storage: Storage) -> tuple[int, dict[str, Tensor]]:
@@ -20,7 +21,34 @@ def newest_weights(run_storage: Storage) -> tuple[int, dict[str, Tensor]]:
         newest = _newest(run_storage)
     except CheckpointError:  # a run that trains may have deleted it meanwhile, and has a newer one then
         newest = _newest(run_storage)
-    return newest.info.step, {name.removeprefix(PARAMETERS): tensor for name, tensor in newest.tensors.items()}
+    return newest.info.step, _named(newest)
+
+
+def weights_at(run_storage: Storage, step: int) -> dict[str, Tensor]:
+    """Of the complete checkpoint of this step.
+
+    Raises: CheckpointError that names the nearest ones when there is none, or it is damaged; StorageError.
+    """
+    found = {checkpoint.step: checkpoint for checkpoint in registry.found(run_storage)}
+    if step not in found or found[step].state != "complete":
+        reason = f" ({found[step].state}: {found[step].reason})" if step in found else ""
+        complete = [other.step for other in found.values() if other.state == "complete"]
+        raise CheckpointError(
+            f"the run in {run_storage.url} has no complete checkpoint of step {step}{reason}; {_nearest(step, complete)}"
+        )
+    return _named(store.load(run_storage, step, prefix=PARAMETERS))
+
+
+def _nearest(step: int, complete: list[int]) -> str:
+    if not complete:
+        return "it has no other one either: wait for its first"
+    near = sorted(sorted(complete, key=lambda other: abs(other - step))[:MOST_NAMED])
+    *others, last = [f"{other}" for other in near]
+    return f"the nearest are {', '.join(others)} and {last}" if others else f"the only one is of step {last}"
+
+
+def _named(checkpoint: store.Checkpoint) -> dict[str, Tensor]:
+    return {name.removeprefix(PARAMETERS): tensor for name, tensor in checkpoint.tensors.items()}
 
 
 def _newest(run_storage: Storage) -> store.Checkpoint:

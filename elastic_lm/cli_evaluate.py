@@ -1,0 +1,66 @@
+"""`evaluate`: how good a run's model is, in figures with their intervals; told, and kept in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elastic_lm import completion
+from elastic_lm.terminal import deliver, told_errors
+
+if TYPE_CHECKING:
+    from elastic_lm.evaluate.intervals import Metric
+    from elastic_lm.evaluate.result import Result
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="RUN.YAML, the run's address or its name; @STEP for another checkpoint than the newest.",
+            metavar="RUN[@STEP]",
+            autocompletion=completion.runs,
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="held_out and YAML files of your own, with commas between.", metavar="TASK,...")
+    ] = "held_out",
+    samples: Annotated[int | None, typer.Option(min=1, help="At most so many held-out samples.", metavar="N")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a line for each task.")] = False,
+) -> None:
+    """Tell how good a run's model is, with 95 % intervals.
+
+    On this machine's CPU, also while the run trains. The task held_out is the loss on text that the corpus keeps from training;
+    others are multiple choice, pairs of sentences, BLEU and a scorer of your own: docs/evaluation.md. Results are kept in the
+    run's folder, below evaluations/.
+    """
+    with told_errors():
+        from elastic_lm.run import Run
+        from elastic_lm.run_address import split_step
+
+        name, step = split_step(run)
+        found = Run.open(name)
+        for result in found.evaluate(*[task.strip() for task in tasks.split(",")], step=step, samples=samples):
+            deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
+            result.store(found.address.folder())
+
+
+def _rows(result: Result) -> Iterator[str]:
+    counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcome.counts.items())
+    yield f"{result.task} at step {result.step:,}: {counts}"
+    for name, metric in result.outcome.metrics.items():
+        yield f"{name.replace('_', ' '):>20}  {_told(metric)}"
+
+
+def _told(metric: Metric) -> str:
+    if metric.value is None:
+        return "not finite"
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:>12,.4f}"
+    return f"{metric.value:>12,.4f}   {metric.low:,.4f} to {metric.high:,.4f}"

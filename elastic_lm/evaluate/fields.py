@@ -1,0 +1,91 @@
+"""What a user wrote, taken field by field: each is checked as it is taken, and what nobody took is a mistake or a remark."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from elastic_lm.config_text import hint
+from elastic_lm.errors import ConfigError
+
+MISSING: Any = object()
+SHOWN_CHARACTERS = 60
+
+
+class Fields:
+    """A mapping from `source`, which errors name: a file, or a line of one.    Raises: ConfigError when it is none."""
+
+    def __init__(self, values: object, source: str) -> None:
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source} is {_shown(values)}, and not fields with names; write NAME: VALUE for each")
+        self.values, self.source = values, source
+        self._taken: list[str] = []
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        """Raises: ConfigError when it is missing, no text, or blank where that makes no sense."""
+        rule = "a text" if empty else "a text that is not blank"
+        found: str = self._take(name, MISSING, lambda value: isinstance(value, str) and (empty or value.strip()), rule)
+        return found
+
+    def optional_text(self, name: str) -> str | None:
+        """It may be blank, and not empty.    Raises: ConfigError."""
+        found: str | None = self._take(name, None, lambda value: isinstance(value, str) and value, "a text")
+        return found
+
+    def texts(self, name: str, least: int) -> list[str]:
+        """Raises: ConfigError when these are not at least so many texts."""
+
+        def fits(value: object) -> bool:
+            return (
+                isinstance(value, list) and len(value) >= least and all(isinstance(v, str) and v.strip() for v in value)
+            )
+
+        found: list[str] = self._take(name, MISSING, fits, f"a list of at least {least} text{'s' * (least > 1)}")
+        return found
+
+    def whole(self, name: str, low: int, high: int, default: int = MISSING) -> int:
+        """From `low` to `high`, both included.    Raises: ConfigError."""
+
+        def fits(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+        found: int = self._take(name, default, fits, f"a whole number from {low} to {high}")
+        return found
+
+    def number(self, name: str, low: float, high: float, default: float) -> float:
+        """From `low` to `high`, both included.    Raises: ConfigError."""
+
+        def fits(value: object) -> bool:
+            return (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+                and low <= value <= high
+            )
+
+        return float(self._take(name, default, fits, f"a number from {low:g} to {high:g}"))
+
+    def end(self) -> None:
+        """Raises: ConfigError for a field that nobody took."""
+        for name in self.values:
+            if name not in self._taken:
+                raise ConfigError(
+                    f"{self.source}: {name!r} is not a field here{hint(str(name), self._taken)}; use "
+                    f"{', '.join(self._taken)}"
+                )
+
+    def _take(self, name: str, default: Any, fits: Any, rule: str) -> Any:
+        self._taken.append(name)
+        if name not in self.values:
+            if default is MISSING:
+                raise ConfigError(f"{self.source}: {name} is missing; add it, {rule}")
+            return default
+        value = self.values[name]
+        if not fits(value):
+            raise ConfigError(f"{self.source}: {name}={_shown(value)} is not {rule}")
+        return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

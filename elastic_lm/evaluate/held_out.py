@@ -1,0 +1,77 @@
+"""The task `held_out`: how well a model predicts the text that its corpus keeps from training.
+
+Invariant: the batches are those of data/held_out.py, so every run over a corpus is asked the same. fp32 here; a run that
+trains in another precision measures itself in that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import torch
+
+from elastic_lm.config import RunConfig
+from elastic_lm.data.held_out import HeldOut, HeldOutTokens
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.engine.measure import measure
+from elastic_lm.engine.objectives import find_objective
+from elastic_lm.engine.spec import CAUSAL, MASKED
+from elastic_lm.evaluate.intervals import Metric, ratio
+from elastic_lm.evaluate.result import Outcome
+from elastic_lm.protocol import Measure
+from elastic_lm.storage import Storage
+from elastic_lm.trained_model import TrainedModel
+
+NAME = "held_out"
+BITS = math.log(2)  # nats of a bit
+
+
+class HeldOutText:
+    """Of the corpus that a run trains on, or the first `max_samples` in the order of all."""
+
+    kind = NAME
+
+    def __init__(self, config: RunConfig, max_samples: int | None = None) -> None:
+        """Raises: ConfigError when nothing is held out; DataError, StorageError."""
+        self._tokens = Storage.open(config.data.tokens)
+        manifest = Manifest.load(self._tokens)
+        self._held_out = HeldOut.of(
+            manifest,
+            sequence_length=config.batch.sequence_length,
+            batch_size=config.batch.micro_batch_size,
+            max_samples=max_samples,
+        )
+        self._spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)
+        asked = [manifest.hash, config.batch.sequence_length, config.batch.micro_batch_size, self._held_out.num_samples]
+        self.hash = hashlib.sha256(json.dumps([*asked, config.objective.identity()]).encode()).hexdigest()
+
+    def evaluate(self, model: TrainedModel) -> Outcome:
+        """Raises: DataError, StorageError."""
+        objective = find_objective(self._spec.objective, self._spec.masking, self._spec.z_loss)
+        tokens, measures, num_bytes = HeldOutTokens(self._tokens, self._held_out), [], []
+        bytes_V = np.array([model.encoder.num_bytes(token) for token in range(model.vocab_size)])
+        for number in range(self._held_out.num_batches):
+            batch_BS = tokens.batch(number).astype(np.int64)
+            measures.append(measure(model.module, objective, torch.from_numpy(batch_BS), number))
+            num_bytes.append(int(bytes_V[batch_BS[:, 1:]].sum()))
+        counts = {
+            "samples": self._held_out.num_samples,
+            "batches": len(measures),
+            "targets": sum(each.num_targets for each in measures),
+        }
+        metrics = self._metrics(measures)
+        if self._spec.objective == CAUSAL:
+            counts["bytes"] = sum(num_bytes)
+            metrics["bits_per_byte"] = ratio([each.loss / BITS for each in measures], num_bytes)
+        return Outcome(metrics, counts, {"intervals": "ratio estimator over batches"})
+
+    def _metrics(self, measures: list[Measure]) -> dict[str, Metric]:
+        targets = [each.num_targets for each in measures]
+        loss = ratio([each.loss for each in measures], targets)
+        if self._spec.objective not in (CAUSAL, MASKED):  # what the user's own objective tells need be no nats
+            return {"loss": loss}
+        hits = [each.num_correct or 0 for each in measures]
+        return {"loss": loss, "perplexity": loss.through(math.exp), "accuracy": ratio(hits, targets)}

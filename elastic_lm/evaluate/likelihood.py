@@ -1,0 +1,118 @@
+"""How likely a model finds a text, in nats: the log-probability of its tokens, summed.
+
+A causal model is asked for each token behind those before it. One that fills in masks is asked for each token with that one
+hidden and all others in sight: the pseudo-log-likelihood (Salazar et al. 2020). A document begins behind the token that ended
+the one before, in training as here; to a model that sees both sides it ends with that token, too.
+
+Invariant: sequences are never padded: those of equal length are read together, so that no token is there which the text does
+not have. Softmax in fp64, over all rows of the model.
+
+Shapes: B sequences, T tokens, N places, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elastic_lm.errors import ConfigError
+from elastic_lm.model.transformer import GPT
+from elastic_lm.trained_model import TrainedModel
+
+BATCH_TOKENS = 1024  # read at once: with a vocabulary of 50,000 their logits take 200 MB
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sequence that the model reads, and what it is asked: at each of `places` for the token in `targets`.
+
+    `cut`: the beginning did not fit into the model's context and was left out.
+    """
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...]
+    targets: tuple[int, ...]
+    cut: bool = False
+
+
+def continuation(model: TrainedModel, context: str, text: str) -> Reading:
+    """The text behind the context, to a causal model. What is too long loses tokens of the context, from its beginning.
+
+    White space at the end of the context counts as the text's, because tokens begin with it, not end.
+    Raises: ConfigError when the text alone is too long, or is no token of its own.
+    """
+    whole = model.encoder.encode(context + text)[:-1]
+    start = _common(whole, model.encoder.encode(context.rstrip())[:-1])
+    num_asked = len(whole) - start
+    if not num_asked:
+        raise ConfigError(f"{_shown(text)} adds no token to what is before it; correct it, or leave the item out")
+    if num_asked > model.max_tokens:
+        raise ConfigError(
+            f"{_shown(text)} has {num_asked} tokens, and the model's context is {model.max_tokens}; shorten it, or leave the "
+            "item out"
+        )
+    ids = [model.special_ids["end_of_text"], *whole]
+    read = ids[max(0, len(ids) - 1 - model.max_tokens) : -1]
+    places = range(len(read) - num_asked, len(read))
+    return Reading(tuple(read), tuple(places), tuple(ids[-num_asked:]), cut=len(read) < len(ids) - 1)
+
+
+def hidden_one_by_one(model: TrainedModel, text: str) -> list[Reading]:
+    """The whole text, to a model that fills in masks.    Raises: ConfigError when it is too long."""
+    end, mask = model.special_ids["end_of_text"], model.special_ids["mask"]
+    ids = [end, *model.encoder.encode(text)]
+    if len(ids) > model.max_tokens:
+        raise ConfigError(
+            f"{_shown(text)} has {len(ids)} tokens with those that begin and end a document, and the model's context is "
+            f"{model.max_tokens}; shorten it, or leave the item out"
+        )
+    return [Reading((*ids[:at], mask, *ids[at + 1 :]), (at,), (ids[at],)) for at in range(1, len(ids) - 1)]
+
+
+def log_likelihoods(model: TrainedModel, readings: Sequence[Reading]) -> list[float]:
+    """Of each reading its targets' log-probabilities, summed."""
+    found = [0.0] * len(readings)
+    for numbers in _batches(readings):
+        batch = [readings[number] for number in numbers]
+        log_p_N = _log_probabilities(model.module, batch)
+        for number, part_N in zip(numbers, log_p_N.split([len(reading.places) for reading in batch]), strict=True):
+            found[number] = float(part_N.sum())
+    return found
+
+
+@torch.no_grad()
+def _log_probabilities(module: nn.Module, batch: Sequence[Reading]) -> Tensor:
+    """Of all targets of sequences that are equally long, in their order."""
+    tokens_BT = torch.tensor([reading.ids for reading in batch])
+    length = tokens_BT.shape[1]
+    places_N = torch.tensor([row * length + place for row, reading in enumerate(batch) for place in reading.places])
+    targets_N = torch.tensor([target for reading in batch for target in reading.targets])
+    if isinstance(module, GPT):  # computes no other logits
+        logits_NV = module(tokens_BT, places_N)
+    else:
+        logits_NV = module(tokens_BT).flatten(0, 1)[places_N]
+    return logits_NV.double().log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
+
+
+def _batches(readings: Sequence[Reading]) -> Iterator[list[int]]:
+    """Numbers of readings that are equally long, up to BATCH_TOKENS at a time."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for number, reading in enumerate(readings):
+        by_length[len(reading.ids)].append(number)
+    for length, numbers in sorted(by_length.items()):
+        size = max(1, BATCH_TOKENS // length)
+        yield from (numbers[first : first + size] for first in range(0, len(numbers), size))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

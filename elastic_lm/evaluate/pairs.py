@@ -1,0 +1,75 @@
+"""Tasks of the kind `pairs`: which of two sentences a model finds likelier, where one repeats a stereotype more than the other.
+
+A model without a leaning takes each as often: a share of 0.5. Causal models by log-likelihood, masked ones by the
+pseudo-log-likelihood of all tokens. The measure of CrowS-Pairs (Nangia et al. 2020) hides only the tokens that both sentences
+share, so its figures do not compare with these for masked models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_lm.engine.spec import CAUSAL, MASKED
+from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.fields import Fields
+from elastic_lm.evaluate.intervals import bootstrap, wilson
+from elastic_lm.evaluate.likelihood import Reading, continuation, hidden_one_by_one, log_likelihoods
+from elastic_lm.evaluate.result import Outcome
+from elastic_lm.trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class Item:
+    """`more`: the sentence that stereotypes more; `less`: the other."""
+
+    more: str
+    less: str
+
+    @classmethod
+    def of(cls, fields: Fields) -> Item:
+        """Raises: ConfigError."""
+        item = cls(fields.text("more"), fields.text("less"))
+        if item.more == item.less:
+            raise ConfigError(
+                f"{fields.source}: more and less are the same sentence; correct one, or leave the pair out"
+            )
+        return item
+
+
+class Pairs:
+    """The share of pairs in which `more` is likelier, and by how much on average."""
+
+    kind = "pairs"
+    objectives = (CAUSAL, MASKED)
+
+    def __init__(self, items: list[Fields], options: Fields) -> None:
+        self._items = [Item.of(fields) for fields in items]
+
+    def evaluate(self, model: TrainedModel) -> Outcome:
+        """Raises: ConfigError when a sentence does not fit into the model's context: half of one is another."""
+        scores = _sentences(model, [text for item in self._items for text in (item.more, item.less)])
+        leads = [more - less for more, less in zip(scores[::2], scores[1::2], strict=True)]
+        ties = sum(lead == 0 for lead in leads)
+        number = len(leads)
+        return Outcome(
+            {
+                "share_more": wilson(sum(lead > 0 for lead in leads) + ties / 2, number),
+                "mean_lead": bootstrap([[lead, 1] for lead in leads], lambda sums: float(sums[0] / sums[1])),
+            },
+            {"pairs": number, "ties": ties},
+            {
+                "score": "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens",
+                "intervals": "Wilson; bootstrap over pairs",
+            },
+        )
+
+
+def _sentences(model: TrainedModel, texts: list[str]) -> list[float]:
+    """Their (pseudo-)log-likelihoods, in nats."""
+    parts = [_readings(model, text) for text in texts]
+    log_p = iter(log_likelihoods(model, [reading for part in parts for reading in part]))
+    return [sum(next(log_p) for _ in part) for part in parts]
+
+
+def _readings(model: TrainedModel, text: str) -> list[Reading]:
+    return [continuation(model, "", text)] if model.objective == CAUSAL else hidden_one_by_one(model, text)

@@ -1,0 +1,74 @@
+"""Tasks of the kind `safety`: what a model writes behind prompts that tempt it, judged by a function of the user's.
+
+Which words do harm is no fact of ours: the scorer is `package.module:function`, from a text to a number in [0, 1], higher for
+worse. It sees the continuation alone. A share above the threshold of such a scorer is how RealToxicityPrompts (Gehman et al.
+2020) looks at a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from elastic_lm.engine.objectives import load_function
+from elastic_lm.engine.spec import CAUSAL
+from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, continuations, num_cut
+from elastic_lm.evaluate.fields import Fields
+from elastic_lm.evaluate.intervals import bootstrap, wilson
+from elastic_lm.evaluate.result import Outcome
+from elastic_lm.generation import Sampling
+from elastic_lm.trained_model import TrainedModel
+
+
+class Safety:
+    """`scorer`: the function; `threshold`: from where a text counts; `temperature`, `seed`: how texts are drawn (0: the best)."""
+
+    kind = "safety"
+    objectives = (CAUSAL,)
+
+    def __init__(self, items: list[Fields], options: Fields) -> None:
+        self._prompts = [fields.text("prompt", empty=True) for fields in items]
+        self._scorer = options.text("scorer")
+        self._score: Callable[[str], Any] = load_function(self._scorer, f"{options.source}: scorer")
+        self._threshold = options.number("threshold", 0, 1, 0.5)
+        self._sampling = Sampling(
+            temperature=options.number("temperature", 0, 100, 0),
+            max_new_tokens=options.whole("max_new_tokens", 1, MOST_NEW_TOKENS, 64),
+            seed=options.whole("seed", 0, 2**63 - 1, 0),
+        )
+        self._stop = options.optional_text("stop")
+
+    def evaluate(self, model: TrainedModel) -> Outcome:
+        """Raises: ConfigError when the scorer fails, or says what is no number in [0, 1]; DataError."""
+        texts = list(continuations(model, self._prompts, self._sampling, self._stop))
+        scores = [self._scored(text) for text in texts]
+        above = sum(score >= self._threshold for score in scores)
+        return Outcome(
+            {
+                "share_above": wilson(above, len(scores)),
+                "mean": bootstrap([[score, 1] for score in scores], lambda sums: float(sums[0] / sums[1])),
+            },
+            {
+                "prompts": len(texts),
+                "above": above,
+                "empty_continuations": texts.count(""),
+                "cut_prompts": num_cut(model, self._prompts),
+            },
+            {
+                "scorer": self._scorer,
+                "threshold": f"{self._threshold:g}",
+                "intervals": "Wilson; bootstrap over prompts",
+            },
+        )
+
+    def _scored(self, text: str) -> float:
+        try:
+            score = float(self._score(text))
+        except Exception as error:
+            raise ConfigError(
+                f"scorer={self._scorer} failed on {text[:40]!r}: {type(error).__name__}: {error}; correct it"
+            ) from error
+        if not 0 <= score <= 1:
+            raise ConfigError(f"scorer={self._scorer} said {score} of {text[:40]!r}; it must be a number in [0, 1]")
+        return score

@@ -1,0 +1,95 @@
+"""`evaluate`: what is told, what is kept, and what is refused before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.run import Run
+from elastic_lm.storage import Storage
+from elastic_lm.trained_model import TrainedModel
+from tests.solo import Solo, solo_config
+from tests.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, held_out_corpus: str) -> str:
+    """Of a run with checkpoints of the steps 4 and 6."""
+    config = solo_config(held_out_corpus, f"file://{tmp_path_factory.mktemp('evaluated')}")
+    Solo(config).train(until=4)
+    assert Solo(config).train().verdict == "done"
+    return config.run_url
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    (tmp_path / "items.jsonl").write_text('{"more": "a cat runs", "less": "a dog runs"}\n')
+    (tmp_path / "animals.yaml").write_text("kind: pairs\ndata: items.jsonl\n")
+    return str(tmp_path / "animals.yaml")
+
+
+def test_figures_are_told_and_kept(address: str, pairs: str) -> None:
+    told = run("evaluate", address, "--tasks", f"held_out, {pairs}", "--samples", "5")
+    assert told.exit_code == 0, told.output
+    lines = told.stdout.splitlines()
+    assert lines[0].startswith("held_out at step 6: 5 samples, 5 batches, 160 targets, ")
+    assert [" ".join(line.split()[:-4]) for line in lines[1:5]] == ["loss", "perplexity", "accuracy", "bits per byte"]
+    assert lines[5] == "animals at step 6: 1 pairs, 0 ties"
+    folder = Storage.open(address)
+    assert folder.list("evaluations/step-00000006/") == [
+        "evaluations/step-00000006/animals.json", "evaluations/step-00000006/held_out.json",
+    ]  # fmt: skip
+    kept = json.loads(folder.read("evaluations/step-00000006/held_out.json"))
+    assert (kept["format"], kept["version"], kept["run"], kept["step"]) == ("elastic-lm evaluation", 1, "solo", 6)
+    result = Run.open(address).result
+    assert result is not None and kept["weights"] == result.digest["weights"]
+    assert f"{kept['metrics']['loss']['value']:.4f}" in lines[1]
+    assert kept["counts"]["samples"] == 5 and len(kept["task_hash"]) == 64
+
+
+def test_earlier_step_is_another_model(address: str) -> None:
+    early, late = (
+        json.loads(run("evaluate", f"{address}{at}", "--json").stdout.splitlines()[0]) for at in ("@4", "@6")
+    )
+    assert (early["step"], late["step"]) == (4, 6)
+    assert early["task_hash"] == late["task_hash"] and early["weights"] != late["weights"]
+    assert early["metrics"]["loss"]["value"] > late["metrics"]["loss"]["value"]
+    assert Storage.open(address).exists("evaluations/step-00000004/held_out.json")
+    [found] = Run.open(address).evaluate(step=4)
+    assert found.as_dict() == early
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("@5", "has no complete checkpoint of step 5; the nearest are 4 and 6"),
+        ("@1_000", "has no complete checkpoint of step 1000; the nearest are 4 and 6"),
+        ("@last", "is no run at a step; write RUN@STEP, e.g."),
+    ],
+)
+def test_step_that_is_not_there_is_told(step: str, message: str, address: str) -> None:
+    told = run("evaluate", f"{address}{step}")
+    assert told.exit_code == 2 and message in " ".join(told.output.split())
+
+
+@pytest.mark.parametrize("tasks", ["heldout", "nowhere/mine.yaml", "held_out,,", "held_out,held_out"])
+def test_wrong_task_is_refused_before_a_model_is_loaded(
+    tasks: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainedModel, "load", None)
+    told = run("evaluate", address, "--tasks", tasks)
+    assert told.exit_code == 2 and told.stderr.startswith("elastic-lm: "), told.output
+
+
+def test_figures_are_told_where_they_cannot_be_kept(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from elastic_lm.errors import AccessDeniedError
+
+    def refuse(storage: Storage, path: str, data: bytes) -> None:
+        raise AccessDeniedError(f"{path} may not be written")
+
+    monkeypatch.setattr(Storage, "write", refuse)
+    told = run("evaluate", address, "--samples", "2")
+    assert told.exit_code == 4 and told.stdout.startswith("held_out at step 6: 2 samples")
+    assert "held_out.json may not be written" in told.stderr

@@ -1,0 +1,116 @@
+"""The task `held_out`: equal to what transformers says of the exported model, and to the batches added up by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from elastic_lm.config import RunConfig
+from elastic_lm.data.held_out import HeldOut, HeldOutTokens
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.held_out import HeldOutText
+from elastic_lm.evaluate.intervals import ratio
+from elastic_lm.run import Run
+from elastic_lm.storage import Storage
+from elastic_lm.trained_model import TrainedModel
+
+
+def model_of(config: RunConfig) -> TrainedModel:
+    return TrainedModel.load(Storage.open(config.run_url), config)
+
+
+def held_out(config: RunConfig) -> tuple[HeldOut, Storage]:
+    tokens = Storage.open(config.data.tokens)
+    return HeldOut.of(Manifest.load(tokens), sequence_length=32, batch_size=1), tokens
+
+
+def test_figures_are_those_of_the_exported_model(causal_run: RunConfig, tmp_path: Path) -> None:
+    outcome = HeldOutText(causal_run).evaluate(model_of(causal_run))
+    Run.open(causal_run).export_model(tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    part, tokens = held_out(causal_run)
+    losses, hits, num_bytes = [], [], 0
+    encoder = model_of(causal_run).encoder
+    for number in range(part.num_batches):
+        tokens_S = torch.from_numpy(HeldOutTokens(tokens, part).batch(number)[0].astype("int64"))
+        with torch.no_grad():
+            log_p_TV = theirs(tokens_S[None, :-1]).logits[0].double().log_softmax(-1)
+        losses.append(-float(log_p_TV.gather(1, tokens_S[1:, None]).sum()))
+        num_bytes += len(encoder.decode(tokens_S[1:].tolist()))  # of ASCII alone
+        hits.append(int((log_p_TV.argmax(-1) == tokens_S[1:]).sum()))
+    metrics, counts = outcome.metrics, outcome.counts
+    assert counts == {
+        "samples": part.num_samples, "batches": part.num_batches, "targets": 32 * part.num_samples, "bytes": num_bytes,
+    }  # fmt: skip
+    expected = ratio(losses, [32] * len(losses))
+    for name, wanted in (
+        ("loss", expected.value), ("perplexity", math.exp(expected.value)), ("accuracy", sum(hits) / counts["targets"]),
+        ("bits_per_byte", sum(losses) / math.log(2) / num_bytes),
+    ):  # fmt: skip
+        assert metrics[name].value == pytest.approx(
+            wanted, rel=2e-5
+        )  # fp32 sums in another order, as in test_logits.py
+    assert (metrics["loss"].low, metrics["loss"].high) == pytest.approx((expected.low, expected.high), rel=2e-4)
+    assert metrics["perplexity"].high == pytest.approx(math.exp(metrics["loss"].high or 0))
+
+
+class Knows(nn.Module):
+    """Gives the last token again twice the chance of any other."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return nn.functional.one_hot(tokens_BT, 300).double() * math.log(2)
+
+
+def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None:
+    """It gives 2/301 to a token like the one before, 1/301 to any other, and is right where they are alike."""
+    part, tokens = held_out(causal_run)
+    rows = [HeldOutTokens(tokens, part).batch(number)[0] for number in range(part.num_batches)]
+    alike = sum(int((row[1:] == row[:-1]).sum()) for row in rows)
+    number = 32 * len(rows)
+    model = dataclasses.replace(model_of(causal_run), module=Knows())
+    metrics = HeldOutText(causal_run).evaluate(model).metrics
+    assert metrics["loss"].value == pytest.approx(
+        math.log(301) - alike / number * math.log(2), rel=1e-6
+    )  # fp32 softmax
+    assert metrics["accuracy"].value == pytest.approx(alike / number)
+
+
+def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:
+    few = HeldOutText(causal_run, 3)
+    outcome = few.evaluate(model_of(causal_run))
+    assert (outcome.counts["samples"], outcome.counts["targets"]) == (3, 96)
+    everything = HeldOutText(causal_run)
+    assert few.hash != everything.hash and everything.hash == HeldOutText(causal_run, 10**9).hash
+
+
+def test_masked_model_is_asked_for_what_is_hidden(masked_run: RunConfig) -> None:
+    outcome = HeldOutText(masked_run).evaluate(model_of(masked_run))
+    assert outcome.metrics.keys() == {"loss", "perplexity", "accuracy"}  # no bits per byte: not every byte is asked for
+    share = outcome.counts["targets"] / (32 * outcome.counts["samples"])
+    assert share == pytest.approx(0.15, abs=0.05)
+    assert HeldOutText(masked_run).evaluate(model_of(masked_run)) == outcome
+
+
+def half_squared(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
+    """An objective of the user's own, which is no likelihood."""
+    return model(tokens_BS[:, :-1]).square().sum() / 2, 7
+
+
+def test_users_objective_tells_its_loss_alone(causal_run: RunConfig) -> None:
+    config = causal_run.replace(f"objective.name={__name__}:half_squared")
+    outcome = HeldOutText(config).evaluate(model_of(causal_run))
+    assert outcome.metrics.keys() == {"loss"}
+    assert outcome.counts["targets"] == 7 * outcome.counts["batches"]
+
+
+def test_corpus_that_holds_nothing_out_is_told(small_corpus: str, causal_run: RunConfig) -> None:
+    config = causal_run.replace(f"data.tokens={small_corpus}", "data.manifest=null", "batch.sequence_length=4096")
+    with pytest.raises(ConfigError, match="prepare the corpus with a larger --held-out"):
+        HeldOutText(config)
