@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,6 +67,13 @@ def show(
     micro_batch_size: Annotated[int | None, typer.Option(help="The same.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same.")] = None,
     window_blocks: Annotated[int | None, typer.Option(help="The same; else what runs choose.")] = None,
+    loss: Annotated[
+        bool,
+        typer.Option(
+            "--loss",
+            help="Of a run's step, the loss of each sample, with the weights of the last checkpoint before it.",
+        ),
+    ] = False,
     ids: Annotated[bool, typer.Option("--ids", help="The ids of the tokens, too.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All of the text, with its line breaks.")] = False,
     as_json: AsJson = False,
@@ -80,6 +87,8 @@ def show(
         if held_out and tokens is None:
             raise ConfigError("no step trains on held-out text; look at it with --held-out --tokens START..STOP")
         found = _find(corpus)
+        if loss and (step is None or found.config is None):
+            raise ConfigError("a loss takes a run's weights and its samples: data show RUN --step N --loss")
         shape = {
             "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
             "seed": seed, "window_blocks": window_blocks,
@@ -89,6 +98,8 @@ def show(
         else:
             ranges = _samples(_order(found, shape), found.manifest, step, micro_batch, sample)
         passages = Passages(found.storage, found.manifest, held_out=held_out)
+        if loss and found.config is not None and step is not None:
+            ranges = _judged(ranges, passages, found.config, found.manifest, step)
         tell = _Teller(ids=ids, full=full)
         for wanted in ranges:
             if as_json:
@@ -143,11 +154,14 @@ def _find(text: str) -> _Found:
 
 @dataclass(frozen=True)
 class Range:
-    """Tokens [start, stop) of a corpus. `place`: what they are in training, by its names."""
+    """Tokens [start, stop) of a corpus. `place`: what they are in training, by its names. `judged`: their loss, in nats per
+    target, and the steps that the weights were trained for.
+    """
 
     start: int
     stop: int
     place: dict[str, int]
+    judged: tuple[float, int] | None = None
 
 
 def _order(found: _Found, shape: dict[str, int | None]) -> Order:
@@ -191,6 +205,18 @@ def _samples(
                 yield Range(start, start + order.sequence_length + 1, place)
 
 
+def _judged(
+    ranges: Iterator[Range], passages: Passages, config: RunConfig, manifest: Manifest, step: int
+) -> Iterator[Range]:
+    """Raises: as `SampleLoss`."""
+    from elastic_lm.sample_loss import SampleLoss
+
+    loss = SampleLoss(config, manifest, step)
+    for wanted in ranges:
+        ids = [token for passage in passages.between(wanted.start, wanted.stop) for token in passage.ids]
+        yield replace(wanted, judged=(loss.of(ids), loss.step))
+
+
 def _range(text: str) -> tuple[int, int]:
     start, dots, stop = text.replace("_", "").replace(",", "").partition("..")
     if not (dots and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
@@ -203,7 +229,8 @@ def _range(text: str) -> tuple[int, int]:
 
 def _as_json(wanted: Range, passages: Passages, *, ids: bool) -> dict[str, Any]:
     found = [_passage_as_json(passage, ids=ids) for passage in passages.between(wanted.start, wanted.stop)]
-    return {**wanted.place, "tokens": [wanted.start, wanted.stop], "passages": found}
+    told = {} if wanted.judged is None else dict(zip(("loss", "weights_step"), wanted.judged, strict=True))
+    return {**wanted.place, **told, "tokens": [wanted.start, wanted.stop], "passages": found}
 
 
 def _passage_as_json(passage: Passage, *, ids: bool) -> dict[str, Any]:
@@ -255,8 +282,15 @@ def _title(wanted: Range) -> str:
     batch = f" (batch {at['batch']:,})" if at["batch"] != at["step"] else ""
     return (
         f"step {at['step']:,}{batch}, micro-batch {at['micro_batch']:,}, sample {at['sample']:,}: {tokens}, block "
-        f"{at['block']:,}, epoch {at['epoch']:,}"
+        f"{at['block']:,}, epoch {at['epoch']:,}{_judgement(wanted)}"
     )
+
+
+def _judgement(wanted: Range) -> str:
+    if wanted.judged is None:
+        return ""
+    loss, step = wanted.judged
+    return f"; loss {loss:.4f} with the weights of step {step:,}"
 
 
 def _whence(passage: Passage) -> str:

@@ -49,6 +49,10 @@ ALLOWED = {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
         "elastic_lm.storage",
     },
+    "elastic_lm.sample_loss": {
+        "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
+        "elastic_lm.storage", "elastic_lm.trained_model",
+    },
     "elastic_lm.generation": {"torch", "elastic_lm.engine.spec", "elastic_lm.errors", "elastic_lm.trained_model"},
     "elastic_lm.tracking": {
         "tensorboardX", "wandb", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor.held_out",
