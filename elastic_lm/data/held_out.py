@@ -37,7 +37,7 @@ class HeldOut:
         if part.num_tokens <= sequence_length:
             raise ConfigError(
                 f"the corpus holds {part.num_tokens:,} tokens out, and a sample takes {sequence_length:,} + 1: there is nothing "
-                "to evaluate on; prepare the corpus with a larger --held-out, or leave evaluation.every out"
+                "to evaluate on; prepare the corpus with a larger --held-out, or do without evaluation (evaluation.every: null)"
             )
         order = part.order(sequence_length=sequence_length, micro_batches=1, micro_batch_size=batch_size, seed=SEED)
         return cls(part, order, min(order.num_samples, max_samples or order.num_samples))
