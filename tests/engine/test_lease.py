@@ -53,6 +53,38 @@ def test_world_size_does_not_show_in_the_bits(cluster, undisturbed, world_size):
     assert {cluster.digest(name) for name in names} == {undisturbed[0]}
 
 
+def test_lease_without_a_step_brings_the_state_to_a_joiner(cluster, undisturbed):
+    """The source stays until all of it is there: behind it the weights may change at once."""
+    cluster.start("w0", "w1", "w2")
+    cluster.grant(["w0", "w1"], 0, 3)
+    assert {report.end for report in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    names = ["w0", "w1", "w2"]
+    copying = cluster.grant(names, 3, 3, source="w0", joiners=("w2",))
+    reports = cluster.reports(*names)
+    assert {(report.end, report.next_step, report.whole) for report in reports.values()} == {
+        (LeaseEnd.COMPLETED, 3, True)
+    }
+    assert len({cluster.digest(name) for name in names}) == 1
+    cluster.grant(names, 3, STEPS, continues=copying.generation)
+    assert {report.end for report in cluster.reports(*names).values()} == {LeaseEnd.COMPLETED}
+    assert {cluster.digest(name) for name in names} == {undisturbed[0]}
+
+
+def test_joiner_that_dies_in_a_lease_without_a_step_costs_nobody_a_state(cluster, undisturbed):
+    cluster.start("w0", "w1")
+    cluster.start("w2", armed=("w2:copy.receive@3=kill",))
+    cluster.grant(["w0", "w1"], 0, 3)
+    cluster.reports("w0", "w1")
+    cluster.grant(["w0", "w1", "w2"], 3, 3, source="w0", joiners=("w2",))
+    cluster.wait_dead("w2")
+    cluster.fence("w0", "w1")
+    reports = cluster.reports("w0", "w1")
+    assert {(report.next_step, report.whole) for report in reports.values()} == {(3, True)}
+    cluster.grant(["w0", "w1"], 3, STEPS)
+    assert {report.end for report in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    assert {cluster.digest(name) for name in ("w0", "w1")} == {undisturbed[0]}
+
+
 def test_steps_are_left_out_by_all_in_any_world():
     """Some batches have an infinite loss, in one micro-batch, which one member of several computes."""
     spec = tiny_spec(objective="tests.engine.user_code:infinite_now_and_then", on_nonfinite="skip")
