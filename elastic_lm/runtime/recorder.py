@@ -300,8 +300,7 @@ def record_of(event: Event) -> StepRecord:
 
 def _evaluated(evaluation: Evaluation) -> Event:
     """One that an earlier coordinator had told."""
-    fields = fields_of(evaluation)
-    return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields)
+    return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields_of(evaluation))
 
 
 def evaluation_of(event: Event) -> Evaluation:

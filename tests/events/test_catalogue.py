@@ -14,12 +14,12 @@ import pytest
 
 from elastic_lm.events.catalogue import CATALOGUE, OPTIONAL, markdown
 from elastic_lm.events.types import EventKind
-from elastic_lm.protocol import StepRecord
+from elastic_lm.protocol import Evaluation, StepRecord
 
 ROOT = Path(__file__).parents[2]
 WRITERS = (
-    "control/balance.py", "control/controller.py", "control/saving.py", "events/log.py", "runtime/coordinator.py",
-    "runtime/recorder.py",
+    "control/balance.py", "control/controller.py", "control/evaluating.py", "control/saving.py", "events/log.py",
+    "runtime/coordinator.py", "runtime/recorder.py",
 )  # fmt: skip
 
 
@@ -49,16 +49,26 @@ def kind_in(call: ast.Call) -> EventKind | None:
     return EventKind[first.attr]
 
 
+def is_fields_of(node: ast.AST) -> bool:
+    """What evaluating.py makes of an `Evaluation`."""
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fields_of"
+
+
 def field_names(call: ast.Call, function: ast.AST) -> set[str]:
     """Of `_emit(kind, message, step=..., name=...)`, or of the dict that an `Event` is given as its fields."""
+    of_an_evaluation = {f.name for f in dataclasses.fields(Evaluation)} - {"step"}
     if isinstance(call.func, ast.Attribute):
-        return {keyword.arg for keyword in call.keywords if keyword.arg not in ("step", None)}
+        many = any(keyword.arg is None and is_fields_of(keyword.value) for keyword in call.keywords)
+        named = {keyword.arg for keyword in call.keywords if keyword.arg not in ("step", None)}
+        return named | (of_an_evaluation if many else set())
     told = next((k.value for k in call.keywords if k.arg == "fields"), call.args[-1] if len(call.args) > 4 else None)
     if isinstance(told, ast.Name):
         assigned = [node.value for node in ast.walk(function) if isinstance(node, ast.Assign)]
         told = next(value for value in assigned if isinstance(value, ast.Dict))
     if told is None:
         return set()
+    if is_fields_of(told):
+        return of_an_evaluation
     assert isinstance(told, ast.Dict)
     of_the_record = {f.name for f in dataclasses.fields(StepRecord)} if None in told.keys else set()
     return {key.value for key in told.keys if isinstance(key, ast.Constant)} | of_the_record

@@ -71,7 +71,7 @@ def adopt(*everybody: Found) -> list[ev.Input]:
 
 
 def adopting(told: list[ev.Input]) -> Members:
-    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", ()), 60.0, *[None] * 8)  # type: ignore[arg-type]
+    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", (), None), 60.0, *[None] * 8)  # type: ignore[arg-type]
     return Members(boot, Roster("run", "abc"), {}, told.append, retire_timeout_s=5.0)
 
 
