@@ -18,9 +18,11 @@ from elastic_lm.events.log import read
 from elastic_lm.experiment.fork import Draft, Request, fork
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.run import Run
+from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import change_version, flip, parts_of
 from tests.experiment.parents import address_of, batches, cut_small, forked, step_fields, trained
+from tests.runtime.test_restorable import search
 from tests.solo import Solo, solo_config
 
 STEPS, AT = 10, 4
@@ -181,6 +183,57 @@ def test_damaged_lineage_is_told(parent: RunConfig) -> None:
     Storage.open(made.url).write("lineage.json", b"{}")
     with pytest.raises(CheckpointError, match=r"lineage\.json cannot be read"):
         forked(made.config, "second")
+
+
+# -- a beginning that is lost ------------------------------------------------------------------------------------------
+
+
+def test_fork_whose_state_is_lost_does_not_begin_anew(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder = Storage.open(made.url)
+    folder.delete(parts_of(folder, AT)[0])
+    told = rf"is a fork of parent at step {AT}, and no checkpoint can be used: .* fork again: elastic-lm fork .*runs/parent@{AT} "
+    with pytest.raises(
+        CheckpointError, match=rf"{told}--name new, .*after deleting {folder.url}\. Passing over .* is not there"
+    ):
+        make_plan(made.config)
+    forget(made.config, AT)
+    with pytest.raises(CheckpointError, match=told):
+        make_plan(made.config)
+    folder.write("lineage.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"lineage\.json cannot be read"):
+        make_plan(made.config)
+
+
+def test_fork_does_not_go_on_from_a_state_that_is_older_than_its_parents(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder, kept = Storage.open(made.url), contents(made.url)
+    for path in folder.list():
+        folder.delete(path)
+    trained_anew = Solo(made.config)
+    trained_anew.train(until=2)
+    folder.write("lineage.json", kept["lineage.json"])
+    with pytest.raises(CheckpointError, match=r"the newest checkpoint is of step 2"):
+        make_plan(made.config)
+
+
+def test_fork_that_has_trained_needs_its_beginning_no_more(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    trained(made.config, 6)
+    forget(made.config, AT)
+    assert make_plan(made.config).resume_step == STEPS
+    Storage.open(made.url).write("lineage.json", b"{}")
+    assert make_plan(made.config).resume_step == STEPS
+
+
+def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder = Storage.open(made.url)
+    flip(folder, parts_of(folder, AT)[1])
+    assert make_plan(made.config).resume_step == AT  # which reads no parts
+    verdict, error = search(folder)
+    assert verdict == "failed"
+    assert f"is a fork of parent at step {AT}, and no checkpoint can be used" in error and "is damaged" in error
 
 
 # -- what is refused, before anything is written ------------------------------------------------------------------------
@@ -385,6 +438,9 @@ def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same
         else:
             with pytest.raises(ElasticLMError, match="no run at"):
                 Run.open(folder.url).address.config()
+            if folder.exists("lineage.json") and not folder.exists(f"{folder_of(AT)}/manifest.json"):
+                with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+                    make_plan(parent.replace(f"name={name}"))
             forked(parent, name, step=AT)
         assert Run.open(folder.url).address.config().name == name
         assert registry.newest_complete(folder) is not None
