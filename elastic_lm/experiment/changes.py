@@ -23,12 +23,16 @@ PLACE = ("name", "storage")  # another run has another one anyway
 ORDER = ("batch.", "data.", "training.seed")
 
 
-def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` with `a.b=value` overrides, whatever was left open settled by the corpus.    Raises: ConfigError; DataError."""
+def changed(config: RunConfig, overrides: Sequence[str], *, name: str, storage: str) -> RunConfig:
+    """`config` as another run's, with `a.b=value` overrides; whatever was left open is settled by the corpus.
+
+    Raises: ConfigError; DataError; StorageError.
+    """
     for text in overrides:
-        if (name := text.partition("=")[0].strip()) in PLACE:
-            raise ConfigError(f"--set {name}=... names another run; write --name and --storage")
-    after = config.replace(*overrides)
+        if (field := text.partition("=")[0].strip()) in PLACE:
+            raise ConfigError(f"--set {field}=... names another run; write --name and --storage")
+    fields = {**config.model_dump(mode="json"), "name": name, "storage": storage}
+    after = RunConfig(**config_text.override(fields, overrides))  # at once: one may need another
     if after.data.tokens != config.data.tokens and after.data.manifest == config.data.manifest:
         after = after.replace("data.manifest=null")  # whatever is there; the hash says whether it is another corpus
     if after.data.manifest is None or after.data.window_blocks is None:

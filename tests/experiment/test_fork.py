@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError
@@ -340,6 +340,17 @@ def test_run_that_was_moved_says_where_its_fork_goes(parent: RunConfig, tmp_path
     assert fork(Request(address, "new", AT, str(tmp_path))).url == f"file://{tmp_path}/runs/new"
 
 
+@pytest.mark.s3
+def test_place_and_what_it_needs_are_changed_at_once(parent: RunConfig, tmp_path: Path, s3_url: str) -> None:
+    """A run in object storage says where its trackers write files."""
+    files = address_of(parent).stored_config().replace("tracking.tensorboard=true")
+    Storage.open(parent.run_url).write("config.yaml", files.to_yaml().encode())
+    with pytest.raises(ConfigError, match=r"set tracking\.folder"):
+        forked(parent, step=AT, storage=s3_url)
+    made = forked(parent, step=AT, storage=s3_url, overrides=[f"tracking.folder={tmp_path}/files"])
+    assert made.config.tracking.folder == f"{tmp_path}/files"
+
+
 # -- a parent that trains ----------------------------------------------------------------------------------------------
 
 
@@ -486,6 +497,80 @@ def test_parts_of_an_earlier_attempt_are_swept(parent: RunConfig) -> None:
     folder.write(f"{folder_of(7)}/part-00000-000-{'0' * 16}.safetensors", b"x")
     made = forked(parent, step=AT)
     assert [found.step for found in registry.found(Storage.open(made.url))] == [AT]
+
+
+def before_each(monkeypatch: pytest.MonkeyPatch, verb: str, path: str, act: Callable[[Storage], None]) -> None:
+    """Somebody else acts on the folder right before its next `verb` on this path, once."""
+    real, waiting = getattr(Storage, verb), [act]
+
+    def operation(storage: Storage, name: str, *data: bytes) -> None:
+        if name == path and waiting:
+            waiting.pop()(storage)
+        return real(storage, name, *data)
+
+    monkeypatch.setattr(Storage, verb, operation)
+
+
+def test_checkpoints_of_a_run_that_trains_at_once_are_not_swept(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = f"{folder_of(7)}/manifest.json"
+    before_each(monkeypatch, "create", "config.yaml", lambda folder: folder.write(later, b"of step 7"))
+    real = registry.publish
+
+    def publish(folder: Storage, *given: Any, **more: Any) -> Any:
+        info = real(folder, *given, **more)
+        folder.write(f"{folder_of(6)}/part", b"of step 6")
+        return info
+
+    monkeypatch.setattr(registry, "publish", publish)
+    made = forked(parent, step=AT)
+    assert {later, f"{folder_of(6)}/part"} <= contents(made.url).keys()
+
+
+def test_run_that_begins_before_the_lineage_is_written_is_not_claimed(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = transfer.copy_parts
+
+    def copy_parts(origin: Storage, manifest: Any, folder: Storage) -> None:
+        real(origin, manifest, folder)
+        folder.write("owner/00000001.json", b"somebody")
+
+    monkeypatch.setattr(transfer, "copy_parts", copy_parts)
+    created: list[bytes] = []
+    before_each(monkeypatch, "create", "lineage.json", lambda folder: created.append(b""))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    assert not created and not Storage.open(f"{parent.storage}/runs/new").exists("lineage.json")
+
+
+def test_lineage_is_taken_back_where_a_run_has_begun_meanwhile(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_each(monkeypatch, "create", "lineage.json", lambda folder: folder.write("owner/00000001.json", b"somebody"))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    there = contents(f"{parent.storage}/runs/new").keys()
+    assert "owner/00000001.json" in there and "lineage.json" not in there
+    assert not any(path.endswith("manifest.json") for path in there)
+
+
+def test_same_fork_made_twice_at_once_keeps_its_lineage(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other command finishes as soon as this one has written the lineage."""
+    real, waiting = Storage.create, [True]
+
+    def create(storage: Storage, name: str, data: bytes) -> None:
+        real(storage, name, data)
+        if name == "lineage.json" and waiting:
+            waiting.pop()
+            forked(parent, step=AT)
+
+    monkeypatch.setattr(Storage, "create", create)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    assert make_plan(parent.replace("name=new")).resume_step == AT
+    assert Lineage.load(Storage.open(f"{parent.storage}/runs/new")) is not None
 
 
 @pytest.mark.parametrize("path", ["config.yaml", "events/000000000000.jsonl", "owner/00000001.json", "notes.txt",
