@@ -82,6 +82,7 @@ class Draft:
         changes.check_skip(before, after, origin.step)
         after = changes.with_skip(after, request.skip, origin.step)
         found = changes.changes(before, after)
+        changes.check_beginning(found)
         changes.check_vocabulary(before, after)
         _check_state(origin, after, found)
         lineage = Lineage(
@@ -93,7 +94,7 @@ class Draft:
             time_s=time.time(),
             versions={"elastic-lm": __version__, "python": platform.python_version()},
         )
-        return cls(origin, after, lineage, changes.order_note(found, origin.step))
+        return cls(origin, after, lineage, changes.order_note(found, after, origin.step))
 
     @property
     def manifest(self) -> Manifest:

@@ -13,8 +13,10 @@ import pytest
 from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError
 from elastic_lm.events.log import read
+from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.run import Run
@@ -249,6 +251,8 @@ def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> Non
         ({"overrides": ["training.precision=fp16"]}, r"loss_scale none is stored"),
         ({"overrides": ["model.vocab_size=512"]}, r"model\.vocab_size: None -> 512: .*embedding"),
         ({"overrides": ["model.num_heads=2"]}, r"model\.num_heads: 1 -> 2: .* would mean something else"),
+        ({"overrides": ["model.norm=layernorm"]}, r"model\.norm: 'rmsnorm' -> 'layernorm': .* would mean something else"),
+        ({"overrides": ["model.norm=layernorm", "model.bias=true"]}, r"cannot take .*model\.norm: .* is wanted"),
         ({"overrides": ["model.init=hf:/nowhere", "model.init_hash=" + "f" * 64]}, "begins from its parent's state"),
         ({"overrides": ["optimizer.lr=1"]}, r"optimizer\.lr is not a field"),
         ({"overrides": ["name=other"]}, "--name and --storage"),
@@ -315,6 +319,52 @@ def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
     moved.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
     with pytest.raises(ConfigError, match="was made with another tokenizer"):
         forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
+
+
+def test_place_of_the_first_weights_is_not_changed_either(parent: RunConfig) -> None:
+    """The hash is the same, and so is the run's identity."""
+    begun = address_of(parent).stored_config().replace("model.init=hf:/there", f"model.init_hash={'f' * 64}")
+    changed = changes.changed(begun, ["model.init=hf:/elsewhere"], name="new", storage=parent.storage)
+    found = changes.changes(begun, changed)
+    assert [(change.name, change.identity) for change in found] == [("model.init", False)]
+    with pytest.raises(
+        ConfigError, match=r"model\.init: 'hf:.*/there' -> 'hf:.*/elsewhere': a fork begins from its parent's"
+    ):
+        changes.check_beginning(found)
+
+
+def test_corpus_that_took_the_place_of_the_parents_is_not_compared_with_itself(
+    small_corpus: str, tmp_path: Path
+) -> None:
+    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
+    for path in tokens.list():
+        place.write(path, tokens.read(path))
+    parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
+    trained(parent, AT)
+    kept = Manifest.load(place).hash
+    with pytest.raises(ConfigError, match="is not the corpus at data.tokens"):
+        forked(parent, step=AT, overrides=["data.manifest=" + "f" * 64])
+    other = json.loads(place.read("manifest.json"))
+    place.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
+    told = f"it cannot be known whether .*is not the parent's any more: .*the parent's has {kept}"
+    for overrides in (["data.manifest=null"], [f"data.manifest={Manifest.load(place).hash}"]):
+        with pytest.raises(ConfigError, match=told):
+            forked(parent, step=AT, overrides=overrides)
+    # The parent's, where it is now.
+    assert forked(parent, step=AT, overrides=[f"data.tokens={small_corpus}"]).config.data.manifest == kept
+
+
+def test_batches_that_are_left_out_of_another_order_are_told(parent: RunConfig) -> None:
+    notes: list[str | None] = []
+    for number, (overrides, skip) in enumerate(
+        [(["training.seed=3"], ((5, 7),)), (["training.seed=3"], ()), ([], ((5, 7),))]
+    ):
+        request = Request(address_of(parent), f"new-{number}", AT, None, overrides, skip)
+        fork(request, lambda draft: notes.append(draft.note))
+    both, seed, skipped = notes
+    assert both is not None and "training.skip=[[5, 7]] counts batches in that order" in both
+    assert seed is not None and "training.skip" not in seed
+    assert skipped is None
 
 
 def test_other_text_of_the_same_vocabulary_goes_on_from_its_step(
