@@ -43,8 +43,9 @@ def fork(
     with told_errors():
         from elastic_lm.experiment import fork as experiment
         from elastic_lm.run import Run
+        from elastic_lm.run_address import split_step
 
-        address, step = _at_step(run)
+        address, step = split_step(run)
         ranges = tuple(_batches(text) for text in skip or ())
         request = experiment.Request(Run.open(address).address, name, step, storage, set_ or (), ranges)
         made = experiment.fork(request, _tell_draft)
@@ -62,15 +63,6 @@ def _tell_draft(draft: Draft) -> None:
         say("  Nothing that changes bits is changed.")
     if draft.note is not None:
         say(f"  {draft.note}")
-
-
-def _at_step(text: str) -> tuple[str, int | None]:
-    run, at, step = text.rpartition("@")
-    if at and not step.isdecimal():
-        raise ConfigError(
-            f"{text!r} names no step behind the @; write RUN@STEP, e.g. my-run@1000, or RUN for its newest checkpoint"
-        )
-    return (run, int(step)) if at else (text, None)
 
 
 def _batches(text: str) -> tuple[int, int]:

@@ -36,6 +36,17 @@ def test_fork_tells_what_is_changed_and_how_to_go_on(url: str) -> None:
     assert Run.open(new).config.training.skip == ((3, 5), (8, 9))
 
 
+def test_address_may_hold_an_at(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}/user@corp.com", "base", steps=4)
+    trained(config, 2)
+    told = run("fork", config.run_url, "--name", "longer", "--set", "training.steps=8")
+    assert told.exit_code == 0, told.stderr
+    assert "Forking base at step 4" in told.stdout
+    told = run("fork", f"{tmp_path}/user@corp.com/runs/base@0,002", "--name", "new")
+    assert told.exit_code == 0, told.stderr
+    assert "Forking base at step 2" in told.stdout
+
+
 def test_fork_that_has_not_begun_is_known_to_the_other_commands(url: str) -> None:
     new = url.replace("parent", "new")
     assert "Nothing that changes bits is changed." in run("fork", f"{url}@2", "--name", "new").stdout
@@ -49,7 +60,7 @@ def test_fork_that_has_not_begun_is_known_to_the_other_commands(url: str) -> Non
 @pytest.mark.parametrize(
     ("words", "reason", "code"),
     [
-        (["@two", "--name", "new"], "names no step behind the @", 2),
+        (["@two", "--name", "new"], "is no run at a step; write RUN@STEP", 2),
         (["@3", "--name", "new"], "no checkpoint of step 3; the nearest are of step 2 and step 4", 2),
         (["@2", "--name", "parent"], "holds a run already", 2),
         (["@2", "--name", "new", "--skip", "5"], "--skip '5' is no range", 2),

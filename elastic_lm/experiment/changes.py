@@ -19,19 +19,26 @@ from elastic_lm.experiment.lineage import Change, Skip
 from elastic_lm.storage import Storage
 
 PLACE = ("name", "storage")  # another run has another one anyway
+CORPUS = ("tokens", "manifest", "window_blocks")  # of `data`
+BEGINNING = ("model.init", "model.init_hash")
 # With these, batches are other samples.
 ORDER = ("batch.", "data.", "training.seed")
 
 
-def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` with `a.b=value` overrides, whatever was left open settled by the corpus.    Raises: ConfigError; DataError."""
+def changed(config: RunConfig, overrides: Sequence[str], *, name: str, storage: str) -> RunConfig:
+    """`config` as another run's, with `a.b=value` overrides; whatever was left open is settled by the corpus.
+
+    Raises: ConfigError; DataError; StorageError.
+    """
     for text in overrides:
-        if (name := text.partition("=")[0].strip()) in PLACE:
-            raise ConfigError(f"--set {name}=... names another run; write --name and --storage")
-    after = config.replace(*overrides)
+        if (field := text.partition("=")[0].strip()) in PLACE:
+            raise ConfigError(f"--set {field}=... names another run; write --name and --storage")
+    fields = {**config.model_dump(mode="json"), "name": name, "storage": storage}
+    after = RunConfig(**config_text.override(fields, overrides))  # at once: one may need another
     if after.data.tokens != config.data.tokens and after.data.manifest == config.data.manifest:
         after = after.replace("data.manifest=null")  # whatever is there; the hash says whether it is another corpus
-    if after.data.manifest is None or after.data.window_blocks is None:
+    was, now = ([getattr(data, field) for field in CORPUS] for data in (config.data, after.data))
+    if was != now or None in now:
         corpus = Corpus.load(Storage.open(after.data.tokens))
         after = after.settled(manifest=corpus.hash, window_blocks=corpus.window_blocks)
     return after
@@ -60,15 +67,29 @@ def check_steps(after: RunConfig, step: int) -> None:
         )
 
 
-def order_note(found: Sequence[Change], step: int) -> str | None:
-    """A sentence where the fork does not go on in its parent's order."""
+def check_beginning(found: Sequence[Change]) -> None:
+    """Raises: ConfigError when weights are named to begin with. A run's identity holds their hash and not their place."""
+    for change in found:
+        if change.name in BEGINNING:
+            raise ConfigError(
+                f"{change}: a fork begins from its parent's state and from nothing else; leave it as it was"
+            )
+
+
+def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | None:
+    """Sentences where the fork does not go on in its parent's order."""
     names = [change.name for change in found if change.identity and change.name.startswith(ORDER)]
     if not names:
         return None
-    return (
+    told = (
         f"From step {step} on samples come in another order ({', '.join(names)}): of the epoch that is under way some come "
         "twice, and some not at all."
     )
+    first = batch_of(step, after.training.skip)
+    left_out = [[start, stop] for start, stop in after.training.skip if stop > first]
+    if left_out:
+        told += f" training.skip={left_out} counts batches in that order: they are not the samples that its parent has there."
+    return told
 
 
 # -- batches that are left out -----------------------------------------------------------------------------------------
@@ -137,6 +158,13 @@ def check_vocabulary(before: RunConfig, after: RunConfig) -> None:
             f"it cannot be known whether the corpus at data.tokens={after.data.tokens} has the tokens that the model has "
             f"learned, because the parent's cannot be read: {error}"
         ) from error
+    if ours.hash != before.data.manifest:
+        raise ConfigError(
+            f"it cannot be known whether the corpus at data.tokens={after.data.tokens} has the tokens that the model has "
+            f"learned, because the one at {before.data.tokens} is not the parent's any more: its manifest has the hash "
+            f"{ours.hash}, and the parent's has {before.data.manifest}; put the parent's corpus back there, or "
+            "fork to where that is now (--set data.tokens=URL), and then fork that"
+        )
     if ours.tokenizer_hash != theirs.tokenizer_hash:
         raise ConfigError(
             f"the corpus at data.tokens={after.data.tokens} was made with another tokenizer ({theirs.tokenizer_hash[:12]}) than "

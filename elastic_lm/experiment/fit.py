@@ -24,28 +24,18 @@ from elastic_lm.storage import Storage
 # Changes of these may change what is kept.
 KEPT_BY = ("model.", "optimizer.kind", "training.precision", "data.manifest")
 # The same tensors, read in another way: what was learned would be lost.
-READ_BY = ("model.num_heads", "model.position")
-BEGINNING = ("model.init", "model.init_hash")
+READ_BY = ("model.num_heads", "model.position", "model.norm")
 
 
 def check(tensors: dict[str, Entry], after: RunConfig, changes: Sequence[Change], step: int) -> None:
     """Raises: ConfigError saying which of the changes the state of `step` cannot take; DataError, StorageError."""
     relevant = [change for change in changes if change.identity and change.name.startswith(KEPT_BY)]
-    for change in relevant:
-        if change.name in BEGINNING:
-            raise ConfigError(
-                f"{change}: a fork begins from its parent's state and from nothing else; leave it as it was"
-            )
-        if change.name in READ_BY:
-            raise ConfigError(
-                f"{change}: the state of step {step} has the same tensors, but they would mean something else; leave it as it "
-                "was, or begin a new run"
-            )
     if not relevant:
         return
     wanted = _shapes(after)
     was = {name: entry.shape for name, entry in tensors.items()}
     if wanted == was:
+        _check_meaning(relevant, step)
         return
     name = next(name for name in sorted({*wanted, *was}) if wanted.get(name) != was.get(name))
     told = "; ".join(map(str, relevant))
@@ -54,6 +44,15 @@ def check(tensors: dict[str, Entry], after: RunConfig, changes: Sequence[Change]
         f"{_told(wanted.get(name), 'is wanted')}. A fork keeps the shape of its parent's model, its vocabulary, its kind of "
         "optimizer and its loss scale; leave these as they were, or begin a new run"
     )
+
+
+def _check_meaning(changes: Sequence[Change], step: int) -> None:
+    for change in changes:
+        if change.name in READ_BY:
+            raise ConfigError(
+                f"{change}: the state of step {step} has the same tensors, but they would mean something else; leave it as it "
+                "was, or begin a new run"
+            )
 
 
 def _told(shape: tuple[int, ...] | None, verb: str) -> str:

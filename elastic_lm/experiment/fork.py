@@ -77,12 +77,12 @@ class Draft:
         """Raises: ConfigError or CheckpointError when it cannot be made; DataError; StorageError."""
         origin = Origin.of(request.parent, step)
         before = origin.config
-        after = RunConfig(**{**before.model_dump(mode="json"), "name": request.name, "storage": request.place})
-        after = changes.changed(after, request.overrides)
+        after = changes.changed(before, request.overrides, name=request.name, storage=request.place)
         changes.check_steps(after, origin.step)
         changes.check_skip(before, after, origin.step)
         after = changes.with_skip(after, request.skip, origin.step)
         found = changes.changes(before, after)
+        changes.check_beginning(found)
         changes.check_vocabulary(before, after)
         _check_state(origin, after, found)
         lineage = Lineage(
@@ -94,7 +94,7 @@ class Draft:
             time_s=time.time(),
             versions={"elastic-lm": __version__, "python": platform.python_version()},
         )
-        return cls(origin, after, lineage, changes.order_note(found, origin.step))
+        return cls(origin, after, lineage, changes.order_note(found, after, origin.step))
 
     @property
     def manifest(self) -> Manifest:
@@ -166,22 +166,39 @@ def _copied(draft: Draft, folder: Storage) -> bool:
 
 def _make(folder: Storage, draft: Draft) -> Forked:
     """All parts are there."""
-    try:
-        folder.create(FILE, draft.lineage.to_json())
-    except AlreadyExistsError:
-        begun = _begun(folder)
-        if begun is not None and not begun.is_same_fork(draft.lineage):
-            raise _another(folder, begun) from None
+    names = _claim(folder, draft)
     manifest = draft.manifest
-    _check_free(folder)
+    _sweep(folder, manifest, names)  # now: once the manifest is there, somebody may train
     info = registry.publish(folder, manifest)
-    _sweep(folder, manifest)
     try:
         folder.create(CONFIG_FILE, draft.config.to_yaml().encode())
     except AlreadyExistsError:
         raise _taken(folder) from None
     lineage = Lineage.load(folder) or draft.lineage
     return Forked(folder.url, draft.config, lineage, len(manifest.parts), info.size_bytes)
+
+
+def _claim(folder: Storage, draft: Draft) -> list[str]:
+    """Write the lineage, unless it is there. A run that begins meanwhile finds it and ends, or is found here.
+
+    Returns: what is there; no run is.    Raises: ConfigError when there is one, or another fork's lineage.
+    """
+    _check_free(folder)
+    try:
+        folder.create(FILE, draft.lineage.to_json())
+    except AlreadyExistsError:
+        begun = _begun(folder)
+        if begun is None:  # deleted again, for there was a run
+            raise _taken(folder) from None
+        if not begun.is_same_fork(draft.lineage):
+            raise _another(folder, begun) from None
+        return _check_free(folder)
+    try:
+        return _check_free(folder)
+    except ConfigError:
+        if not folder.exists(f"{folder_of(draft.origin.step)}/{MANIFEST}"):  # else the same command has made this fork
+            folder.delete(FILE)
+        raise
 
 
 # -- the new run's folder ----------------------------------------------------------------------------------------------
@@ -228,12 +245,15 @@ def _cannot_finish(folder: Storage, begun: Lineage, reason: object) -> Checkpoin
     )
 
 
-def _sweep(folder: Storage, manifest: Manifest) -> None:
-    """Parts that an earlier attempt at this fork has left: of another state, so nobody will ask for them."""
+def _sweep(folder: Storage, manifest: Manifest, names: Sequence[str]) -> None:
+    """Parts that an earlier attempt at this fork has left: of another state, so nobody will ask for them.
+
+    `names`: what was there when there was no run.
+    """
     path = folder_of(manifest.step)
     kept = {f"{path}/{name}" for name in (MANIFEST, *(part.name for part in manifest.parts))}
-    for name in folder.list(f"{FOLDER}/"):
-        if name not in kept:
+    for name in names:
+        if name.startswith(f"{FOLDER}/") and name not in kept:
             folder.delete(name)
 
 

@@ -7,7 +7,7 @@ told when the ancestors are gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,8 +98,33 @@ class Lineage:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
-                f"{folder.url}/{FILE} cannot be read: {type(error).__name__}: {error}; training does without it, a fork does not"
+                f"{folder.url}/{FILE} cannot be read: {type(error).__name__}: {error}; training goes on without it as long as "
+                "there is a checkpoint, a fork does not"
             ) from error
+
+
+def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> None:
+    """A fork begins with its parent's state or not at all: without one its first step would be trained from other weights.
+
+    Args: `newest_step`: of the newest checkpoint that can be used; `reasons`: sentences about those that were passed over.
+    Raises: CheckpointError when the run in this folder is a fork and that is none, or older than the fork; StorageError.
+    """
+    try:
+        lineage = Lineage.load(folder)
+    except CheckpointError:
+        if newest_step is None:
+            raise
+        return
+    if lineage is None or (newest_step is not None and newest_step >= lineage.parent.step):
+        return
+    parent = lineage.parent
+    there = "no checkpoint can be used" if newest_step is None else f"the newest checkpoint is of step {newest_step}"
+    told = "".join(f" {reason}" for reason in reasons)
+    raise CheckpointError(
+        f"run {lineage.run} in {folder.url} is a fork of {parent.name} at step {parent.step}, and {there}: the state it was "
+        f"forked with is damaged or not there; fork again: elastic-lm fork {parent.url}@{parent.step} --name {lineage.run}, "
+        f"with its --set and --skip, after deleting {folder.url}.{told}"
+    )
 
 
 def _lineage(body: dict[str, Any]) -> Lineage:

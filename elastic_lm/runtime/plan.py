@@ -11,6 +11,7 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
+from elastic_lm.experiment.lineage import check_beginning
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -29,6 +30,7 @@ def make_plan(config: RunConfig) -> Plan:
     run_storage = Storage.open(config.run_url)
     skipped: list[str] = []
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
+    check_beginning(run_storage, None if newest is None else newest.step, skipped)
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
     if newest is not None:
         _check_identity(config, newest)

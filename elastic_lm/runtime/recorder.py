@@ -95,6 +95,16 @@ class Recorder:
         self._news.append(News(self._exporter.sentence))
         if (news := news_of(started)) is not None:
             self._news.append(news)
+        self._begin_at(started.fields["resume_step"] or 0)
+
+    def _begin_at(self, step: int) -> None:
+        """Where nothing is logged yet, as in a fork, the log begins with the first step that this run trains."""
+        if self._ledger.next_step > 0 or step == 0:
+            return
+        self._ledger.skip_to(step)
+        self.logged_step = step
+        told = f"The log begins at step {step}; those before a fork are its parent's."
+        self.emit(Event(EventKind.NOTE, told, step=step))
 
     def _opening(self, started: Event, newest: Event | None) -> Event:
         self._attempt = newest.attempt + 1 if newest is not None else 1
@@ -153,15 +163,8 @@ class Recorder:
 
     def skip_to(self, step: int) -> None:
         """Training goes on at this step, and everybody who is left has told what led to it: what is missing stays missing."""
-        is_first = self._ledger.next_step == 0
         known, missing = self._ledger.skip_to(step)
-        if missing and is_first and not known:
-            self.emit(
-                Event(
-                    EventKind.NOTE, f"The log begins at step {step}; those before a fork are its parent's.", step=step
-                )
-            )
-        elif missing:
+        if missing:
             told = (
                 f"{len(missing)} steps from {missing[0]} to {missing[-1]} are missing in the log: whoever could tell of "
                 "them is lost."

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
+from elastic_lm.experiment.lineage import check_beginning
 from elastic_lm.runtime.patience import Patience
 from elastic_lm.storage import Storage
 
@@ -19,7 +20,7 @@ class RestorableSearch:
     """`check` raises unless this is still the run's owner: what is damaged loses its manifest.
 
     `on_found` gets the newest one whose every byte was read, and a sentence about each that was passed over; `on_failed` a
-    verdict and its reason, when that could not be found out.
+    verdict and its reason, when that could not be found out, or when the run is a fork and has nothing left to begin with.
     """
 
     def __init__(
@@ -53,4 +54,6 @@ class RestorableSearch:
     def _look(self) -> tuple[CheckpointInfo | None, list[str]]:
         self._check()
         skipped: list[str] = []
-        return registry.newest_complete(self._storage, on_skipped=skipped.append, check=self._check), skipped
+        newest = registry.newest_complete(self._storage, on_skipped=skipped.append, check=self._check)
+        check_beginning(self._storage, None if newest is None else newest.step, skipped)
+        return newest, skipped

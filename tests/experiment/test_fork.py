@@ -10,17 +10,21 @@ from typing import Any
 
 import pytest
 
-from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError
 from elastic_lm.events.log import read
+from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.run import Run
+from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
 from tests.checkpoint.saved import change_version, flip, parts_of
 from tests.experiment.parents import address_of, batches, cut_small, forked, step_fields, trained
+from tests.runtime.test_restorable import search
 from tests.solo import Solo, solo_config
 
 STEPS, AT = 10, 4
@@ -183,6 +187,57 @@ def test_damaged_lineage_is_told(parent: RunConfig) -> None:
         forked(made.config, "second")
 
 
+# -- a beginning that is lost ------------------------------------------------------------------------------------------
+
+
+def test_fork_whose_state_is_lost_does_not_begin_anew(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder = Storage.open(made.url)
+    folder.delete(parts_of(folder, AT)[0])
+    told = rf"is a fork of parent at step {AT}, and no checkpoint can be used: .* fork again: elastic-lm fork .*runs/parent@{AT} "
+    with pytest.raises(
+        CheckpointError, match=rf"{told}--name new, .*after deleting {folder.url}\. Passing over .* is not there"
+    ):
+        make_plan(made.config)
+    forget(made.config, AT)
+    with pytest.raises(CheckpointError, match=told):
+        make_plan(made.config)
+    folder.write("lineage.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"lineage\.json cannot be read"):
+        make_plan(made.config)
+
+
+def test_fork_does_not_go_on_from_a_state_that_is_older_than_its_parents(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder, kept = Storage.open(made.url), contents(made.url)
+    for path in folder.list():
+        folder.delete(path)
+    trained_anew = Solo(made.config)
+    trained_anew.train(until=2)
+    folder.write("lineage.json", kept["lineage.json"])
+    with pytest.raises(CheckpointError, match=r"the newest checkpoint is of step 2"):
+        make_plan(made.config)
+
+
+def test_fork_that_has_trained_needs_its_beginning_no_more(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    trained(made.config, 6)
+    forget(made.config, AT)
+    assert make_plan(made.config).resume_step == STEPS
+    Storage.open(made.url).write("lineage.json", b"{}")
+    assert make_plan(made.config).resume_step == STEPS
+
+
+def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> None:
+    made = forked(parent, step=AT)
+    folder = Storage.open(made.url)
+    flip(folder, parts_of(folder, AT)[1])
+    assert make_plan(made.config).resume_step == AT  # which reads no parts
+    verdict, error = search(folder)
+    assert verdict == "failed"
+    assert f"is a fork of parent at step {AT}, and no checkpoint can be used" in error and "is damaged" in error
+
+
 # -- what is refused, before anything is written ------------------------------------------------------------------------
 
 
@@ -196,6 +251,8 @@ def test_damaged_lineage_is_told(parent: RunConfig) -> None:
         ({"overrides": ["training.precision=fp16"]}, r"loss_scale none is stored"),
         ({"overrides": ["model.vocab_size=512"]}, r"model\.vocab_size: None -> 512: .*embedding"),
         ({"overrides": ["model.num_heads=2"]}, r"model\.num_heads: 1 -> 2: .* would mean something else"),
+        ({"overrides": ["model.norm=layernorm"]}, r"model\.norm: 'rmsnorm' -> 'layernorm': .* would mean something else"),
+        ({"overrides": ["model.norm=layernorm", "model.bias=true"]}, r"cannot take .*model\.norm: .* is wanted"),
         ({"overrides": ["model.init=hf:/nowhere", "model.init_hash=" + "f" * 64]}, "begins from its parent's state"),
         ({"overrides": ["optimizer.lr=1"]}, r"optimizer\.lr is not a field"),
         ({"overrides": ["name=other"]}, "--name and --storage"),
@@ -264,6 +321,52 @@ def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
         forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
 
 
+def test_place_of_the_first_weights_is_not_changed_either(parent: RunConfig) -> None:
+    """The hash is the same, and so is the run's identity."""
+    begun = address_of(parent).stored_config().replace("model.init=hf:/there", f"model.init_hash={'f' * 64}")
+    changed = changes.changed(begun, ["model.init=hf:/elsewhere"], name="new", storage=parent.storage)
+    found = changes.changes(begun, changed)
+    assert [(change.name, change.identity) for change in found] == [("model.init", False)]
+    with pytest.raises(
+        ConfigError, match=r"model\.init: 'hf:.*/there' -> 'hf:.*/elsewhere': a fork begins from its parent's"
+    ):
+        changes.check_beginning(found)
+
+
+def test_corpus_that_took_the_place_of_the_parents_is_not_compared_with_itself(
+    small_corpus: str, tmp_path: Path
+) -> None:
+    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
+    for path in tokens.list():
+        place.write(path, tokens.read(path))
+    parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
+    trained(parent, AT)
+    kept = Manifest.load(place).hash
+    with pytest.raises(ConfigError, match="is not the corpus at data.tokens"):
+        forked(parent, step=AT, overrides=["data.manifest=" + "f" * 64])
+    other = json.loads(place.read("manifest.json"))
+    place.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
+    told = f"it cannot be known whether .*is not the parent's any more: .*the parent's has {kept}"
+    for overrides in (["data.manifest=null"], [f"data.manifest={Manifest.load(place).hash}"]):
+        with pytest.raises(ConfigError, match=told):
+            forked(parent, step=AT, overrides=overrides)
+    # The parent's, where it is now.
+    assert forked(parent, step=AT, overrides=[f"data.tokens={small_corpus}"]).config.data.manifest == kept
+
+
+def test_batches_that_are_left_out_of_another_order_are_told(parent: RunConfig) -> None:
+    notes: list[str | None] = []
+    for number, (overrides, skip) in enumerate(
+        [(["training.seed=3"], ((5, 7),)), (["training.seed=3"], ()), ([], ((5, 7),))]
+    ):
+        request = Request(address_of(parent), f"new-{number}", AT, None, overrides, skip)
+        fork(request, lambda draft: notes.append(draft.note))
+    both, seed, skipped = notes
+    assert both is not None and "training.skip=[[5, 7]] counts batches in that order" in both
+    assert seed is not None and "training.skip" not in seed
+    assert skipped is None
+
+
 def test_other_text_of_the_same_vocabulary_goes_on_from_its_step(
     parent: RunConfig, small_corpus: str, tmp_path: Path
 ) -> None:
@@ -285,6 +388,17 @@ def test_run_that_was_moved_says_where_its_fork_goes(parent: RunConfig, tmp_path
     with pytest.raises(ConfigError, match="say --storage URL"):
         fork(Request(address, "new", AT))
     assert fork(Request(address, "new", AT, str(tmp_path))).url == f"file://{tmp_path}/runs/new"
+
+
+@pytest.mark.s3
+def test_place_and_what_it_needs_are_changed_at_once(parent: RunConfig, tmp_path: Path, s3_url: str) -> None:
+    """A run in object storage says where its trackers write files."""
+    files = address_of(parent).stored_config().replace("tracking.tensorboard=true")
+    Storage.open(parent.run_url).write("config.yaml", files.to_yaml().encode())
+    with pytest.raises(ConfigError, match=r"set tracking\.folder"):
+        forked(parent, step=AT, storage=s3_url)
+    made = forked(parent, step=AT, storage=s3_url, overrides=[f"tracking.folder={tmp_path}/files"])
+    assert made.config.tracking.folder == f"{tmp_path}/files"
 
 
 # -- a parent that trains ----------------------------------------------------------------------------------------------
@@ -385,6 +499,9 @@ def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same
         else:
             with pytest.raises(ElasticLMError, match="no run at"):
                 Run.open(folder.url).address.config()
+            if folder.exists("lineage.json") and not folder.exists(f"{folder_of(AT)}/manifest.json"):
+                with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+                    make_plan(parent.replace(f"name={name}"))
             forked(parent, name, step=AT)
         assert Run.open(folder.url).address.config().name == name
         assert registry.newest_complete(folder) is not None
@@ -430,6 +547,80 @@ def test_parts_of_an_earlier_attempt_are_swept(parent: RunConfig) -> None:
     folder.write(f"{folder_of(7)}/part-00000-000-{'0' * 16}.safetensors", b"x")
     made = forked(parent, step=AT)
     assert [found.step for found in registry.found(Storage.open(made.url))] == [AT]
+
+
+def before_each(monkeypatch: pytest.MonkeyPatch, verb: str, path: str, act: Callable[[Storage], None]) -> None:
+    """Somebody else acts on the folder right before its next `verb` on this path, once."""
+    real, waiting = getattr(Storage, verb), [act]
+
+    def operation(storage: Storage, name: str, *data: bytes) -> None:
+        if name == path and waiting:
+            waiting.pop()(storage)
+        return real(storage, name, *data)
+
+    monkeypatch.setattr(Storage, verb, operation)
+
+
+def test_checkpoints_of_a_run_that_trains_at_once_are_not_swept(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = f"{folder_of(7)}/manifest.json"
+    before_each(monkeypatch, "create", "config.yaml", lambda folder: folder.write(later, b"of step 7"))
+    real = registry.publish
+
+    def publish(folder: Storage, *given: Any, **more: Any) -> Any:
+        info = real(folder, *given, **more)
+        folder.write(f"{folder_of(6)}/part", b"of step 6")
+        return info
+
+    monkeypatch.setattr(registry, "publish", publish)
+    made = forked(parent, step=AT)
+    assert {later, f"{folder_of(6)}/part"} <= contents(made.url).keys()
+
+
+def test_run_that_begins_before_the_lineage_is_written_is_not_claimed(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = transfer.copy_parts
+
+    def copy_parts(origin: Storage, manifest: Any, folder: Storage) -> None:
+        real(origin, manifest, folder)
+        folder.write("owner/00000001.json", b"somebody")
+
+    monkeypatch.setattr(transfer, "copy_parts", copy_parts)
+    created: list[bytes] = []
+    before_each(monkeypatch, "create", "lineage.json", lambda folder: created.append(b""))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    assert not created and not Storage.open(f"{parent.storage}/runs/new").exists("lineage.json")
+
+
+def test_lineage_is_taken_back_where_a_run_has_begun_meanwhile(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_each(monkeypatch, "create", "lineage.json", lambda folder: folder.write("owner/00000001.json", b"somebody"))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    there = contents(f"{parent.storage}/runs/new").keys()
+    assert "owner/00000001.json" in there and "lineage.json" not in there
+    assert not any(path.endswith("manifest.json") for path in there)
+
+
+def test_same_fork_made_twice_at_once_keeps_its_lineage(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other command finishes as soon as this one has written the lineage."""
+    real, waiting = Storage.create, [True]
+
+    def create(storage: Storage, name: str, data: bytes) -> None:
+        real(storage, name, data)
+        if name == "lineage.json" and waiting:
+            waiting.pop()
+            forked(parent, step=AT)
+
+    monkeypatch.setattr(Storage, "create", create)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        forked(parent, step=AT)
+    assert make_plan(parent.replace("name=new")).resume_step == AT
+    assert Lineage.load(Storage.open(f"{parent.storage}/runs/new")) is not None
 
 
 @pytest.mark.parametrize("path", ["config.yaml", "events/000000000000.jsonl", "owner/00000001.json", "notes.txt",

@@ -34,8 +34,8 @@ class Attempts:
         self.mailbox = Unheard()
         self._begun: list[Recorder] = []
 
-    def begin(self, owner_epoch: int) -> Recorder:
-        fields = {"resume_step": None, "flops_per_token": None, "config": self.config.model_dump(mode="json")}
+    def begin(self, owner_epoch: int, resume_step: int | None = None) -> Recorder:
+        fields = {"resume_step": resume_step, "flops_per_token": None, "config": self.config.model_dump(mode="json")}
         started = Event(EventKind.RUN_STARTED, f"Attempt of owner {owner_epoch}.", fields=fields)
         recorder = Recorder(
             self.config, self.storage, self.mailbox, started,
@@ -138,6 +138,40 @@ def test_steps_that_nobody_can_tell_of_any_more_are_told_as_missing(attempts: At
     told = [(event.kind, event.step) for event in attempts.events()[1:]]
     assert told == [(EventKind.NOTE, 4), *((EventKind.STEP_COMMITTED, step) for step in (2, 3, 4))]
     assert "2 steps from 0 to 1 are missing in the log" in attempts.events()[1].message
+
+
+def told_of(attempts: Attempts, attempt: int) -> list[tuple[EventKind, int | None]]:
+    return [(event.kind, event.step) for event in attempts.events() if event.attempt == attempt][1:]
+
+
+def test_log_of_a_fork_begins_at_its_step(attempts: Attempts) -> None:
+    recorder = attempts.begin(1, resume_step=4)
+    assert (recorder.next_step, recorder.logged_step, recorder.unlogged()) == (4, 4, ())
+    recorder.skip_to(4)
+    recorder.enter((record(4),))
+    recorder.close()
+    assert told_of(attempts, 1) == [(EventKind.NOTE, 4), (EventKind.STEP_COMMITTED, 4)]
+    assert "begins at step 4" in attempts.events()[1].message
+
+
+def test_fork_that_is_taken_over_before_anything_is_logged_lacks_nothing(attempts: Attempts) -> None:
+    """Its workers tell of all that it has trained, and at its last step no lease comes after that."""
+    attempts.begin(1, resume_step=4)
+    second = attempts.begin(2, resume_step=4)
+    second.enter((record(4), record(5)))
+    second.close()
+    assert told_of(attempts, 2) == [(EventKind.NOTE, 4), (EventKind.STEP_COMMITTED, 4), (EventKind.STEP_COMMITTED, 5)]
+    assert not any("missing" in event.message for event in attempts.events())
+
+
+def test_attempt_that_goes_on_behind_a_log_does_not_begin_it_anew(attempts: Attempts) -> None:
+    first = attempts.begin(1, resume_step=4)
+    first.enter((record(4), record(5)))
+    first.close()
+    second = attempts.begin(2, resume_step=5)
+    assert (second.next_step, second.logged_step) == (6, 6)
+    second.close()
+    assert told_of(attempts, 2) == []
 
 
 def test_records_that_the_log_lacks_are_those_of_the_last_moment(attempts: Attempts) -> None:
