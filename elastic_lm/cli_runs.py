@@ -154,7 +154,8 @@ def _portrait(portrait: Portrait) -> Iterator[str]:
         yield from ("", "from", *(visible(line) for link in portrait.lineage.chain() for line in _link(link)))
     yield from ("", "checkpoints", *(_checkpoints(portrait) or ["  none"]))
     if portrait.measured:
-        rows = [(f"  step {m.step:,}", m.task, m.metric, str(m)) for m in portrait.measured]
+        names = portrait.task_names
+        rows = [(f"  step {m.step:,}", names[m.task, m.task_hash], m.metric, str(m)) for m in portrait.measured]
         yield from ("", "evaluations", *_columns(rows))
     yield from ("", "identity", *_columns([(f"  {name}", str(value)) for name, value in portrait.identity.items()]))
 

@@ -104,8 +104,11 @@ class Comparison:
 
     @cached_property
     def measured(self) -> list[tuple[int, str, str, Measured | None, Measured | None]]:
-        """(step, task, metric, a's, b's) of what either was evaluated on."""
-        of_a, of_b = ({(m.step, m.task, m.metric): m for m in side.measured} for side in (self.a, self.b))
+        """(step, task, metric, a's, b's) of what either was evaluated on; beside each other only if the task is the same."""
+        names = evaluations.names([*self.a.measured, *self.b.measured])
+        of_a, of_b = (
+            {(m.step, names[m.task, m.task_hash], m.metric): m for m in side.measured} for side in (self.a, self.b)
+        )
         return [(*key, of_a.get(key), of_b.get(key)) for key in sorted({*of_a, *of_b})]
 
     @cached_property
@@ -166,7 +169,15 @@ class Comparison:
                 for change in self.differences
             ],
             "evaluations": [
-                {"step": step, "task": task, "metric": metric, "a": a and a.value, "b": b and b.value}
-                for step, task, metric, a, b in self.measured
+                {
+                    "step": step,
+                    "task": one.task,
+                    "task_hash": one.task_hash,
+                    "metric": metric,
+                    "a": a and a.value,
+                    "b": b and b.value,
+                }
+                for step, _, metric, a, b in self.measured
+                if (one := a or b)
             ],
         }

@@ -14,6 +14,7 @@ import pytest
 from elastic_lm.config import RunConfig
 from elastic_lm.experiment import page
 from elastic_lm.experiment.comparison import Comparison
+from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.portrait import Portrait
 from elastic_lm.storage import Storage
 from tests.conftest import find_chromium
@@ -98,7 +99,20 @@ def test_comparison_tells_programs_the_same(parent: RunConfig, child: RunConfig)
     told = json.loads(json.dumps(compared(parent, child).as_json()))
     assert (told["steps_in_common"], told["first_difference"]) == (6, 4)
     assert told["differences"][0] == {"name": "optimizer.learning_rate", "a": 3e-4, "b": 1e-3, "identity": True}
-    assert told["evaluations"] == [{"step": 10, "task": "held_out", "metric": "loss", "a": None, "b": 2.5}]
+    assert told["evaluations"] == [
+        {"step": 10, "task": "held_out", "task_hash": "", "metric": "loss", "a": None, "b": 2.5}
+    ]
+
+
+def test_figures_of_other_tasks_do_not_stand_beside_each_other(parent: RunConfig, child: RunConfig) -> None:
+    found = compared(parent, child)
+    few, all_ = "f" * 64, "a" * 64
+    a = replace(found.a, measured=(Measured(10, "held_out", "loss", 2.0, task_hash=few), Measured(10, "own", "x", 1.0)))
+    of_b = Measured(10, "held_out", "loss", 3.0, task_hash=all_), Measured(10, "held_out", "loss", 4.0, task_hash=few)
+    told = Comparison(a, replace(found.b, measured=(*of_b, Measured(10, "own", "x", 2.0))))
+    assert [(task, a and a.value, b and b.value) for _, task, _, a, b in told.measured] == [
+        ("held_out (aaaaaaaa)", None, 3.0), ("held_out (ffffffff)", 2.0, 4.0), ("own", 1.0, 2.0),
+    ]  # fmt: skip
 
 
 def test_portrait_has_all_that_is_known_of_a_run(grandchild: RunConfig, child: RunConfig) -> None:
