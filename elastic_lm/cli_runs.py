@@ -122,7 +122,7 @@ def _row(run: Listed, now: float) -> tuple[str, ...]:
         "" if run.step is None and run.of is None else f"{run.step or 0:,}/{'?' if run.of is None else f'{run.of:,}'}",
         "" if run.loss is None else f"{run.loss:.4f}",
         "" if run.checkpoint is None else f"{run.checkpoint:,}",
-        "" if run.parent is None else f"{run.parent}@{run.parent_step}",
+        "" if run.parent is None else f"{run.parent}@{'?' if run.parent_step is None else run.parent_step}",
         "" if run.last_s is None else _ago(now - run.last_s),
     )
 

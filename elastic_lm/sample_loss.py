@@ -20,8 +20,8 @@ class SampleLoss:
     """With the weights of the newest complete checkpoint that has not trained `before` yet; of the oldest where all have.
 
     On the CPU, in fp32, without dropout, each sample as a batch of its own: near what training saw, not its bits. What the masked
-    objective hides is the same in every sample, and not what training hid. `folder`: where the run is
-    now, whatever its config says. `step`: how long the weights were trained.
+    objective hides is the same in every sample, and not what training hid. `folder`: where the run is now,
+    whatever its config says. `step`: how long the weights were trained.
     Raises: CheckpointError when there is no checkpoint; ConfigError, DataError, StorageError.
     """
 

@@ -71,12 +71,12 @@ def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
         task = file
     for name, told in metrics.items() if isinstance(metrics, dict) else ():
         values = told if isinstance(told, dict) else {"value": told}
-        if (value := _number(values.get("value"))) is not None:
-            low, high = _number(values.get("low")), _number(values.get("high"))
+        if (value := number(values.get("value"))) is not None:
+            low, high = number(values.get("low")), number(values.get("high"))
             yield Measured(step, task, str(name), value, low, high, task_hash)
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """None for what is none, or not finite."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
