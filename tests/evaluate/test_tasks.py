@@ -286,6 +286,37 @@ def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
     assert len({copy.hash, other.hash, *options}) == 4
 
 
+@pytest.mark.parametrize(
+    ("address", "data", "place"),
+    [
+        ("s3://bucket/tasks/mine.yaml", "mine.jsonl", "s3://bucket/tasks/mine.jsonl"),
+        ("s3://bucket/tasks/mine.yaml", "../data/./mine.jsonl", "s3://bucket/data/mine.jsonl"),
+        ("s3://bucket/a/b/mine.yaml", "../../x/../mine.jsonl", "s3://bucket/mine.jsonl"),
+        ("s3://bucket/a//b/mine.yaml", "mine.jsonl", "s3://bucket/a//b/mine.jsonl"),
+        ("s3://bucket/mine.yaml", "s3://other/mine.jsonl", "s3://other/mine.jsonl"),
+        ("s3://bucket/mine.yaml", "/data/mine.jsonl", "/data/mine.jsonl"),
+        ("file:///tasks/mine.yaml", "../mine.jsonl", "file:///tasks/../mine.jsonl"),
+        ("tasks/mine.yaml", "../mine.jsonl", "tasks/../mine.jsonl"),
+        ("mine.yaml", "mine.jsonl", "mine.jsonl"),
+    ],
+)
+def test_relative_address_is_beside_the_task(address: str, data: str, place: str) -> None:
+    assert tasks._beside(address, data) == place
+
+
+@pytest.mark.parametrize("data", ["../mine.jsonl", "../other/mine.jsonl", "a/../../mine.jsonl"])
+def test_relative_address_does_not_leave_its_bucket(data: str) -> None:
+    with pytest.raises(ConfigError, match="leads out of the bucket bucket; write its whole address, s3://BUCKET/PATH"):
+        tasks._beside("s3://bucket/mine.yaml", data)
+
+
+def test_items_of_a_task_in_a_bucket_may_lie_in_another_folder_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"s3://bucket/tasks/mine.yaml": "kind: pairs\ndata: ../data/items.jsonl\n"}
+    there["s3://bucket/data/items.jsonl"] = json.dumps(PAIR)
+    monkeypatch.setattr(tasks, "_text", lambda address, source: there[address])
+    assert tasks.load("s3://bucket/tasks/mine.yaml", "causal").name == "mine"
+
+
 def test_items_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "tasks").mkdir()
