@@ -1,7 +1,8 @@
 """Commands about a corpus that is there: its figures, and its text as training sees it.
 
 Invariant: `show` of a step tells the samples that workers train on in that step, by the same order and the same verified
-reads. Nothing is written, and only storage is needed.
+reads. A fork has not trained the steps before it: where its parent's samples were others, it is refused to tell them. Nothing is
+written, and only storage is needed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from elastic_lm.data.order import Order
     from elastic_lm.data.passages import Passage, Passages
     from elastic_lm.data.summary import Figures, Summary
+    from elastic_lm.experiment.lineage import Change
     from elastic_lm.storage import Storage
 
 MOST_SOURCES = 20  # that have a row of their own
@@ -93,13 +95,15 @@ def show(
             "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
             "seed": seed, "window_blocks": window_blocks,
         }  # fmt: skip
+        if step is not None and found.folder is not None:
+            _check_trained_here(found.folder, step)
         if step is None:
             ranges: Iterator[Range] = iter([Range(*_range(str(tokens)), {})])
         else:
             ranges = _samples(_order(found, shape), found.manifest, step, micro_batch, sample)
         passages = Passages(found.storage, found.manifest, held_out=held_out)
-        if loss and found.config is not None and step is not None:
-            ranges = _judged(ranges, passages, found.config, found.manifest, step)
+        if loss and step is not None:
+            ranges = _judged(ranges, passages, found, step)
         tell = _Teller(ids=ids, full=full)
         for wanted in ranges:
             if as_json:
@@ -115,11 +119,12 @@ def show(
 
 @dataclass(frozen=True)
 class _Found:
-    """A corpus, and the run that trains on it if it was named by one."""
+    """A corpus, and the run that trains on it if it was named by one, with the folder in which that was found."""
 
     storage: Storage
     manifest: Manifest
     config: RunConfig | None = None
+    folder: Storage | None = None
 
 
 def _find(text: str) -> _Found:
@@ -131,6 +136,7 @@ def _find(text: str) -> _Found:
 
     if text.endswith((".yaml", ".yml")):
         config = RunConfig.load(text)
+        folder = Storage.open(config.run_url)
     else:
         try:
             storage = Storage.open(text)
@@ -139,14 +145,16 @@ def _find(text: str) -> _Found:
         if storage.exists(FILE_NAME):
             return _Found(storage, Manifest.load(storage))
         try:
-            config = Run.open(text).config
+            run = Run.open(text)
+            config, folder = run.config, run.address.folder()
         except (ConfigError, NotFoundError) as error:
             raise NotFoundError(
                 f"{text} is no corpus (there is no {FILE_NAME} in {storage.url}) and no run ({error})"
             ) from error
     tokens = Storage.open(config.data.tokens)
     manifest = Manifest.load(tokens)
-    return _Found(tokens, manifest, config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks))
+    config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
+    return _Found(tokens, manifest, config, folder)
 
 
 # -- which tokens ----------------------------------------------------------------------------------------------------
@@ -180,6 +188,34 @@ def _order(found: _Found, shape: dict[str, int | None]) -> Order:
     return found.manifest.order(**fields)
 
 
+def _check_trained_here(folder: Storage, step: int) -> None:
+    """Raises: ConfigError when the run is a fork, and the samples that it would tell are not those of the run that trained them.
+
+    CheckpointError when its lineage cannot be read; StorageError.
+    """
+    from elastic_lm.experiment.lineage import Lineage
+
+    lineage = Lineage.load(folder)
+    before = [link for link in (lineage.chain() if lineage else ()) if step < link.parent.step]
+    names = sorted({change.name for link in before for change in link.changes if _changes_samples(change, step)})
+    if names:
+        at, trainer = before[-1].parent.step, before[-1].parent
+        raise ConfigError(
+            f"step {step} is before the fork at step {at}, with other samples than the run's ({', '.join(names)}), and was "
+            f"trained by {trainer.name}: data show {trainer.url} --step {step}"
+        )
+
+
+def _changes_samples(change: Change, step: int) -> bool:
+    """Whether with it the step has other samples. Batches that are left out later change nothing."""
+    from elastic_lm.data.order import batch_of
+    from elastic_lm.experiment.changes import ORDER
+
+    if change.name == "training.skip":
+        return batch_of(step, change.before or ()) != batch_of(step, change.after or ())
+    return change.identity and change.name.startswith(ORDER)
+
+
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -205,13 +241,12 @@ def _samples(
                 yield Range(start, start + order.sequence_length + 1, place)
 
 
-def _judged(
-    ranges: Iterator[Range], passages: Passages, config: RunConfig, manifest: Manifest, step: int
-) -> Iterator[Range]:
+def _judged(ranges: Iterator[Range], passages: Passages, found: _Found, step: int) -> Iterator[Range]:
     """Raises: as `SampleLoss`."""
     from elastic_lm.sample_loss import SampleLoss
 
-    loss = SampleLoss(config, manifest, step)
+    assert found.config is not None and found.folder is not None
+    loss = SampleLoss(found.folder, found.config, found.manifest, step)
     for wanted in ranges:
         ids = [token for passage in passages.between(wanted.start, wanted.stop) for token in passage.ids]
         yield replace(wanted, judged=(loss.of(ids), loss.step))

@@ -122,7 +122,7 @@ def _row(run: Listed, now: float) -> tuple[str, ...]:
         "" if run.step is None and run.of is None else f"{run.step or 0:,}/{'?' if run.of is None else f'{run.of:,}'}",
         "" if run.loss is None else f"{run.loss:.4f}",
         "" if run.checkpoint is None else f"{run.checkpoint:,}",
-        "" if run.parent is None else f"{run.parent}@{run.parent_step}",
+        "" if run.parent is None else f"{run.parent}@{'?' if run.parent_step is None else run.parent_step}",
         "" if run.last_s is None else _ago(now - run.last_s),
     )
 
@@ -154,7 +154,8 @@ def _portrait(portrait: Portrait) -> Iterator[str]:
         yield from ("", "from", *(visible(line) for link in portrait.lineage.chain() for line in _link(link)))
     yield from ("", "checkpoints", *(_checkpoints(portrait) or ["  none"]))
     if portrait.measured:
-        rows = [(f"  step {m.step:,}", m.task, m.metric, str(m)) for m in portrait.measured]
+        names = portrait.task_names
+        rows = [(f"  step {m.step:,}", names[m.task, m.task_hash], m.metric, str(m)) for m in portrait.measured]
         yield from ("", "evaluations", *_columns(rows))
     yield from ("", "identity", *_columns([(f"  {name}", str(value)) for name, value in portrait.identity.items()]))
 

@@ -20,12 +20,12 @@ class SampleLoss:
     """With the weights of the newest complete checkpoint that has not trained `before` yet; of the oldest where all have.
 
     On the CPU, in fp32, without dropout, each sample as a batch of its own: near what training saw, not its bits. What the masked
-    objective hides is the same in every sample, and not what training hid. `step`: how long the weights were trained.
+    objective hides is the same in every sample, and not what training hid. `folder`: where the run is now,
+    whatever its config says. `step`: how long the weights were trained.
     Raises: CheckpointError when there is no checkpoint; ConfigError, DataError, StorageError.
     """
 
-    def __init__(self, config: RunConfig, manifest: Manifest, before: int) -> None:
-        folder = Storage.open(config.run_url)
+    def __init__(self, folder: Storage, config: RunConfig, manifest: Manifest, before: int) -> None:
         complete = [found.step for found in registry.found(folder) if found.state == "complete"]
         if not complete:
             raise CheckpointError(

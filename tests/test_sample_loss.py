@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from elastic_lm.events.types import EventKind
 from elastic_lm.run import Run
+from tests.experiment.parents import forked, trained
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
@@ -31,6 +33,42 @@ def test_losses_of_a_steps_samples_come_to_the_steps_loss(small_corpus: str, tmp
     assert {sample["weights_step"] for sample in samples} == {3}
     assert sum(sample["loss"] for sample in samples) / len(samples) == pytest.approx(event.fields["loss"], rel=1e-5)
     assert "; loss " in run("data", "show", url, "--step", "3", "--loss").stdout
+
+
+def test_losses_are_of_the_run_that_was_named(small_corpus: str, tmp_path: Path) -> None:
+    """A copy of it, while its config names the original's place."""
+    config = solo_config(small_corpus, f"file://{tmp_path}", steps=2)
+    assert Solo(config).train().ok
+    shutil.copytree(tmp_path / "runs", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "runs")
+    assert {sample["weights_step"] for sample in shown(f"{tmp_path}/moved/{config.name}", "--step", "2", "--loss")} == {
+        2
+    }
+
+
+def test_steps_that_a_fork_has_not_trained_are_told_by_who_has(small_corpus: str, tmp_path: Path) -> None:
+    parent = solo_config(small_corpus, f"file://{tmp_path}", "parent", steps=6)
+    trained(parent, 2, 4)
+    seed = forked(parent, "seed", step=4, overrides=["training.seed=7"])
+    refused = run("data", "show", seed.url, "--step", "3")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"trained by parent: data show {parent.run_url} --step 3" in refused.stderr
+    assert "(training.seed)" in refused.stderr
+    assert shown(seed.url, "--step", "4") != shown(parent.run_url, "--step", "4")
+    plain = forked(parent, "plain", step=4, overrides=["optimizer.learning_rate=1e-3"], skip=((4, 5),))
+    assert shown(plain.url, "--step", "3") == shown(parent.run_url, "--step", "3")  # the same samples
+    assert {sample["batch"] for sample in shown(plain.url, "--step", "4")} == {5}
+    assert trained(seed.config).ok
+    child = forked(seed.config, "child", step=6, overrides=["training.steps=9", "schedule.total_steps=6"])
+    assert (
+        f"trained by parent: data show {parent.run_url} --step 3"
+        in run("data", "show", child.url, "--step", "3").stderr
+    )
+    assert shown(child.url, "--step", "5") == shown(seed.url, "--step", "5")
+    again = forked(
+        seed.config, "again", step=6, overrides=["training.seed=8", "training.steps=9", "schedule.total_steps=6"]
+    )
+    assert f"trained by seed: data show {seed.url} --step 5" in run("data", "show", again.url, "--step", "5").stderr
 
 
 def test_loss_without_a_run_or_a_step_is_refused(small_corpus: str, tmp_path: Path) -> None:

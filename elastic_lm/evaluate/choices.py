@@ -1,16 +1,17 @@
 """Tasks of the kind `choices`: which of several texts a model finds likeliest behind a context, and how often it is right.
 
-By their log-likelihoods, and by these per UTF-8 byte of the choice, since a long one is less likely for its length alone.
+By their log-likelihoods, and by these per UTF-8 byte of what is scored, since a long one is less likely for its length alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.evaluate.fields import Fields
-from elastic_lm.evaluate.intervals import wilson
-from elastic_lm.evaluate.likelihood import continuation, log_likelihoods
+from elastic_lm.evaluate.intervals import Metric, wilson
+from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.trained_model import TrainedModel
 
@@ -41,20 +42,30 @@ class Choices:
 
     def evaluate(self, model: TrainedModel) -> Outcome:
         """Raises: ConfigError when a choice alone does not fit into the model's context."""
-        readings = [continuation(model, item.context, choice) for item in self._items for choice in item.choices]
+        asked = [rivals(model, item.context, item.choices) for item in self._items]
+        readings = [reading for each in asked for reading in each.readings]
         log_p = iter(log_likelihoods(model, readings))
-        num_right = num_right_per_byte = 0
-        for item in self._items:
+        num_right = num_right_per_byte = num_not_finite = 0
+        for item, each in zip(self._items, asked, strict=True):
             scores = [next(log_p) for _ in item.choices]
-            per_byte = [score / len(choice.encode()) for score, choice in zip(scores, item.choices, strict=True)]
+            sizes = [each.tail_bytes + len(choice.encode()) for choice in item.choices]
+            per_byte = [score / size for score, size in zip(scores, sizes, strict=True)]
             num_right += _best(scores) == item.answer
             num_right_per_byte += _best(per_byte) == item.answer
+            num_not_finite += not all(map(math.isfinite, scores))
         number = len(self._items)
-        return Outcome(
-            {"accuracy": wilson(num_right, number), "accuracy_per_byte": wilson(num_right_per_byte, number)},
-            {"items": number, "choices": len(readings), "cut_contexts": sum(reading.cut for reading in readings)},
-            {"intervals": "Wilson"},
-        )
+        counts = {
+            "items": number,
+            "choices": len(readings),
+            "cut_contexts": sum(reading.cut for reading in readings),
+            "shortened_contexts": sum(each.shortened for each in asked),
+        }
+        method = {"intervals": "Wilson"}
+        if num_not_finite:  # of such scores none is the highest
+            counts["not_finite"] = num_not_finite
+            return Outcome({"accuracy": Metric(None), "accuracy_per_byte": Metric(None)}, counts, method)
+        metrics = {"accuracy": wilson(num_right, number), "accuracy_per_byte": wilson(num_right_per_byte, number)}
+        return Outcome(metrics, counts, method)
 
 
 def _best(scores: list[float]) -> int:

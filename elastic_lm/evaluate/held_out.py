@@ -46,11 +46,12 @@ class HeldOutText:
         )
         self._spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)
         asked = [manifest.hash, config.batch.sequence_length, config.batch.micro_batch_size, self._held_out.num_samples]
-        self.hash = hashlib.sha256(json.dumps([*asked, config.objective.identity()]).encode()).hexdigest()
+        objective = {name: value for name, value in config.objective.identity().items() if name != "z_loss"}
+        self.hash = hashlib.sha256(json.dumps([*asked, objective]).encode()).hexdigest()
 
     def evaluate(self, model: TrainedModel) -> Outcome:
         """Raises: DataError, StorageError."""
-        objective = find_objective(self._spec.objective, self._spec.masking, self._spec.z_loss)
+        objective = find_objective(self._spec.objective, self._spec.masking)  # the loss is told without z_loss
         tokens, measures, num_bytes = HeldOutTokens(self._tokens, self._held_out), [], []
         bytes_V = np.array([model.encoder.num_bytes(token) for token in range(model.vocab_size)])
         for number in range(self._held_out.num_batches):

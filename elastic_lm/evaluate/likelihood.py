@@ -39,17 +39,49 @@ class Reading:
     cut: bool = False
 
 
-def continuation(model: TrainedModel, context: str, text: str) -> Reading:
-    """The text behind the context, to a causal model. What is too long loses tokens of the context, from its beginning.
+@dataclass(frozen=True)
+class Rivals:
+    """Texts behind one context, a reading for each: all are asked from the same token on, behind the same tokens.
 
-    White space at the end of the context counts as the text's, because tokens begin with it, not end.
-    Raises: ConfigError when the text alone is too long, or is no token of its own.
+    `tail_bytes`: of the context's end that is asked for with each. `shortened`: that is more than white space.
     """
-    whole = model.encoder.encode(context + text)[:-1]
-    start = _common(whole, model.encoder.encode(context.rstrip())[:-1])
+
+    readings: tuple[Reading, ...]
+    tail_bytes: int
+    shortened: bool
+
+
+def rivals(model: TrainedModel, context: str, texts: Sequence[str]) -> Rivals:
+    """To a causal model. What is too long loses tokens of the context, from its beginning.
+
+    A token may join the context's end with a text's beginning. Then the tokens from there on are asked for, of every text: the
+    log-probabilities are all of the same tail and a text, behind the same prefix. White space at the end of the context is in
+    the tail, because tokens begin with it, not end.
+    Raises: ConfigError when a text alone is too long, or is no token of its own.
+    """
+    before = model.encoder.encode(context.rstrip())[:-1]
+    wholes = [model.encoder.encode(context + text)[:-1] for text in texts]
+    starts = [_common(whole, before) for whole in wholes]
+    for text, whole, start in zip(texts, wholes, starts, strict=True):
+        if start == len(whole):
+            raise ConfigError(f"{_shown(text)} adds no token to what is before it; correct it, or leave the item out")
+    start = min(starts)
+    tail_bytes = sum(model.encoder.num_bytes(token) for token in before[start:])
+    return Rivals(
+        tuple(_from(model, text, whole, start) for text, whole in zip(texts, wholes, strict=True)),
+        tail_bytes + len(context[len(context.rstrip()) :].encode()),
+        shortened=start < len(before),
+    )
+
+
+def continuation(model: TrainedModel, context: str, text: str) -> Reading:
+    """Of one text.    Raises: as `rivals`."""
+    return rivals(model, context, [text]).readings[0]
+
+
+def _from(model: TrainedModel, text: str, whole: Sequence[int], start: int) -> Reading:
+    """All tokens read, and those from `start` on asked for.    Raises: ConfigError when they are too many."""
     num_asked = len(whole) - start
-    if not num_asked:
-        raise ConfigError(f"{_shown(text)} adds no token to what is before it; correct it, or leave the item out")
     if num_asked > model.max_tokens:
         raise ConfigError(
             f"{_shown(text)} has {num_asked} tokens, and the model's context is {model.max_tokens}; shorten it, or leave the "

@@ -7,12 +7,13 @@ share, so its figures do not compare with these for masked models.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from elastic_lm.engine.spec import CAUSAL, MASKED
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.fields import Fields
-from elastic_lm.evaluate.intervals import bootstrap, wilson
+from elastic_lm.evaluate.intervals import Metric, bootstrap, wilson
 from elastic_lm.evaluate.likelihood import Reading, continuation, hidden_one_by_one, log_likelihoods
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.trained_model import TrainedModel
@@ -51,17 +52,19 @@ class Pairs:
         leads = [more - less for more, less in zip(scores[::2], scores[1::2], strict=True)]
         ties = sum(lead == 0 for lead in leads)
         number = len(leads)
-        return Outcome(
-            {
-                "share_more": wilson(sum(lead > 0 for lead in leads) + ties / 2, number),
-                "mean_lead": bootstrap([[lead, 1] for lead in leads], lambda sums: float(sums[0] / sums[1])),
-            },
-            {"pairs": number, "ties": ties},
-            {
-                "score": "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens",
-                "intervals": "Wilson; bootstrap over pairs",
-            },
-        )
+        counts = {"pairs": number, "ties": ties}
+        method = {
+            "score": "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens",
+            "intervals": "Wilson; bootstrap over pairs",
+        }
+        if num_not_finite := sum(not math.isfinite(lead) for lead in leads):
+            counts["not_finite"] = num_not_finite
+            return Outcome({"share_more": Metric(None), "mean_lead": Metric(None)}, counts, method)
+        metrics = {
+            "share_more": wilson(sum(lead > 0 for lead in leads) + ties / 2, number),
+            "mean_lead": bootstrap([[lead, 1] for lead in leads], lambda sums: float(sums[0] / sums[1])),
+        }
+        return Outcome(metrics, counts, method)
 
 
 def _sentences(model: TrainedModel, texts: list[str]) -> list[float]:

@@ -1,5 +1,7 @@
 """What a model came to in a task, and how that is kept: `evaluations/step-00001000/TASK.json` in the run's folder.
 
+Where that is the result of another task of the same name: `TASK-HASH.json`, with the first 8 digits of the task's hash.
+
 Invariant: the file says what was asked (`task_hash`), of which weights (`weights`) and in which version of the format, so that
 figures which do not compare are not compared by mistake. An evaluation that is done again replaces its file.
 """
@@ -11,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from elastic_lm.errors import NotFoundError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.storage import Storage
 
 FORMAT = "elastic-lm evaluation"
 VERSION = 1
 FOLDER = "evaluations"
+HASH_DIGITS = 8  # in a file's name
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,6 @@ class Result:
     task_hash: str
     outcome: Outcome
 
-    @property
-    def path(self) -> str:
-        """In the run's folder."""
-        return f"{FOLDER}/step-{self.step:08d}/{self.task}.json"
-
     def as_dict(self) -> dict[str, Any]:
         """As it is stored."""
         values = asdict(self)
@@ -53,4 +52,17 @@ class Result:
 
     def store(self, run_storage: Storage) -> None:
         """Raises: StorageError."""
-        run_storage.write(self.path, (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+        path = f"{FOLDER}/step-{self.step:08d}/{self.task}"
+        if _hash_in(run_storage, f"{path}.json") not in (None, self.task_hash):
+            path += f"-{self.task_hash[:HASH_DIGITS]}"
+        run_storage.write(f"{path}.json", (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+
+
+def _hash_in(run_storage: Storage, path: str) -> str | None:
+    """Of the task whose result is there; None for nothing, or what cannot be read."""
+    try:
+        body = json.loads(run_storage.read(path))
+    except (NotFoundError, ValueError, RecursionError):
+        return None
+    found = body.get("task_hash") if isinstance(body, dict) else None
+    return found if isinstance(found, str) else None

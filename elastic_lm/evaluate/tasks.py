@@ -120,9 +120,28 @@ def _items(text: str, source: str) -> list[Fields]:
 
 
 def _beside(address: str, data: str) -> str:
-    """What a relative address in a file means."""
+    """What a relative address in a file means. Object storage knows no `..`, so that is resolved here.
+
+    Raises: ConfigError when it leads out of a bucket.
+    """
+    if "://" in data or data.startswith(("/", "~")):
+        return data
     folder, slash, _ = address.rpartition("/")
-    return data if "://" in data or data.startswith(("/", "~")) else f"{folder}{slash}{data}"
+    scheme, mark, place = folder.partition("://")
+    if not mark or scheme == "file":
+        return f"{folder}{slash}{data}"
+    parts = place.split("/")
+    for part in data.split("/"):
+        if part == "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+        if not parts:
+            raise ConfigError(
+                f"{address}: data={data} leads out of the bucket {place.partition('/')[0]}; write its whole address, "
+                f"{scheme}://BUCKET/PATH"
+            )
+    return f"{scheme}://{'/'.join(parts)}"
 
 
 def _text(address: str, source: str) -> str:

@@ -2,7 +2,7 @@
 
 One listing tells which runs there are and which checkpoints they have; of each run the end of its log, its config and its
 lineage are read, and never a whole log. So hundreds of runs take seconds. A run that cannot be read keeps nobody from the
-others.
+others, and what is of another type than it should be is not known.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from elastic_lm.checkpoint.layout import MANIFEST, folder_of, steps_in
 from elastic_lm.config import CONFIG_FILE
-from elastic_lm.errors import CheckpointError, StorageError
 from elastic_lm.events import segments
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment import lineage
+from elastic_lm.experiment.evaluations import number
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.ownership import FOLDER as OWNER
 from elastic_lm.storage import Storage
@@ -37,8 +38,8 @@ class Listed:
     """One run, as far as that is cheap to know. None where nothing is known.
 
     `state`: its verdict, or "running", "interrupted" (no verdict and no sign of life), "not begun" (no log), "unreadable".
-    `step` counts committed steps, `of` those that are wanted; `checkpoint` is the newest one's step. `last_s`: unix time of the
-    last event, or of the fork.
+    `step` counts committed steps, `of` those that are wanted; `checkpoint` is the newest one's step. `loss`: of the last step
+    that was not left out, if it is finite. `last_s`: unix time of the last event, or of the fork.
     """
 
     name: str
@@ -78,21 +79,21 @@ def look(folder: Storage, names: Sequence[str], now: float) -> Listed:
         steps = STEPS.search(folder.read(CONFIG_FILE).decode(errors="replace")) if CONFIG_FILE in names else None
         end = _End.of(folder, names)
         state = end.verdict or _state(folder, names, end, now)
-    except (StorageError, CheckpointError) as error:
-        return Listed(name, folder.url, "unreadable", checkpoint=checkpoint, problem=str(error))
-    begun_at = origin.parent.step if origin else None
-    return Listed(
-        name=name,
-        url=folder.url,
-        state=state,
-        step=begun_at if end.step is None else end.step,
-        of=int(steps[1]) if steps else None,
-        loss=end.loss,
-        checkpoint=checkpoint,
-        parent=origin.parent.name if origin else None,
-        parent_step=begun_at,
-        last_s=end.last_s or (origin.time_s if origin else None),
-    )
+        begun_at = _whole(origin.parent.step) if origin else None
+        return Listed(
+            name=name,
+            url=folder.url,
+            state=state,
+            step=begun_at if end.step is None else end.step,
+            of=int(steps[1]) if steps else None,
+            loss=end.loss,
+            checkpoint=checkpoint,
+            parent=_text(origin.parent.name) if origin else None,
+            parent_step=begun_at,
+            last_s=end.last_s or (number(origin.time_s) if origin else None),
+        )
+    except Exception as error:  # noqa: BLE001 - told; whatever somebody has written there
+        return Listed(name, folder.url, "unreadable", checkpoint=checkpoint, problem=str(error) or type(error).__name__)
 
 
 def _is_run(names: Sequence[str]) -> bool:
@@ -122,13 +123,15 @@ class _End:
     def of(cls, folder: Storage, names: Sequence[str]) -> _End:
         end, is_open = cls(), False
         for event in _backwards(folder, names):
-            end.last_s = end.last_s or event.time_s
+            end.last_s = end.last_s or number(event.time_s)
             is_open = is_open or event.kind is EventKind.RUN_STARTED  # what comes before is of an earlier attempt
             if event.kind is EventKind.RUN_FINISHED and not is_open:
-                end.verdict = end.verdict or event.fields.get("verdict")
+                end.verdict = end.verdict or _text(event.fields.get("verdict"))
             if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
-                end.step, end.loss = event.step + 1, event.fields.get("loss")
-                break
+                end.step = event.step + 1 if end.step is None else end.step
+                if not event.fields.get("refused"):
+                    end.loss = number(event.fields.get("loss"))
+                    break
         return end
 
 
@@ -140,6 +143,14 @@ def _backwards(folder: Storage, names: Sequence[str]) -> Iterator[Event]:
         lines = segments.lines(log, segments.Segment(name, 0))
         parsed = (segments.parse(line, number, lambda told: None) for number, line in reversed(list(enumerate(lines))))
         yield from (event for event in parsed if event is not None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _state(folder: Storage, names: Sequence[str], end: _End, now: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,6 +47,11 @@ class Side:
         """Of the committed steps, by step."""
         return {point.step: point.fields for point in self.history.points}
 
+    @cached_property
+    def applied(self) -> dict[int, dict[str, Any]]:
+        """Those without the steps that were left out, which say nothing of the model."""
+        return {step: fields for step, fields in self.records.items() if not fields.get("refused")}
+
     @property
     def begins_at(self) -> int:
         return self.lineage.parent.step if self.lineage else 0
@@ -53,8 +59,10 @@ class Side:
     def figures(self) -> dict[str, str]:
         """What it came to, in words; what is not known is left out."""
         history, points = self.history, self.history.points
-        last = points[-MEAN_STEPS:]
-        losses = [point.fields["loss"] for point in last]
+        losses = [fields["loss"] for fields in self.applied.values()]
+        last = losses[-MEAN_STEPS:]
+        lowest = min(filter(math.isfinite, losses), default=None)
+        num_left_out = len(points) - len(losses)
         _, rates = history.tokens_per_s(most_parts=10)
         ratio = history.goodput.ratio()
         told = {
@@ -62,8 +70,9 @@ class Side:
             "steps": f"{points[-1].step + 1:,} of {self.config.training.steps:,}" if points else None,
             "from": f"{self.lineage.parent.name} at step {self.begins_at:,}" if self.lineage else None,
             "loss": f"{losses[-1]:.4f}" if losses else None,
-            "mean loss": f"{sum(losses) / len(losses):.4f}, last {len(last)} steps" if losses else None,
-            "lowest loss": f"{min(point.fields['loss'] for point in points):.4f}" if points else None,
+            "mean loss": f"{sum(last) / len(last):.4f}, last {len(last)} steps" if last else None,
+            "lowest loss": f"{lowest:.4f}" if lowest is not None else None,
+            "left out": f"{num_left_out:,} steps" if num_left_out else None,
             "tokens": f"{history.num_tokens:,}" if points else None,
             "tokens/s": f"{sum(rates) / len(rates):,.0f}" if rates else None,
             "goodput": f"{ratio:.1%}" if ratio is not None else None,
@@ -104,8 +113,11 @@ class Comparison:
 
     @cached_property
     def measured(self) -> list[tuple[int, str, str, Measured | None, Measured | None]]:
-        """(step, task, metric, a's, b's) of what either was evaluated on."""
-        of_a, of_b = ({(m.step, m.task, m.metric): m for m in side.measured} for side in (self.a, self.b))
+        """(step, task, metric, a's, b's) of what either was evaluated on; beside each other only if the task is the same."""
+        names = evaluations.names([*self.a.measured, *self.b.measured])
+        of_a, of_b = (
+            {(m.step, names[m.task, m.task_hash], m.metric): m for m in side.measured} for side in (self.a, self.b)
+        )
         return [(*key, of_a.get(key), of_b.get(key)) for key in sorted({*of_a, *of_b})]
 
     @cached_property
@@ -117,7 +129,7 @@ class Comparison:
     def first_difference(self) -> int | None:
         """The first of the common steps that did not come out the same, bit for bit."""
         a, b = self.a.records, self.b.records
-        return next((s for s in self.common if any(a[s].get(name) != b[s].get(name) for name in BITS)), None)
+        return next((s for s in self.common if any(_differ(a[s].get(name), b[s].get(name)) for name in BITS)), None)
 
     @property
     def relation(self) -> str:
@@ -166,7 +178,20 @@ class Comparison:
                 for change in self.differences
             ],
             "evaluations": [
-                {"step": step, "task": task, "metric": metric, "a": a and a.value, "b": b and b.value}
-                for step, task, metric, a, b in self.measured
+                {
+                    "step": step,
+                    "task": one.task,
+                    "task_hash": one.task_hash,
+                    "metric": metric,
+                    "a": a and a.value,
+                    "b": b and b.value,
+                }
+                for step, _, metric, a, b in self.measured
+                if (one := a or b)
             ],
         }
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """What is no number in both is the same."""
+    return bool(one != other) and not (one != one and other != other)

@@ -1,14 +1,16 @@
 """What a run was found to be worth: `evaluations/step-NNNNNNNN/<task>.json` in its folder.
 
 Each file is one task at one step: `{"metrics": {name: {"value": x, "low": x, "high": x}}}`, with whatever else its writer says.
+`task_hash` says what was asked: tasks of one name with other hashes are other tasks. Such a file is called `<task>-<hash>.json`.
 What is not of this shape is passed over: a comparison is not to fail for one file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,13 @@ from elastic_lm.errors import NotFoundError
 from elastic_lm.storage import Storage
 
 FOLDER = "evaluations"
+HASH_DIGITS = 8  # of a task's hash, where it is told
 _PATH = re.compile(rf"{FOLDER}/step-(\d{{8,}})/([^/]+)\.json")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one task. `low` and `high`: the ends of its interval, if there is one."""
+    """One metric of one task. `low` and `high`: the ends of its interval, if there is one. `task_hash`: empty if unknown."""
 
     step: int
     task: str
@@ -29,6 +32,7 @@ class Measured:
     value: float
     low: float | None = None
     high: float | None = None
+    task_hash: str = ""
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
@@ -39,20 +43,45 @@ def found(folder: Storage) -> list[Measured]:
     """All of a run, by step, task and metric.    Raises: StorageError."""
     paths = [(match, path) for path in folder.list(f"{FOLDER}/") if (match := _PATH.fullmatch(path))]
     each = [one for match, path in paths for one in _of(folder, path, int(match[1]), match[2])]
-    return sorted(each, key=lambda one: (one.step, one.task, one.metric))
+    return sorted(each, key=lambda one: (one.step, one.task, one.task_hash, one.metric))
 
 
-def _of(folder: Storage, path: str, step: int, task: str) -> Iterator[Measured]:
+def names(measured: Iterable[Measured]) -> dict[tuple[str, str], str]:
+    """(task, hash) -> what to call it: the task's name, with the hash's beginning where there are several of that name."""
+    hashes: dict[str, set[str]] = {}
+    for one in measured:
+        hashes.setdefault(one.task, set()).add(one.task_hash)
+    return {
+        (task, each): task if len(of_task) == 1 else f"{task} ({each[:HASH_DIGITS] or 'unknown'})"
+        for task, of_task in hashes.items()
+        for each in of_task
+    }
+
+
+def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
     try:
         body = json.loads(folder.read(path))
     except (ValueError, RecursionError, NotFoundError):
         return
-    metrics = body.get("metrics") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        return
+    task_hash, task, metrics = (body.get(name) for name in ("task_hash", "task", "metrics"))
+    task_hash = task_hash if isinstance(task_hash, str) else ""
+    if not isinstance(task, str) or file != f"{task}-{task_hash[:HASH_DIGITS]}":
+        task = file
     for name, told in metrics.items() if isinstance(metrics, dict) else ():
         values = told if isinstance(told, dict) else {"value": told}
-        if (value := _number(values.get("value"))) is not None:
-            yield Measured(step, task, str(name), value, _number(values.get("low")), _number(values.get("high")))
+        if (value := number(values.get("value"))) is not None:
+            low, high = number(values.get("low")), number(values.get("high"))
+            yield Measured(step, task, str(name), value, low, high, task_hash)
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def number(value: Any) -> float | None:
+    """None for what is none, or not finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import html
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
@@ -163,16 +164,17 @@ def _over(comparison: Comparison) -> int:
 
 
 def _lines(comparison: Comparison, field: str, over: int = 1, *, common: bool = False) -> Iterator[Line]:
-    """A line for each run, of the steps that both have or of all its own."""
+    """A line for each run, of the steps that both have or of all its own; without those that it has left out."""
     for name, side, color in _sides(comparison):
-        steps = comparison.common if common else list(side.records)
-        yield from _smoothed(name, steps, [float(side.records[step][field]) for step in steps], color, over)
+        steps = [step for step in (comparison.common if common else side.records) if step in side.applied]
+        yield from _smoothed(name, steps, [float(side.applied[step][field]) for step in steps], color, over)
 
 
 def _difference(comparison: Comparison, over: int) -> Iterator[Line]:
-    a, b = comparison.a.records, comparison.b.records
-    values = [float(b[step]["loss"]) - float(a[step]["loss"]) for step in comparison.common]
-    yield from _smoothed("difference", comparison.common, values, "c4", over)
+    a, b = comparison.a.applied, comparison.b.applied
+    steps = [step for step in comparison.common if step in a and step in b]
+    values = [float(b[step]["loss"]) - float(a[step]["loss"]) for step in steps]
+    yield from _smoothed("difference", steps, values, "c4", over)
 
 
 def _smoothed(name: str, steps: Sequence[int], values: Sequence[float], color: str, over: int) -> Iterator[Line]:
@@ -186,10 +188,15 @@ def _smoothed(name: str, steps: Sequence[int], values: Sequence[float], color: s
 
 
 def _means(values: Sequence[float], over: int) -> list[float]:
-    """Of `over` values around each place, fewer at the ends."""
-    sums = [0.0, *itertools.accumulate(values)]
+    """Of `over` values around each place, fewer at the ends; of those that are finite."""
+    finite = [math.isfinite(value) for value in values]
+    sums = [0.0, *itertools.accumulate(value if counts else 0.0 for value, counts in zip(values, finite, strict=True))]
+    numbers = [0, *itertools.accumulate(finite)]
     ranges = ((max(0, place - over // 2), min(len(values), place + over // 2 + 1)) for place in range(len(values)))
-    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ranges]
+    return [
+        (sums[stop] - sums[start]) / (numbers[stop] - numbers[start]) if numbers[stop] > numbers[start] else math.nan
+        for start, stop in ranges
+    ]
 
 
 def _rates(comparison: Comparison) -> Iterator[Line]:

@@ -54,6 +54,11 @@ class Portrait:
         """The choices that change bits, by dotted name."""
         return config_text.flatten(self.config.identity())
 
+    @property
+    def task_names(self) -> dict[tuple[str, str], str]:
+        """(task, hash) -> what to call it."""
+        return evaluations.names(self.measured)
+
     def as_json(self) -> dict[str, Any]:
         """For programs. Of checkpoints without what their writers said."""
         checkpoints = [{**asdict(found), "loss": found.loss} for found in self.checkpoints]

@@ -56,6 +56,17 @@ class Neighbours(nn.Module):
         return logits_BTV
 
 
+class Alike(nn.Module):
+    """Finds every token as likely as any other."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return torch.zeros(*tokens_BT.shape, self.vocab_size)
+
+
 def trained(module: nn.Module, objective: str = "causal", max_tokens: int = 16) -> TrainedModel:
     encoder = byte_encoder()
     return TrainedModel(module, encoder, encoder.special_ids, objective, max_tokens, encoder.vocab_size, 1, "0" * 64)

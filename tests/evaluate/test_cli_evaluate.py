@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from elastic_lm.evaluate.intervals import Metric
+from elastic_lm.evaluate.result import Outcome, Result
+from elastic_lm.experiment import evaluations
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -92,4 +96,24 @@ def test_figures_are_told_where_they_cannot_be_kept(address: str, monkeypatch: p
     monkeypatch.setattr(Storage, "write", refuse)
     told = run("evaluate", address, "--samples", "2")
     assert told.exit_code == 4 and told.stdout.startswith("held_out at step 6: 2 samples")
-    assert "held_out.json may not be written" in told.stderr
+    assert re.search(r"held_out(-[0-9a-f]{8})?\.json may not be written", told.stderr)
+
+
+def test_another_task_of_the_same_name_is_kept_beside(tmp_path: Path) -> None:
+    folder = Storage.open(str(tmp_path))
+
+    def store(task_hash: str, value: float) -> None:
+        outcome = Outcome({"loss": Metric(value)}, {})
+        Result("mine", 6, "0" * 64, "held_out", "held_out", task_hash, outcome).store(folder)
+
+    first, other = "1" * 64, "2" * 64
+    store(first, 1.0)
+    store(other, 2.0)
+    store(other, 3.0)
+    store(first, 4.0)
+    assert folder.list() == [f"evaluations/step-00000006/held_out{end}.json" for end in ("-22222222", "")]
+    found = [(one.task, one.task_hash, one.value) for one in evaluations.found(folder)]
+    assert found == [("held_out", first, 4.0), ("held_out", other, 3.0)]
+    folder.write("evaluations/step-00000006/held_out.json", b"{")
+    store(first, 5.0)
+    assert evaluations.found(folder)[0].value == 5.0

@@ -90,6 +90,12 @@ def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:
     assert few.hash != everything.hash and everything.hash == HeldOutText(causal_run, 10**9).hash
 
 
+def test_task_is_the_same_with_z_loss(causal_run: RunConfig) -> None:
+    plain, drifting = HeldOutText(causal_run), HeldOutText(causal_run.replace("objective.z_loss=0.5"))
+    assert plain.hash == drifting.hash
+    assert drifting.evaluate(model_of(causal_run)) == plain.evaluate(model_of(causal_run))
+
+
 def test_masked_model_is_asked_for_what_is_hidden(masked_run: RunConfig) -> None:
     outcome = HeldOutText(masked_run).evaluate(model_of(masked_run))
     assert outcome.metrics.keys() == {"loss", "perplexity", "accuracy"}  # no bits per byte: not every byte is asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,12 +13,14 @@ import pytest
 import yaml
 
 from elastic_lm.config import RunConfig
+from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, train
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.intervals import Metric, wilson
+from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.evaluate.tasks import Task
-from tests.evaluate.models import END, Neighbours, bigrams, trained
+from tests.evaluate.models import END, Alike, Neighbours, bigrams, trained
 
 CHOICE = {"context": "a", "choices": ["b", "c"], "answer": 0}
 PAIR = {"more": "ab", "less": "ac"}
@@ -68,7 +71,7 @@ def test_choices_by_hand(tmp_path: Path) -> None:
     ]
     outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
     assert outcome.metrics == {"accuracy": wilson(2, 3), "accuracy_per_byte": wilson(2, 3)}
-    assert outcome.counts == {"items": 3, "choices": 7, "cut_contexts": 0}
+    assert outcome.counts == {"items": 3, "choices": 7, "cut_contexts": 0, "shortened_contexts": 0}
 
 
 def test_contexts_that_lose_their_beginning_are_counted(tmp_path: Path) -> None:
@@ -77,6 +80,34 @@ def test_contexts_that_lose_their_beginning_are_counted(tmp_path: Path) -> None:
     outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
     assert outcome.metrics["accuracy"].value == 1.0
     assert outcome.counts["cut_contexts"] == 2  # both choices of the first
+
+
+def test_choices_that_join_with_the_context_are_compared_over_the_same_span(tmp_path: Path) -> None:
+    """Every token costs log V; "zip" is scored with the " un" that "happy" takes in."""
+    encoder = train(["it is unhappy"] * 9, SMALLEST_VOCABULARY + 20)
+    model = dataclasses.replace(bigrams({}), module=Alike(encoder.vocab_size), encoder=encoder)
+    assert " unhappy" in [encoder.decode([token]) for token in encoder.encode("it is unhappy")]
+    found = rivals(model, "it is un", ["happy", "zip"])
+    happy, zip_ = found.readings
+    assert happy.ids[: happy.places[0] + 1] == zip_.ids[: zip_.places[0] + 1]
+    assert [encoder.decode(each.targets) for each in found.readings] == [" unhappy", " unzip"]
+    assert (found.tail_bytes, found.shortened) == (3, True)
+    scores = log_likelihoods(model, found.readings)
+    assert scores == pytest.approx([-len(each.targets) * math.log(encoder.vocab_size) for each in found.readings])
+    items = [{"context": "it is un", "choices": ["happy", "zip"], "answer": 0}, {**CHOICE, "context": "it is "}]
+    counts = asked(tmp_path, items, kind="choices").question.evaluate(model).counts
+    assert counts["shortened_contexts"] == 1
+
+
+def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    model = bigrams({("a", "b"): math.nan})
+    items = [CHOICE, {**CHOICE, "context": "x"}]
+    outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
+    assert outcome.metrics == {"accuracy": Metric(None), "accuracy_per_byte": Metric(None)}
+    assert (outcome.counts["items"], outcome.counts["not_finite"]) == (2, 1)
+    outcome = asked(tmp_path, [PAIR, {"more": "x", "less": "y"}], kind="pairs").question.evaluate(model)
+    assert outcome.metrics == {"share_more": Metric(None), "mean_lead": Metric(None)}
+    assert (outcome.counts["pairs"], outcome.counts["not_finite"]) == (2, 1)
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------------
@@ -253,6 +284,37 @@ def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
     other = tasks.load(write(tmp_path, [PAIR, PAIR], kind="pairs"), "causal")
     options = [tasks.load(write(tmp_path, [TRANSLATION], kind="bleu", max_new_tokens=n), "causal").hash for n in (8, 9)]
     assert len({copy.hash, other.hash, *options}) == 4
+
+
+@pytest.mark.parametrize(
+    ("address", "data", "place"),
+    [
+        ("s3://bucket/tasks/mine.yaml", "mine.jsonl", "s3://bucket/tasks/mine.jsonl"),
+        ("s3://bucket/tasks/mine.yaml", "../data/./mine.jsonl", "s3://bucket/data/mine.jsonl"),
+        ("s3://bucket/a/b/mine.yaml", "../../x/../mine.jsonl", "s3://bucket/mine.jsonl"),
+        ("s3://bucket/a//b/mine.yaml", "mine.jsonl", "s3://bucket/a//b/mine.jsonl"),
+        ("s3://bucket/mine.yaml", "s3://other/mine.jsonl", "s3://other/mine.jsonl"),
+        ("s3://bucket/mine.yaml", "/data/mine.jsonl", "/data/mine.jsonl"),
+        ("file:///tasks/mine.yaml", "../mine.jsonl", "file:///tasks/../mine.jsonl"),
+        ("tasks/mine.yaml", "../mine.jsonl", "tasks/../mine.jsonl"),
+        ("mine.yaml", "mine.jsonl", "mine.jsonl"),
+    ],
+)
+def test_relative_address_is_beside_the_task(address: str, data: str, place: str) -> None:
+    assert tasks._beside(address, data) == place
+
+
+@pytest.mark.parametrize("data", ["../mine.jsonl", "../other/mine.jsonl", "a/../../mine.jsonl"])
+def test_relative_address_does_not_leave_its_bucket(data: str) -> None:
+    with pytest.raises(ConfigError, match="leads out of the bucket bucket; write its whole address, s3://BUCKET/PATH"):
+        tasks._beside("s3://bucket/mine.yaml", data)
+
+
+def test_items_of_a_task_in_a_bucket_may_lie_in_another_folder_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"s3://bucket/tasks/mine.yaml": "kind: pairs\ndata: ../data/items.jsonl\n"}
+    there["s3://bucket/data/items.jsonl"] = json.dumps(PAIR)
+    monkeypatch.setattr(tasks, "_text", lambda address, source: there[address])
+    assert tasks.load("s3://bucket/tasks/mine.yaml", "causal").name == "mine"
 
 
 def test_items_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

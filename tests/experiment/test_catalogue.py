@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.experiment.parents import forked, trained
 from tests.monitor.story import committed, lost
 from tests.monitor.test_history import begun, finished
 from tests.solo import Solo, solo_config
+from tests.test_cli import run
 
 
 @pytest.fixture
@@ -109,3 +112,56 @@ def test_long_runs_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Storage, "read", read)
     assert by_name(f"{tmp_path}")["mine"].step == 300
     assert sum(reads.values()) == 1
+
+
+def test_loss_is_that_of_the_last_step_that_was_not_left_out(tmp_path: Path) -> None:
+    folder = Storage.open(f"{tmp_path}/runs/mine")
+    left_out = {"refused": 3, "loss": math.nan}
+    write(folder, begun(), committed(1, 0, loss=3.5), committed(2, 1, **left_out), committed(3, 2, **left_out))
+    found = by_name(f"{tmp_path}")["mine"]
+    assert (found.step, found.loss) == (3, 3.5)
+
+
+@pytest.mark.parametrize("time_s", ["NaN", "-1e308", str(10**400)])
+@pytest.mark.parametrize("loss", ["NaN", "Infinity", '"x"', "[1]", "true", str(10**400)])
+def test_garbage_in_a_log_is_told_as_unknown(loss: str, time_s: str, config: RunConfig, tmp_path: Path) -> None:
+    step = committed(1, 0).to_json().replace('"loss":2.5', f'"loss":{loss}')
+    step = step.replace('"time_s":1000000001.0', f'"time_s":{time_s}')
+    assert loss in step and time_s in step
+    over = finished(2, "done").to_json().replace('"verdict":"done"', '"verdict":{"a":1}')
+    Storage.open(f"{tmp_path}/runs/bad").write("events/000000000000.jsonl", f"{step}\n{over}\n".encode())
+    Solo(config).die()
+    found = by_name(f"{tmp_path}")
+    assert found["parent"].state == "running"
+    assert (found["bad"].step, found["bad"].loss) == (1, None)
+    told = run("runs", "list", str(tmp_path))
+    assert told.exit_code == 0 and "bad" in told.stdout and "parent" in told.stdout
+    told = run("runs", "list", str(tmp_path), "--json")
+    assert told.exit_code == 0 and "NaN" not in told.stdout and "Infinity" not in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("step", '"x"'), ("step", "1.5"), ("step", "null"), ("step", "true"), ("name", "[]"), ("name", "7"),
+     ("time_s", '"x"'), ("time_s", "NaN"), ("time_s", "1e400"), ("time_s", "[]")],
+)  # fmt: skip
+def test_garbage_in_a_lineage_is_told_as_unknown(field: str, value: str, config: RunConfig, tmp_path: Path) -> None:
+    trained(config, 4)
+    forked(config, "new", step=4)
+    folder = Storage.open(f"{tmp_path}/runs/new")
+    body = json.loads(folder.read("lineage.json"))
+    (body if field == "time_s" else body["parent"])[field] = json.loads(value)
+    folder.write("lineage.json", json.dumps(body).encode())
+    found = by_name(config.storage)
+    assert found["parent"].state == "done" and found["new"].state == "not begun"
+    known = {"step": found["new"].parent_step, "name": found["new"].parent, "time_s": found["new"].last_s}
+    assert known.pop(field) is None and None not in known.values()
+    assert run("runs", "list", config.storage).exit_code == 0
+    assert "NaN" not in run("runs", "list", config.storage, "--json").stdout
+
+
+def test_run_that_breaks_the_reader_keeps_nobody_from_the_others(config: RunConfig, tmp_path: Path) -> None:
+    Solo(config).die()
+    Storage.open(f"{tmp_path}/runs/bad").write("config.yaml", f"training:\n  steps: {'9' * 5000}\n".encode())
+    found = by_name(f"{tmp_path}")
+    assert (found["parent"].state, found["bad"].state) == ("running", "unreadable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import subprocess
 from dataclasses import replace
@@ -13,7 +14,8 @@ import pytest
 
 from elastic_lm.config import RunConfig
 from elastic_lm.experiment import page
-from elastic_lm.experiment.comparison import Comparison
+from elastic_lm.experiment.comparison import Comparison, Side
+from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.portrait import Portrait
 from elastic_lm.storage import Storage
 from tests.conftest import find_chromium
@@ -98,7 +100,20 @@ def test_comparison_tells_programs_the_same(parent: RunConfig, child: RunConfig)
     told = json.loads(json.dumps(compared(parent, child).as_json()))
     assert (told["steps_in_common"], told["first_difference"]) == (6, 4)
     assert told["differences"][0] == {"name": "optimizer.learning_rate", "a": 3e-4, "b": 1e-3, "identity": True}
-    assert told["evaluations"] == [{"step": 10, "task": "held_out", "metric": "loss", "a": None, "b": 2.5}]
+    assert told["evaluations"] == [
+        {"step": 10, "task": "held_out", "task_hash": "", "metric": "loss", "a": None, "b": 2.5}
+    ]
+
+
+def test_figures_of_other_tasks_do_not_stand_beside_each_other(parent: RunConfig, child: RunConfig) -> None:
+    found = compared(parent, child)
+    few, all_ = "f" * 64, "a" * 64
+    a = replace(found.a, measured=(Measured(10, "held_out", "loss", 2.0, task_hash=few), Measured(10, "own", "x", 1.0)))
+    of_b = Measured(10, "held_out", "loss", 3.0, task_hash=all_), Measured(10, "held_out", "loss", 4.0, task_hash=few)
+    told = Comparison(a, replace(found.b, measured=(*of_b, Measured(10, "own", "x", 2.0))))
+    assert [(task, a and a.value, b and b.value) for _, task, _, a, b in told.measured] == [
+        ("held_out (aaaaaaaa)", None, 3.0), ("held_out (ffffffff)", 2.0, 4.0), ("own", 1.0, 2.0),
+    ]  # fmt: skip
 
 
 def test_portrait_has_all_that_is_known_of_a_run(grandchild: RunConfig, child: RunConfig) -> None:
@@ -110,6 +125,46 @@ def test_portrait_has_all_that_is_known_of_a_run(grandchild: RunConfig, child: R
     assert told["lineage"]["parent"]["lineage"]["parent"]["name"] == "parent"
     assert told["identity"]["optimizer.learning_rate"] == 1e-3
     assert json.loads(json.dumps(Portrait.of(address_of(child)).as_json()))["evaluations"][0]["value"] == 2.5
+
+
+def with_records(side: Side, **changed: dict[str, object]) -> Side:
+    """The same run with other fields in some steps: `s4` is step 4."""
+    points = [replace(p, fields={**p.fields, **changed.get(f"s{p.step}", {})}) for p in side.history.points]
+    return replace(side, history=replace(side.history, points=points))
+
+
+def test_steps_that_were_left_out_do_not_count(parent: RunConfig) -> None:
+    side = compared(parent, parent).a
+    plain = side.figures()
+    left_out = with_records(side, s4={"refused": 3, "loss": math.nan}, s6={"refused": 1, "loss": -99.0})
+    kept = [fields["loss"] for step, fields in side.records.items() if step not in (4, 6)]
+    figures = left_out.figures()
+    assert figures["lowest loss"] == f"{min(kept):.4f}"
+    assert figures["mean loss"] == f"{sum(kept) / len(kept):.4f}, last 8 steps"
+    assert (figures["left out"], figures["steps"]) == ("2 steps", plain["steps"])
+    last = with_records(side, s9={"refused": 3, "loss": math.nan}).figures()
+    assert last["loss"] == f"{side.records[8]['loss']:.4f}"
+    lines = [*page._lines(Comparison(left_out, side), "loss"), *page._difference(Comparison(left_out, side), 1)]
+    assert [len(line.xs) for line in lines] == [8, 10, 8]
+    nothing = with_records(side, **{f"s{step}": {"refused": 1} for step in range(STEPS)})
+    assert "loss" not in nothing.figures() and page.render(Comparison(nothing, side))
+
+
+def test_what_is_no_number_in_both_is_the_same(parent: RunConfig) -> None:
+    side = compared(parent, parent).a
+    odd = {"refused": 1, "loss": math.nan}
+    assert (
+        Comparison(
+            with_records(side, s4=dict(odd)), with_records(side, s4={**odd, "loss": float("nan")})
+        ).first_difference
+        is None
+    )
+    assert Comparison(with_records(side, s4=odd), side).first_difference == 4
+
+
+def test_one_value_that_is_not_finite_spoils_the_means_around_it_no_more_than_it_must() -> None:
+    assert page._means([1.0, 2.0, math.nan, 4.0, math.inf, 6.0], 3) == [1.5, 1.5, 3.0, 4.0, 5.0, 6.0]
+    assert all(map(math.isnan, page._means([math.nan] * 3, 3)))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
