@@ -115,7 +115,7 @@ def _config(name: str, arguments: argparse.Namespace) -> Any:
         optimizer={"learning_rate": 2e-3},
         schedule={"warmup_steps": 10},
         checkpoint={"every_steps": 20},
-        evaluation={"every": max(1, arguments.steps // 3), "samples": 64},
+        evaluation={"every": arguments.steps, "samples": 64},
         workers={"min": 3, "max": 3},
     )
 
