@@ -125,7 +125,7 @@ class Control:
 
     def paces(self) -> dict[str, tuple[float, int]]:
         """(seconds per micro-batch, micro-batches per step) of every member that trains and has told its speed."""
-        if self._mode is not Mode.LEASED or self._lease is None or self._lease.evaluates:
+        if self._mode is not Mode.LEASED or self._lease is None or not self._lease.trains:
             return {}
         members = (
             (self._members.get(m), part) for m, part in zip(self._lease.members, self._lease.assignments, strict=True)
@@ -464,7 +464,7 @@ class Control:
                 self._lose(member, verdict, now)
         self._end_stall(now)
         self._end_wait(now)
-        trains = self._mode is Mode.LEASED and self._lease is not None and not self._lease.evaluates
+        trains = self._mode is Mode.LEASED and self._lease is not None and self._lease.trains
         if trains and self._balance.wants_another(self._lease, self._members, now):
             self._end_lease("straggler")
         if self._lease is None:
@@ -677,7 +677,8 @@ class Control:
         self._begin(lease, now)
         counts = [len(part) for part in lease.assignments]
         self._emit(EventKind.LEASE_GRANTED,
-                   f"Generation {self._generation}: {len(counts)} workers train from step {lease.start_step}, "
+                   f"Generation {self._generation}: {len(counts)} workers "
+                   f"{'train from' if lease.trains else 'get the state of'} step {lease.start_step}, "
                    f"micro-batches {counts}.",
                    step=lease.start_step, members=list(lease.members), start_step=lease.start_step,
                    stop_step=lease.stop_step, shares=counts, world_size=len(counts))  # fmt: skip

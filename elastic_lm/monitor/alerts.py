@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from elastic_lm.monitor.history import PLANNED
+from elastic_lm.monitor.history import ROUTINE
 
 RUNBOOK = "docs/runbooks.md"
 
@@ -221,7 +221,7 @@ ALERTS = (
     ),
     Alert(
         "ElasticLmRescaleStorm",
-        _of_run(f'sum without (cause) (increase($rescales_total{{cause!~"start|{"|".join(PLANNED)}"}}[10m])) > 10'),
+        _of_run(f'sum without (cause) (increase($rescales_total{{cause!~"start|{"|".join(ROUTINE)}"}}[10m])) > 10'),
         "1m",
         "warning",
         "Training stood still more than ten times in ten minutes",

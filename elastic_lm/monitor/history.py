@@ -15,7 +15,7 @@ from elastic_lm.monitor.held_out import HeldOutScore
 from elastic_lm.monitor.progress import news_of
 
 SHORTEST_PART_S = 1.5  # steps are told by heartbeats, a fifth of a second apart: over less, a rate would jump
-PLANNED = ("lease", "checkpoint", "evaluation")  # causes of an interruption that nobody needs to be told of
+ROUTINE = ("lease", "checkpoint", "evaluation")  # causes of an interruption that nobody needs to be told of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class History:
                 self.environment = self.environment or event.fields.get("environment", {})
             case EventKind.LEASE_GRANTED:
                 self.world_sizes.append((self.since_start(event), event.fields["world_size"]))
-            case EventKind.REFORMED if event.fields["cause"] not in PLANNED:
+            case EventKind.REFORMED if event.fields["cause"] not in ROUTINE:
                 self.interruptions.append(event)
             case EventKind.WORKER_PACES:
                 for member_id, (seconds, count) in event.fields["paces"].items():

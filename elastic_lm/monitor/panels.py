@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from elastic_lm.monitor.history import PLANNED
+from elastic_lm.monitor.history import ROUTINE
 from elastic_lm.monitor.metrics import RECENT_STEPS
 from elastic_lm.monitor.promql import counted, mean, rate, value
 
@@ -394,6 +394,6 @@ CHECKPOINTS = Row(
 ROWS = (PROGRESS, LEARNING, HELD_OUT, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
 
 MARKS = (
-    Mark("Rescales", counted("rescales_total", "cause", without=PLANNED), CAUSE, "blue"),
+    Mark("Rescales", counted("rescales_total", "cause", without=ROUTINE), CAUSE, "blue"),
     Mark("Workers lost", counted("members_lost_total", "cause"), CAUSE, "red"),
 )
