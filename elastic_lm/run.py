@@ -254,7 +254,7 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
             goodput = goodput or Goodput(event.fields["config"]["batch"]["micro_batches"])
             finished = None
         elif event.kind is EventKind.STEP_COMMITTED:
-            loss = loss if event.fields["refused"] else event.fields["loss"]
+            loss = loss if event.fields.get("refused") else event.fields["loss"]
         elif event.kind is EventKind.EVALUATED:
             evaluation = event
         elif event.kind is EventKind.RUN_FINISHED:

@@ -156,7 +156,7 @@ class Figures:
         assert event.step is not None
         fields = event.fields
         told = {"learning_rate": "learning_rate", "step_seconds": "step_s", "world_size": "world_size"}
-        if not fields["refused"]:
+        if not fields.get("refused"):
             told |= {"loss_nats": "loss", "gradient_norm": "grad_norm"}
         for name, field in told.items():
             self._set(name, fields[field])
@@ -168,7 +168,7 @@ class Figures:
         self._set("recent_step_seconds", statistics.median(self._recent_s), "median")
         self._set("recent_step_seconds", _p95(self._recent_s), "p95")
         self._add("steps_total", 1)
-        self._add("steps_left_out_total", bool(fields["refused"]))
+        self._add("steps_left_out_total", bool(fields.get("refused")))
         self._add("tokens_total", self.goodput.num_tokens(event))
         self._add("data_wait_seconds_total", fields["data_wait_s"])
         parts = (fields["data_wait_s"], fields["compute_s"], fields["reduce_wait_s"], fields["optimizer_s"])

@@ -113,7 +113,7 @@ def _card(name: str, value: str, more: str) -> str:
 
 def _charts(history: History) -> list[str]:
     steps = [float(point.step) for point in history.points]
-    whole = [float(point.step) for point in history.points if not point.fields["refused"]]
+    whole = [float(point.step) for point in history.points if not point.fields.get("refused")]
     times = [point.time_s for point in history.points]
     marks = _marks(history)
     lasted_s = history.ended_s - history.began_s
@@ -180,7 +180,7 @@ def _series(history: History, name: str) -> list[float]:
     """Of all steps; loss and norm only of those that were not left out."""
     points = history.points
     if name in ("loss", "grad_norm"):
-        points = [point for point in points if not point.fields["refused"]]
+        points = [point for point in points if not point.fields.get("refused")]
     return [float(point.fields[name]) for point in points]
 
 

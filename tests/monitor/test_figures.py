@@ -179,6 +179,17 @@ def test_step_that_was_left_out_counts_and_tells_no_loss() -> None:
     )
 
 
+def test_step_of_another_version_that_tells_of_no_refusal_counts() -> None:
+    event = committed(4, 0, loss=3.0)
+    event.fields.pop("refused", None)
+    figures = after([*START, event])
+    assert (figures.value("loss_nats"), figures.value("steps_total"), figures.value("steps_left_out_total")) == (
+        3.0,
+        1,
+        0,
+    )
+
+
 def test_what_an_evaluation_does_not_tell_is_absent() -> None:
     figures = after([*START, evaluated(9, 10), evaluated(9, 20, num_correct=None, num_bytes=None, loss_stderr=None)])
     told = {name for name, _, _ in figures.values() if name.startswith("evaluation_")}
