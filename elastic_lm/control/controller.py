@@ -22,7 +22,7 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.balance import Balance
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
-from elastic_lm.control.interruption import START, TAKEOVER, WAIT, Interruption
+from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
 from elastic_lm.control.leases import Standing, catch_up_lease, common_lease, evaluation_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.retries import Retries
@@ -80,9 +80,9 @@ class Control:
         self._health = Health(spec)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
-        self._ending_cause = "lease"  # why the lease ends early
+        self._ending_cause = LEASE  # why the lease ends early
         self._errors: dict[tuple[int, str], set[str]] = {}
-        self._interruption: Interruption | None = None
+        self._standstill = Standstill(self._emit)
         self._join_at: float | None = None
         self._balance = Balance(spec, self._emit)
         self._next_scan = 0.0
@@ -433,18 +433,8 @@ class Control:
             return  # its report, which is exact, came first: they travel separately
         member.whole = True  # it trains, so it has a state
         member.next_step = max(beat.next_step, lease.start_step)
-        broken = self._interruption
-        if broken is not None and lease.generation > broken.generation and not self._catching_up:
-            self._resume(broken, member.next_step, now)
-
-    def _resume(self, interruption: Interruption, step: int, now: float) -> None:
-        lost_s = now - interruption.since
-        why = f"{interruption.cause}: {interruption.detail}" if interruption.detail else interruption.cause
-        self._interruption = None
-        again = "" if interruption.cause == START else " again"
-        self._emit(EventKind.REFORMED,
-                   f"Training{again} after {lost_s:.2f} s with {_workers(self._world_size())} ({why}).",
-                   step=step, cause=interruption.cause, lost_s=lost_s, world_size=self._world_size())  # fmt: skip
+        if not self._catching_up:
+            self._standstill.end(lease, member.next_step, now)
 
     def _on_tick(self, now: float) -> None:
         if self._join_at is not None and now >= self._join_at:
@@ -565,8 +555,8 @@ class Control:
                 self._interrupt("failure", f"{report.member_id} lost a peer", now)
                 self._fence(now)
                 return
-        if self._interruption is None:
-            self._interrupt("lease", "", now)
+        if not self._standstill.lasts:
+            self._interrupt(LEASE, "", now)
         if not self._waiting:
             self._close_lease(now)
 
@@ -601,9 +591,8 @@ class Control:
 
     def _close_lease(self, now: float) -> None:
         assert not self._waiting
-        if self._interruption is not None and self._interruption.cause == "lease":
-            self._interruption.cause = self._ending_cause
-        self._ending_cause = "lease"
+        self._standstill.attribute_to(self._ending_cause)
+        self._ending_cause = LEASE
         assert self._lease is not None
         if not self._agreed:
             self._settled = None
@@ -651,8 +640,7 @@ class Control:
             return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
         if not members or (current.head is None and len(members) < self._spec.min_workers):
-            if self._interruption is None or not self._interruption.is_wait:
-                self._interrupt_for_wait(len(members), now)
+            self._standstill.wait(len(members), self._spec.min_workers, self._generation, now)
             return
         if current.head is None:
             self._evaluating.forget()
@@ -692,8 +680,7 @@ class Control:
             return  # within the grace it is dead or back
         self._next_generation()
         self._catching_up = False
-        if self._interruption is not None and self._interruption.cause == "lease":
-            self._interruption.cause = "evaluation"
+        self._standstill.attribute_to("evaluation")
         missing = self._evaluating.missing(current.head)
         self._begin(evaluation_lease(current, self._generation, missing), now)
 
@@ -709,18 +696,7 @@ class Control:
         self._do(act.Grant(lease))
 
     def _interrupt(self, cause: str, detail: str, now: float) -> None:
-        """Training stands still from now on, if it does not already."""
-        if self._interruption is None:
-            self._interruption = Interruption(cause, now, detail, self._generation)
-        else:
-            self._interruption.add(cause, detail, self._generation)
-
-    def _interrupt_for_wait(self, have: int, now: float) -> None:
-        since = now if self._interruption is None else self._interruption.since
-        wanted = self._spec.min_workers
-        cause = START if self._generation.number == 0 else WAIT
-        self._interruption = Interruption(cause, since, f"waited for {_workers(wanted)}", self._generation)
-        self._emit(EventKind.NOTE, f"Waiting for {_workers(wanted)}; {have} ready.", have=have, wanted=wanted)
+        self._standstill.begin(cause, detail, self._generation, now)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -789,10 +765,6 @@ class Control:
 
 def number_of(member_id: str) -> int:
     return int(member_id.removeprefix(MEMBER))
-
-
-def _workers(number: int) -> str:
-    return f"{number} worker{'s' if number != 1 else ''}"
 
 
 def _keep_first(member: Member) -> tuple[bool, bool, int]:
