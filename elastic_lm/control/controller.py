@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.balance import Balance
+from elastic_lm.control.current_lease import CurrentLease, Mode
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
 from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
@@ -29,7 +29,7 @@ from elastic_lm.control.retries import Retries
 from elastic_lm.control.saving import FINAL_TRIES, Saving
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Generation, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
+from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
 MEMBER = "w"  # members are w0, w1, ... in the order in which they were asked for
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
@@ -38,15 +38,6 @@ WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 STOP_PATIENCE_S = 5.0
 NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
-
-
-class Mode(StrEnum):
-    """What the current generation is doing."""
-
-    IDLE = "idle"  # no lease is out
-    LEASED = "leased"
-    ENDING = "ending"  # members were asked to vote for the end
-    FENCING = "fencing"  # members were told to drop everything
 
 
 class Control:
@@ -67,20 +58,12 @@ class Control:
         self._spec = spec
         self._saving = Saving(spec, resume_step, self._do, self._tell)
         self._evaluating = Evaluating(spec, evaluated, self._emit)
-        self._generation = Generation(owner_epoch, 0)
+        self._current = CurrentLease(owner_epoch, self._do)
         self._members: dict[str, Member] = {}
         self._num_created = first_number
-        self._lease: Lease | None = None
-        self._agreed = False  # nobody has left the lease in disagreement
-        self._settled: Lease | None = None  # the last one, if all its members came back in agreement
-        self._mode = Mode.IDLE
-        self._waiting: set[str] = set()  # members of the lease that owe a report
-        self._catching_up = False  # the lease is only for those behind
-        self._fenced_at = 0.0
         self._health = Health(spec)
         self._retries = Retries(spec)
         self._reference: ReadyReport | None = None
-        self._ending_cause = LEASE  # why the lease ends early
         self._errors: dict[tuple[int, str], set[str]] = {}
         self._standstill = Standstill(self._emit)
         self._join_at: float | None = None
@@ -115,9 +98,9 @@ class Control:
             for m in self._members.values()
         }
         return {
-            "generation": str(self._generation),
-            "mode": str(self._mode),
-            "world_size": self._world_size(),
+            "generation": str(self._current.generation),
+            "mode": str(self._current.mode),
+            "world_size": self._current.world_size,
             "min_workers": self._spec.min_workers,
             "max_workers": self._spec.max_workers,
             "members": members,
@@ -125,11 +108,10 @@ class Control:
 
     def paces(self) -> dict[str, tuple[float, int]]:
         """(seconds per micro-batch, micro-batches per step) of every member that trains and has told its speed."""
-        if self._mode is not Mode.LEASED or self._lease is None or not self._lease.trains:
+        lease = self._current.lease
+        if lease is None or not self._current.trains:
             return {}
-        members = (
-            (self._members.get(m), part) for m, part in zip(self._lease.members, self._lease.assignments, strict=True)
-        )
+        members = ((self._members.get(m), part) for m, part in zip(lease.members, lease.assignments, strict=True))
         return {m.member_id: (m.micro_batch_s, len(part)) for m, part in members if m is not None and m.micro_batch_s}
 
     def _dispatch(self, event: ev.Input, now: float) -> None:
@@ -187,7 +169,7 @@ class Control:
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
             case ev.CoordinatorSlept(seconds):
-                self._fenced_at += seconds
+                self._current.slept(seconds)
                 self._saving.slept(seconds)
                 for member in self._members.values():
                     member.slept(seconds)
@@ -200,7 +182,7 @@ class Control:
         A starting process takes a second of CPU: on two cores it made the survivors' running micro-batch three times
         as long, and they must finish that before they can go on.
         """
-        if self._mode is Mode.FENCING:
+        if self._current.mode is Mode.FENCING:
             return
         staying = sum(m.leaving is None for m in self._members.values())
         missing = self._spec.max_workers - staying
@@ -275,7 +257,7 @@ class Control:
 
     def _welcome(self, now: float) -> None:
         """Somebody is ready: in at once if nobody trains, else with whoever becomes ready within a moment."""
-        if self._lease is None:
+        if not self._current.is_out:
             self._decide(now)
         elif self._join_at is None:
             self._join_at = now + self._spec.join_batch_s
@@ -343,22 +325,17 @@ class Control:
                        f"{self._spec.quarantine_window_s:.0f} s: no worker is placed there for now.",
                        node_id=member.node_id, failures=self._spec.quarantine_failures)  # fmt: skip
             self._restart_pending()
-        if self._lease is not None and member.member_id in self._lease.members:
+        if self._current.includes(member.member_id):
             self._interrupt("hang" if cause.startswith(("silent", "no progress")) else "failure",
                             f"{member.member_id} {cause}", now)  # fmt: skip
-            self._waiting.discard(member.member_id)
+            self._current.left(member.member_id)
             self._fence(now)
         self._fill_demand(now)
 
     def _fence(self, now: float) -> None:
         """End the lease at once; every living member still reports."""
-        assert self._lease is not None
-        self._agreed = False
-        if self._mode is not Mode.FENCING:
-            self._mode = Mode.FENCING
-            self._fenced_at = now
-            self._do(act.Fence(tuple(sorted(self._waiting)), self._lease.generation))
-        if not self._waiting:
+        self._current.fence(now)
+        if self._current.is_over:
             self._close_lease(now)
 
     def _drain(self, members: list[Member], cause: str, now: float) -> None:
@@ -368,10 +345,10 @@ class Control:
             stays = member.state in (MemberState.ACTIVE, MemberState.RETURNING)
             if not stays and not (member.whole and self._is_last_whole(member)):
                 self._retire(member)
-        if self._lease is not None and any(m.leaving for m in self._active()):
-            self._end_lease("resize" if cause == "resize" else "drain")
+        if self._current.is_out and any(m.leaving for m in self._active()):
+            self._current.end_after_step("resize" if cause == "resize" else "drain")
         self._fill_demand(now)
-        if self._lease is None:
+        if not self._current.is_out:
             self._decide(now)
 
     def _retire(self, member: Member) -> None:
@@ -396,7 +373,7 @@ class Control:
             EventKind.NOTE, "The node of the coordinator is going away, and the run with it: a checkpoint is written."
         )
         self._saving.ask()
-        self._end_lease("checkpoint")
+        self._current.end_after_step("checkpoint")
 
     def _on_lost_node(self, node_id: str, now: float) -> None:
         gone = [member_id for at, node, member_id in self._lost_lately if node == node_id and now - at < NODE_LOSS_S]
@@ -426,21 +403,20 @@ class Control:
             member.progress_at = now
         member.progress, member.phase = beat.progress, beat.phase
         member.micro_batch_s = beat.micro_batch_s or member.micro_batch_s
-        lease = self._lease
+        lease = self._current.lease
         if lease is None or not lease.trains or beat.generation != lease.generation or beat.phase not in WORKING:
             return
-        if member.member_id not in self._waiting:
+        if member.member_id not in self._current.owing:
             return  # its report, which is exact, came first: they travel separately
         member.whole = True  # it trains, so it has a state
         member.next_step = max(beat.next_step, lease.start_step)
-        if not self._catching_up:
+        if self._current.is_for_all:
             self._standstill.end(lease, member.next_step, now)
 
     def _on_tick(self, now: float) -> None:
         if self._join_at is not None and now >= self._join_at:
             self._join_at = None
-            if self._lease is not None:
-                self._end_lease("join")
+            self._current.end_after_step("join")
         if now < self._next_scan:
             return
         self._next_scan = now + SCAN_S
@@ -454,18 +430,17 @@ class Control:
                 self._lose(member, verdict, now)
         self._end_stall(now)
         self._end_wait(now)
-        trains = self._mode is Mode.LEASED and self._lease is not None and self._lease.trains
-        if trains and self._balance.wants_another(self._lease, self._members, now):
-            self._end_lease("straggler")
-        if self._lease is None:
+        if self._current.trains and self._balance.wants_another(self._current.lease, self._members, now):
+            self._current.end_after_step("straggler")
+        if not self._current.is_out:
             self._decide(now)
 
     def _ailment(self, member: Member, now: float) -> str | None:
         return self._health.ailment(
             member,
             now,
-            owes_report=member.member_id in self._waiting,
-            fenced_at=self._fenced_at if self._mode is Mode.FENCING else None,
+            owes_report=member.member_id in self._current.owing,
+            fenced_at=self._current.fenced_at,
             worth_s=self._worth_s(member),
         )
 
@@ -479,8 +454,8 @@ class Control:
 
     def _end_stall(self, now: float) -> None:
         """All live and all wait for each other: nobody's fault that could be told, so they form anew."""
-        members = [self._members[m] for m in self._waiting]
-        if self._mode not in (Mode.LEASED, Mode.ENDING) or any(m.phase is Phase.DATA for m in members):
+        members = [self._members[m] for m in self._current.owing]
+        if self._current.mode not in (Mode.LEASED, Mode.ENDING) or any(m.phase is Phase.DATA for m in members):
             return
         still_s = now - max(max(m.progress_at, m.since) for m in members)
         if still_s > max(self._health.patience_s(m) for m in members):
@@ -489,8 +464,8 @@ class Control:
 
     def _end_wait(self, now: float) -> None:
         """Who stops does not wait for tokens that storage does not give: the running step is left undone."""
-        members = [self._members[m] for m in self._waiting]
-        if self._stopping is None or self._mode is not Mode.ENDING:
+        members = [self._members[m] for m in self._current.owing]
+        if self._stopping is None or self._current.mode is not Mode.ENDING:
             return
         if any(m.phase is Phase.DATA and now - max(m.progress_at, m.since) > STOP_PATIENCE_S for m in members):
             self._fence(now)
@@ -514,14 +489,14 @@ class Control:
         if member is None:
             self._do(act.KillMember(report.member_id))
             return
-        if self._lease is None or report.generation != self._lease.generation:
+        lease = self._current.lease
+        if lease is None or report.generation != lease.generation:
             return
         member.whole, member.next_step = report.whole, report.next_step
         member.micro_batch_s = report.micro_batch_s or member.micro_batch_s
         member.enter(MemberState.READY, now)
-        self._waiting.discard(report.member_id)
-        self._agreed &= report.end.agreed
-        if self._lease.evaluates and self._evaluating.take_in(report, self._lease.start_step):
+        self._current.reported(report.member_id, report.end)
+        if lease.evaluates and self._evaluating.take_in(report, lease.start_step):
             self._fence(now)
             return
         match report.end:
@@ -557,7 +532,7 @@ class Control:
                 return
         if not self._standstill.lasts:
             self._interrupt(LEASE, "", now)
-        if not self._waiting:
+        if self._current.is_over:
             self._close_lease(now)
 
     def _on_found_checkpoint(self, found: ev.CheckpointFound, now: float) -> None:
@@ -571,7 +546,7 @@ class Control:
         for sentence in found.skipped:
             self._emit(EventKind.NOTE, sentence)
         self._saving.found(found.step)
-        if self._lease is None:
+        if not self._current.is_out:
             self._decide(now)
 
     def _raised_again(self, step: int, error: str, occasion: str) -> bool:
@@ -580,31 +555,13 @@ class Control:
         seen.add(occasion)
         return len(seen) >= self._spec.same_error_limit
 
-    def _end_lease(self, cause: str) -> None:
-        """Let the running step be the lease's last."""
-        if self._mode is not Mode.LEASED:
-            return
-        assert self._lease is not None
-        self._mode = Mode.ENDING
-        self._ending_cause = cause
-        self._do(act.EndLease(self._lease.generation, tuple(sorted(self._waiting))))
-
     def _close_lease(self, now: float) -> None:
-        assert not self._waiting
-        self._standstill.attribute_to(self._ending_cause)
-        self._ending_cause = LEASE
-        assert self._lease is not None
-        if not self._agreed:
-            self._settled = None
-        elif not self._lease.evaluates:  # whose members keep the group that they had before
-            self._settled = self._lease
-        self._lease = None
-        self._mode = Mode.IDLE
+        self._standstill.attribute_to(self._current.close())
         self._decide(now)
 
     def _decide(self, now: float) -> None:
         """No lease is out: let go of those who leave, save, and grant the next one."""
-        if self._verdict is not None or self._lease is not None or any(m.is_awaited for m in self._members.values()):
+        if self._verdict is not None or self._current.is_out or any(m.is_awaited for m in self._members.values()):
             return
         now_standing = self._standing()
         is_last = now_standing.head == self._spec.total_steps
@@ -640,63 +597,56 @@ class Control:
             return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
         if not members or (current.head is None and len(members) < self._spec.min_workers):
-            self._standstill.wait(len(members), self._spec.min_workers, self._generation, now)
+            self._standstill.wait(len(members), self._spec.min_workers, self._current.generation, now)
             return
         if current.head is None:
             self._evaluating.forget()
             if self._saving.holds_up_restore():
                 return
-        self._next_generation()
+        generation = self._current.next_generation()
         self._join_at = None  # whoever waited to join is in, or comes in right after those behind
-        self._catching_up = bool(current.behind)
-        if self._catching_up:
-            lease = catch_up_lease(current, self._generation, self._spec)
+        if current.behind:
+            lease = catch_up_lease(current, generation, self._spec)
         else:
             restore = self._saving.newest_step
             trains &= current.head is not None or not self._evaluating.is_due(restore)
-            lease = common_lease(members, current, self._generation, self._spec, restore=restore,
-                                 settled=self._settled, trains=trains)  # fmt: skip
-        self._settled = None
+            lease = common_lease(members, current, generation, self._spec, restore=restore,
+                                 settled=self._current.settled, trains=trains)  # fmt: skip
         self._balance.began(now)
         for rank in lease.receivers if lease.source is not None else ():
             self._members[lease.members[rank]].whole = False
         if self._saving.restorable_at is None:
             self._saving.restorable_at = now
-        self._begin(lease, now)
+        self._begin(lease, now, is_for_all=not current.behind)
         counts = [len(part) for part in lease.assignments]
         self._emit(EventKind.LEASE_GRANTED,
-                   f"Generation {self._generation}: {len(counts)} workers "
+                   f"Generation {generation}: {len(counts)} workers "
                    f"{'train from' if lease.trains else 'get the state of'} step {lease.start_step}, "
                    f"micro-batches {counts}.",
                    step=lease.start_step, members=list(lease.members), start_step=lease.start_step,
                    stop_step=lease.stop_step, shares=counts, world_size=len(counts))  # fmt: skip
         if any(m.leaving for m in self._active()) and len(lease.members) > 1:
-            self._end_lease("drain")  # the last state travels with this lease; its holder leaves after one step
+            self._current.end_after_step(
+                "drain"
+            )  # the last state travels with this lease; its holder leaves after one step
 
     def _grant_evaluation(self, current: Standing, now: float) -> None:
         """All measure what is missing. Who is to leave and holds the last state measures on until somebody else comes."""
         assert current.head is not None
         if any(m.lost_connection_at is not None for m in current.whole):
             return  # within the grace it is dead or back
-        self._next_generation()
-        self._catching_up = False
         self._standstill.attribute_to("evaluation")
         missing = self._evaluating.missing(current.head)
-        self._begin(evaluation_lease(current, self._generation, missing), now)
+        self._begin(evaluation_lease(current, self._current.next_generation(), missing), now)
 
-    def _next_generation(self) -> None:
-        self._generation = Generation(self._generation.owner_epoch, self._generation.number + 1)
-
-    def _begin(self, lease: Lease, now: float) -> None:
-        self._lease, self._mode, self._agreed = lease, Mode.LEASED, True
-        self._waiting = set(lease.members)
+    def _begin(self, lease: Lease, now: float, *, is_for_all: bool = True) -> None:
         for member_id in lease.members:
             self._members[member_id].enter(MemberState.ACTIVE, now)
             self._members[member_id].progress_at = now
-        self._do(act.Grant(lease))
+        self._current.begin(lease, is_for_all=is_for_all)
 
     def _interrupt(self, cause: str, detail: str, now: float) -> None:
-        self._standstill.begin(cause, detail, self._generation, now)
+        self._standstill.begin(cause, detail, self._current.generation, now)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -726,10 +676,10 @@ class Control:
     def _on_stop(self, reason: str, now: float) -> None:
         self._stopping = self._stopping or reason
         self._emit(EventKind.NOTE, f"Stopping after the running step: {reason}.")
-        if self._lease is None:
+        if not self._current.is_out:
             self._decide(now)
         else:
-            self._end_lease("stop")
+            self._current.end_after_step("stop")
 
     def _finish(self, kind: str, message: str, step: int) -> None:
         self._saving.end()
@@ -747,9 +697,6 @@ class Control:
         """Workers that are warmed up."""
         return sum(m.has_joined for m in self._members.values())
 
-    def _world_size(self) -> int:
-        return 0 if self._lease is None else len(self._lease.members)
-
     def _do(self, action: act.Action) -> None:
         if self._verdict is None:
             self._actions.append(action)
@@ -760,7 +707,7 @@ class Control:
 
     def _tell(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
         """Also after the verdict."""
-        self._actions.append(act.Emit(Event(kind, message, step, str(self._generation), fields)))
+        self._actions.append(act.Emit(Event(kind, message, step, str(self._current.generation), fields)))
 
 
 def number_of(member_id: str) -> int:
