@@ -13,30 +13,28 @@ these hold:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
+from elastic_lm.control.admission import Admission
 from elastic_lm.control.balance import Balance
 from elastic_lm.control.current_lease import CurrentLease, Mode
+from elastic_lm.control.elastic_set import ElasticSet
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
 from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
 from elastic_lm.control.leases import Standing, catch_up_lease, common_lease, evaluation_lease, standing
 from elastic_lm.control.membership import Member, MemberState
-from elastic_lm.control.retries import Retries
 from elastic_lm.control.saving import FINAL_TRIES, Saving
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
-MEMBER = "w"  # members are w0, w1, ... in the order in which they were asked for
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
 # Of a stop with who waits for tokens; a window that is not read ahead comes within a second or two.
 STOP_PATIENCE_S = 5.0
-NODE_LOSS_S = 60.0  # a node is known to be dead so long after its workers at the latest
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
 
@@ -59,11 +57,9 @@ class Control:
         self._saving = Saving(spec, resume_step, self._do, self._tell)
         self._evaluating = Evaluating(spec, evaluated, self._emit)
         self._current = CurrentLease(owner_epoch, self._do)
-        self._members: dict[str, Member] = {}
-        self._num_created = first_number
+        self._members = ElasticSet(spec, first_number, self._saving, self._do, self._emit)
+        self._admission = Admission(spec, self._emit)
         self._health = Health(spec)
-        self._retries = Retries(spec)
-        self._reference: ReadyReport | None = None
         self._errors: dict[tuple[int, str], set[str]] = {}
         self._standstill = Standstill(self._emit)
         self._join_at: float | None = None
@@ -71,8 +67,6 @@ class Control:
         self._next_scan = 0.0
         self._stopping: str | None = None  # why the run ends before its last step
         self._stop_kind = "stopped"  # the verdict then
-        self._draining_nodes: set[str] = set()
-        self._lost_lately: list[tuple[float, str, str]] = []  # (when, node, member): its node may turn out to be dead
         self._verdict: act.Verdict | None = None
         self._actions: list[act.Action] = []
 
@@ -101,8 +95,8 @@ class Control:
             "generation": str(self._current.generation),
             "mode": str(self._current.mode),
             "world_size": self._current.world_size,
-            "min_workers": self._spec.min_workers,
-            "max_workers": self._spec.max_workers,
+            "min_workers": self._members.min_workers,
+            "max_workers": self._members.max_workers,
             "members": members,
         }
 
@@ -127,7 +121,9 @@ class Control:
             case ev.MemberReady(report):
                 self._on_ready(report, now)
             case ev.MemberFound(member_id, node_id, pid):
-                self._on_found(member_id, node_id, pid, now)
+                # Before the first tick, so that nobody is started in its place and no lease passes its state by.
+                self._members.found(member_id, node_id, pid, now)
+                self._interrupt(TAKEOVER, "another one took over", now)
             case ev.MemberReturned(report):
                 self._on_returned(report, now)
             case ev.MemberFailed():
@@ -148,11 +144,11 @@ class Control:
             case ev.CheckpointFound():
                 self._on_found_checkpoint(event, now)
             case ev.NodeDraining(node_id):
-                self._on_draining_node(node_id, now)
+                self._drain(self._members.node_drains(node_id), "preemption", now)
                 if event.hosts_us:
                     self._on_draining_head()
             case ev.NodeLost(node_id):
-                self._on_lost_node(node_id, now)
+                self._members.node_lost(node_id, now)
             case ev.DrainRequested(member_id, node_id):
                 named = [m for m in self._members.values()
                          if m.member_id == member_id or (node_id is not None and m.node_id == node_id)]  # fmt: skip
@@ -184,76 +180,41 @@ class Control:
         """
         if self._current.mode is Mode.FENCING:
             return
-        staying = sum(m.leaving is None for m in self._members.values())
-        missing = self._spec.max_workers - staying
-        if missing <= 0 or now < self._retries.not_before or self._stopping:
-            return
-        for _ in range(missing):
-            member = Member(f"{MEMBER}{self._num_created}", self._num_created, now)
-            self._num_created += 1
-            self._members[member.member_id] = member
-            self._do(act.StartMember(member.member_id, self._retries.avoided))
+        if not self._stopping:
+            self._members.ask_for_missing(now)
 
     def _on_started(self, member_id: str, node_id: str, pid: int, now: float) -> None:
-        member = self._members.get(member_id)
-        if member is None:
-            self._do(act.KillMember(member_id))
-            return
-        member.node_id, member.pid = node_id, pid
-        if member.state is MemberState.PENDING:
-            member.enter(MemberState.STARTING, now)
-        self._emit(EventKind.MEMBER_STARTED, f"{member_id} starts (process {pid}).",
-                   member_id=member_id, node_id=node_id, pid=pid)  # fmt: skip
-        if node_id in self._draining_nodes:
+        member = self._members.heard_from(member_id)
+        if member is not None and self._members.started(member, node_id, pid, now):
             self._drain([member], "preemption", now)
 
     def _on_ready(self, report: ReadyReport, now: float) -> None:
         member = self._admitted(report, now)
+        if member is not None:
+            self._members.ready(member, report, now)
+            self._welcome(now)
+
+    def _on_returned(self, report: ReturnReport, now: float) -> None:
+        if report.whole and report.ready.member_id in self._members:
+            self._prefer(report.ready, now)
+        member = self._admitted(report.ready, now)
         if member is None:
             return
-        member.node_id, member.pid, member.last_beat = report.node_id, report.pid, now
-        member.enter(MemberState.READY, now)
-        self._emit(EventKind.MEMBER_READY, f"{member.member_id} is ready after {report.startup_s:.1f} s.",
-                   member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s,
-                   environment=report.environment)  # fmt: skip
-        self._welcome(now)
-
-    def _on_found(self, member_id: str, node_id: str, pid: int, now: float) -> None:
-        """Before the first tick, so that nobody is started in its place and no lease passes its state by."""
-        number = number_of(member_id)
-        self._num_created = max(self._num_created, number + 1)
-        self._members[member_id] = Member(member_id, number, now, MemberState.RETURNING, node_id, pid)
-        self._interrupt(TAKEOVER, "another one took over", now)
-
-    def _on_returned(self, returned: ReturnReport, now: float) -> None:
-        report = returned.ready
-        if returned.whole and report.member_id in self._members:
-            self._prefer(report, now)
-        member = self._admitted(report, now)
-        if member is None:
-            return
-        member.last_beat, member.micro_batch_s = now, returned.micro_batch_s
-        member.whole, member.next_step = returned.whole, returned.next_step
-        member.enter(MemberState.READY, now)
-        held = f"the state before step {returned.next_step}" if returned.whole else "no state"
-        self._emit(EventKind.MEMBER_RETURNED, f"{member.member_id} goes on under this coordinator with {held}.",
-                   step=returned.next_step if returned.whole else None, member_id=member.member_id,
-                   node_id=member.node_id, pid=member.pid, whole=returned.whole, environment=report.environment)  # fmt: skip
-        self._evaluating.inherit(returned.evaluations)
-        if returned.whole:
-            self._saving.inherit(returned.next_step)
+        self._members.returned(member, report, now)
+        self._evaluating.inherit(report.evaluations)
+        if report.whole:
+            self._saving.inherit(report.next_step)
         self._welcome(now)
 
     def _admitted(self, report: ReadyReport, now: float) -> Member | None:
         """Who is ready for the first time, and computes the run's bits; None when nothing more is to be done."""
-        member = self._members.get(report.member_id)
-        if member is None:
-            self._do(act.KillMember(report.member_id))
-        elif not member.has_joined and not self._admits(report):
+        member = self._members.heard_from(report.member_id)
+        if member is None or member.has_joined:
+            return None
+        if not self._admission.admits(report):
             self._refuse(member, report, now)
-        elif not member.has_joined:
-            return member
-        return None
+            return None
+        return member
 
     def _welcome(self, now: float) -> None:
         """Somebody is ready: in at once if nobody trains, else with whoever becomes ready within a moment."""
@@ -262,31 +223,19 @@ class Control:
         elif self._join_at is None:
             self._join_at = now + self._spec.join_batch_s
 
-    def _admits(self, report: ReadyReport) -> bool:
-        """The first member's probe is the run's; with fast sums there is no promise to protect."""
-        if self._reference is None:
-            self._reference = report
-        return report.probe == self._reference.probe or not self._spec.exact
-
     def _prefer(self, holder: ReadyReport, now: float) -> None:
-        """The bits of the state in memory are the run's, not those of a newcomer that was ready before its holder was back."""
-        first = self._reference
-        if first is None or self._admits(holder) or any(m.whole for m in self._members.values()):
+        """The first whole state that comes back is the run's: whoever was admitted with other bits is not."""
+        if any(m.whole for m in self._members.values()):
             return
-        self._reference = holder
-        for member in [m for m in self._members.values() if m.has_joined]:
-            self._refuse(member, first, now)  # it was admitted because its bits are those of the first
+        newcomer = self._admission.prefer(holder)
+        if newcomer is not None:
+            for member in self._members.joined():
+                self._refuse(member, newcomer, now)
 
     def _refuse(self, member: Member, report: ReadyReport, now: float) -> None:
-        assert self._reference is not None
-        expected = self._reference.environment
-        differing = {k: (v, expected.get(k)) for k, v in report.environment.items() if v != expected.get(k)}
-        told = ", ".join(f"{k}={mine} (the run: {runs})" for k, (mine, runs) in differing.items())
-        self._emit(EventKind.MEMBER_REFUSED,
-                   f"{member.member_id} computes other bits than the run and is refused: "
-                   f"{told or 'no recorded difference in its environment'}.",
-                   member_id=member.member_id, environment=report.environment, expected=expected)  # fmt: skip
-        self._remove(member, "computes other bits", now, crash=True)
+        self._admission.refuse(member.member_id, report)
+        self._members.remove(member, now, crash=True)
+        self._do_without(member, "computes other bits", now)
 
     # -- members go --------------------------------------------------------------------------------------------------
 
@@ -294,7 +243,7 @@ class Control:
         member = self._members.get(event.member_id)
         if member is None:
             return
-        if not event.proof and self._is_last_whole(member):
+        if not event.proof and self._members.is_last_whole(member):
             return  # suspicion: it may live; silence or proof will tell
         if event.raised and self._raised_again(STARTING_UP, event.cause, event.member_id):
             self._finish("failed_bug", f"workers cannot start: {event.cause} (twice)", member.next_step)
@@ -302,29 +251,11 @@ class Control:
         self._lose(member, event.cause, now)
 
     def _lose(self, member: Member, cause: str, now: float) -> None:
-        """A member is gone, or is treated so for good."""
-        preempted = member.leaving == "preemption" or member.node_id in self._draining_nodes
-        left = self._count() - member.has_joined
-        self._emit(EventKind.MEMBER_LOST,
-                   f"{member.member_id} is lost ({cause}): {left} of {self._count()} workers left.",
-                   member_id=member.member_id, node_id=member.node_id,
-                   cause="preemption" if preempted else cause)  # fmt: skip
-        if member.node_id is not None:
-            self._lost_lately = [lost for lost in self._lost_lately if now - lost[0] < NODE_LOSS_S]
-            self._lost_lately.append((now, member.node_id, member.member_id))
-            self._do(act.AskAfterNode(member.node_id))
-        self._remove(member, cause, now, crash=not preempted)
+        self._members.lose(member, cause, now)
+        self._do_without(member, cause, now)
 
-    def _remove(self, member: Member, cause: str, now: float, *, crash: bool) -> None:
-        del self._members[member.member_id]
-        self._do(act.KillMember(member.member_id))
-        self._saving.abandon(member, "its worker was lost")
-        if crash and self._retries.crashed(member.node_id, now):
-            self._emit(EventKind.NODE_QUARANTINED,
-                       f"Node {member.node_id} lost {self._spec.quarantine_failures} workers within "
-                       f"{self._spec.quarantine_window_s:.0f} s: no worker is placed there for now.",
-                       node_id=member.node_id, failures=self._spec.quarantine_failures)  # fmt: skip
-            self._restart_pending()
+    def _do_without(self, member: Member, cause: str, now: float) -> None:
+        """It was removed: its lease ends at once, and somebody takes its place."""
         if self._current.includes(member.member_id):
             self._interrupt("hang" if cause.startswith(("silent", "no progress")) else "failure",
                             f"{member.member_id} {cause}", now)  # fmt: skip
@@ -340,32 +271,12 @@ class Control:
 
     def _drain(self, members: list[Member], cause: str, now: float) -> None:
         """Members leave between leases; those that do not train yet leave now."""
-        for member in members:
-            member.leaving = member.leaving or cause
-            stays = member.state in (MemberState.ACTIVE, MemberState.RETURNING)
-            if not stays and not (member.whole and self._is_last_whole(member)):
-                self._retire(member)
+        self._members.drain(members, cause)
         if self._current.is_out and any(m.leaving for m in self._active()):
             self._current.end_after_step("resize" if cause == "resize" else "drain")
         self._fill_demand(now)
         if not self._current.is_out:
             self._decide(now)
-
-    def _retire(self, member: Member) -> None:
-        del self._members[member.member_id]
-        self._saving.abandon(member, "its worker left")
-        # Before it has joined, nothing runs there yet that could answer.
-        self._do(act.Retire(member.member_id) if member.has_joined else act.KillMember(member.member_id))
-        if member.state is not MemberState.PENDING:
-            self._emit(EventKind.MEMBER_LEFT, f"{member.member_id} leaves ({member.leaving}): nothing is recomputed.",
-                       member_id=member.member_id, cause=member.leaving)  # fmt: skip
-
-    def _on_draining_node(self, node_id: str, now: float) -> None:
-        self._draining_nodes.add(node_id)
-        leaving = [m for m in self._members.values() if m.node_id == node_id]
-        self._emit(EventKind.NODE_DRAINING, f"Node {node_id[:8]} is going away with {len(leaving)} of our workers.",
-                   node_id=node_id)  # fmt: skip
-        self._drain(leaving, "preemption", now)
 
     def _on_draining_head(self) -> None:
         """A run does not outlive its head: whoever begins it again begins with the newest checkpoint."""
@@ -375,26 +286,17 @@ class Control:
         self._saving.ask()
         self._current.end_after_step("checkpoint")
 
-    def _on_lost_node(self, node_id: str, now: float) -> None:
-        gone = [member_id for at, node, member_id in self._lost_lately if node == node_id and now - at < NODE_LOSS_S]
-        self._emit(EventKind.NODE_LOST, f"Node {node_id[:8]} is lost: {', '.join(gone) or 'nobody'} went with it.",
-                   node_id=node_id, members=gone)  # fmt: skip
-
     def _on_resized(self, low: int, high: int, now: float) -> None:
         if not 1 <= low <= high:
             self._emit(EventKind.NOTE, f"Ignored a resize to {low}..{high} workers: 1 <= min <= max must hold.")
             return
-        self._spec = replace(self._spec, min_workers=low, max_workers=high)
-        self._emit(EventKind.RESIZED, f"The run now wants {low} to {high} workers.", min_workers=low, max_workers=high)
-        staying = sorted((m for m in self._members.values() if m.leaving is None), key=_keep_first)
-        self._drain(staying[high:], "resize", now)
+        self._drain(self._members.resize(low, high), "resize", now)
 
     # -- signs of life -----------------------------------------------------------------------------------------------
 
     def _on_beat(self, beat: Any, now: float) -> None:
-        member = self._members.get(beat.member_id)
+        member = self._members.heard_from(beat.member_id)
         if member is None:
-            self._do(act.KillMember(beat.member_id))
             return
         self._health.saw_beat(member, now)
         member.last_beat = now
@@ -421,8 +323,7 @@ class Control:
             return
         self._next_scan = now + SCAN_S
         self._saving.expire(now)
-        if self._retries.release(now):
-            self._restart_pending()
+        self._members.release_nodes(now)
         self._fill_demand(now)
         for member in list(self._members.values()):
             verdict = self._ailment(member, now)
@@ -446,7 +347,7 @@ class Control:
 
     def _worth_s(self, member: Member) -> float:
         """How long a member is waited for on account of what it holds: the last state costs what it took to compute."""
-        if not self._is_last_whole(member):
+        if not self._members.is_last_whole(member):
             return 0.0
         if member.last_beat is None or self._saving.restorable_at is None:
             return self._spec.progress_timeout_s
@@ -470,24 +371,11 @@ class Control:
         if any(m.phase is Phase.DATA and now - max(m.progress_at, m.since) > STOP_PATIENCE_S for m in members):
             self._fence(now)
 
-    def _is_last_whole(self, member: Member) -> bool:
-        """Whether giving this member up would give up the run's state in memory: of the others none has it for sure."""
-        return member.may_hold_state and not any(
-            m.has_state_for_sure for m in self._members.values() if m is not member
-        )
-
-    def _restart_pending(self) -> None:
-        """Other nodes are to be avoided than when these demands were made: they are made anew."""
-        for member in [m for m in self._members.values() if m.state is MemberState.PENDING]:
-            del self._members[member.member_id]
-            self._do(act.KillMember(member.member_id))
-
     # -- leases ------------------------------------------------------------------------------------------------------
 
     def _on_report(self, report: LeaseReport, now: float) -> None:
-        member = self._members.get(report.member_id)
+        member = self._members.heard_from(report.member_id)
         if member is None:
-            self._do(act.KillMember(report.member_id))
             return
         lease = self._current.lease
         if lease is None or report.generation != lease.generation:
@@ -568,7 +456,7 @@ class Control:
         if self._stopping is not None or (is_last and not self._evaluating.is_due(now_standing.head)):
             self._end_run(now_standing.whole, now_standing.head, now)
             return
-        self._let_go()  # and what of a checkpoint goes with them is saved again below
+        self._members.let_go()  # and what of a checkpoint goes with them is saved again below
         now_standing = self._standing()
         head = now_standing.head
         if head is not None and not now_standing.behind and self._saving.is_due(head, final=is_last):
@@ -581,23 +469,16 @@ class Control:
             self._grant_evaluation(now_standing, now)
 
     def _standing(self) -> Standing:
-        return standing([m for m in self._members.values() if m.has_joined], exact=self._spec.exact)
-
-    def _let_go(self) -> None:
-        """Retire those who leave, unless one of them holds the last state."""
-        keeps_state = any(m.has_state_for_sure and m.leaving is None for m in self._members.values())
-        for member in [m for m in self._members.values() if m.leaving and m.has_joined]:
-            if not member.whole or keeps_state:
-                self._retire(member)
+        return standing(self._members.joined(), exact=self._spec.exact)
 
     def _grant(self, now: float, *, trains: bool = True) -> None:
         """The next lease. One that does not train brings its members to the newest state, and ends."""
-        members = [m for m in self._members.values() if m.has_joined]
+        members = self._members.joined()
         if any(m.lost_connection_at is not None for m in members):
             return  # within the grace it is dead or back; a lease without it would pass its state by
         current = standing(members, exact=self._spec.exact)
-        if not members or (current.head is None and len(members) < self._spec.min_workers):
-            self._standstill.wait(len(members), self._spec.min_workers, self._current.generation, now)
+        if not members or (current.head is None and len(members) < self._members.min_workers):
+            self._standstill.wait(len(members), self._members.min_workers, self._current.generation, now)
             return
         if current.head is None:
             self._evaluating.forget()
@@ -693,10 +574,6 @@ class Control:
     def _active(self) -> list[Member]:
         return [m for m in self._members.values() if m.state is MemberState.ACTIVE]
 
-    def _count(self) -> int:
-        """Workers that are warmed up."""
-        return sum(m.has_joined for m in self._members.values())
-
     def _do(self, action: act.Action) -> None:
         if self._verdict is None:
             self._actions.append(action)
@@ -708,12 +585,3 @@ class Control:
     def _tell(self, kind: EventKind, message: str, *, step: int | None = None, **fields: Any) -> None:
         """Also after the verdict."""
         self._actions.append(act.Emit(Event(kind, message, step, str(self._current.generation), fields)))
-
-
-def number_of(member_id: str) -> int:
-    return int(member_id.removeprefix(MEMBER))
-
-
-def _keep_first(member: Member) -> tuple[bool, bool, int]:
-    """Order of keeping when the run shrinks: those with a state, then those who are ready, then the eldest."""
-    return not member.whole, not member.has_joined, member.number

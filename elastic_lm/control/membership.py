@@ -7,6 +7,16 @@ from enum import StrEnum
 
 from elastic_lm.protocol import Phase
 
+PREFIX = "w"  # members are w0, w1, ... in the order in which they were asked for
+
+
+def id_of(number: int) -> str:
+    return f"{PREFIX}{number}"
+
+
+def number_of(member_id: str) -> int:
+    return int(member_id.removeprefix(PREFIX))
+
 
 class MemberState(StrEnum):
     """pending -> starting -> ready -> active -> gone; a gone member is forgotten, and never comes back.

@@ -17,8 +17,8 @@ from typing import Any
 
 from elastic_lm import __version__
 from elastic_lm.config import RunConfig
-from elastic_lm.control.controller import number_of
 from elastic_lm.control.evaluating import fields_of, sentence
+from elastic_lm.control.membership import number_of
 from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.exporter import Exporter
