@@ -21,6 +21,7 @@ from elastic_lm.control.admission import Admission
 from elastic_lm.control.balance import Balance
 from elastic_lm.control.current_lease import CurrentLease, Mode
 from elastic_lm.control.elastic_set import ElasticSet
+from elastic_lm.control.ending import POISONED, Ending
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
 from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
@@ -29,12 +30,10 @@ from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.saving import FINAL_TRIES, Saving
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.protocol import Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
+from elastic_lm.protocol import Heartbeat, Lease, LeaseEnd, LeaseReport, Phase, ReadyReport, ReturnReport
 
 SCAN_S = 0.1  # between two looks at everybody's deadlines: bounds the cost with a thousand members
 WORKING = (Phase.DATA, Phase.COMPUTE, Phase.REDUCE, Phase.OPTIMIZER)
-# Of a stop with who waits for tokens; a window that is not read ahead comes within a second or two.
-STOP_PATIENCE_S = 5.0
 STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 
 
@@ -65,8 +64,7 @@ class Control:
         self._join_at: float | None = None
         self._balance = Balance(spec, self._emit)
         self._next_scan = 0.0
-        self._stopping: str | None = None  # why the run ends before its last step
-        self._stop_kind = "stopped"  # the verdict then
+        self._ending = Ending(spec.total_steps)
         self._verdict: act.Verdict | None = None
         self._actions: list[act.Action] = []
 
@@ -158,8 +156,8 @@ class Control:
             case ev.StopRequested(reason):
                 self._on_stop(reason, now)
             case ev.StepsLeftOut(message):
-                if self._stopping is None:
-                    self._stop_kind = "poisoned"
+                if not self._ending.is_wanted:
+                    self._ending.fail(POISONED, message)
                     self._on_stop(message, now)
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
@@ -178,9 +176,7 @@ class Control:
         A starting process takes a second of CPU: on two cores it made the survivors' running micro-batch three times
         as long, and they must finish that before they can go on.
         """
-        if self._current.mode is Mode.FENCING:
-            return
-        if not self._stopping:
+        if self._current.mode is not Mode.FENCING and not self._ending.reason:
             self._members.ask_for_missing(now)
 
     def _on_started(self, member_id: str, node_id: str, pid: int, now: float) -> None:
@@ -246,9 +242,9 @@ class Control:
         if not event.proof and self._members.is_last_whole(member):
             return  # suspicion: it may live; silence or proof will tell
         if event.raised and self._raised_again(STARTING_UP, event.cause, event.member_id):
-            self._finish("failed_bug", f"workers cannot start: {event.cause} (twice)", member.next_step)
-            return
-        self._lose(member, event.cause, now)
+            self._finish(act.Verdict("failed_bug", f"workers cannot start: {event.cause} (twice)", member.next_step))
+        else:
+            self._lose(member, event.cause, now)
 
     def _lose(self, member: Member, cause: str, now: float) -> None:
         self._members.lose(member, cause, now)
@@ -257,17 +253,10 @@ class Control:
     def _do_without(self, member: Member, cause: str, now: float) -> None:
         """It was removed: its lease ends at once, and somebody takes its place."""
         if self._current.includes(member.member_id):
-            self._interrupt("hang" if cause.startswith(("silent", "no progress")) else "failure",
-                            f"{member.member_id} {cause}", now)  # fmt: skip
             self._current.left(member.member_id)
-            self._fence(now)
+            kind = "hang" if cause.startswith(("silent", "no progress")) else "failure"
+            self._break_off(kind, f"{member.member_id} {cause}", now)
         self._fill_demand(now)
-
-    def _fence(self, now: float) -> None:
-        """End the lease at once; every living member still reports."""
-        self._current.fence(now)
-        if self._current.is_over:
-            self._close_lease(now)
 
     def _drain(self, members: list[Member], cause: str, now: float) -> None:
         """Members leave between leases; those that do not train yet leave now."""
@@ -294,17 +283,12 @@ class Control:
 
     # -- signs of life -----------------------------------------------------------------------------------------------
 
-    def _on_beat(self, beat: Any, now: float) -> None:
+    def _on_beat(self, beat: Heartbeat, now: float) -> None:
         member = self._members.heard_from(beat.member_id)
         if member is None:
             return
         self._health.saw_beat(member, now)
-        member.last_beat = now
-        member.lost_connection_at = None
-        if beat.progress != member.progress or beat.phase is not member.phase:
-            member.progress_at = now
-        member.progress, member.phase = beat.progress, beat.phase
-        member.micro_batch_s = beat.micro_batch_s or member.micro_batch_s
+        member.heard(beat, now)
         lease = self._current.lease
         if lease is None or not lease.trains or beat.generation != lease.generation or beat.phase not in WORKING:
             return
@@ -355,21 +339,23 @@ class Control:
 
     def _end_stall(self, now: float) -> None:
         """All live and all wait for each other: nobody's fault that could be told, so they form anew."""
-        members = [self._members[m] for m in self._current.owing]
-        if self._current.mode not in (Mode.LEASED, Mode.ENDING) or any(m.phase is Phase.DATA for m in members):
+        if self._current.mode not in (Mode.LEASED, Mode.ENDING):
             return
-        still_s = now - max(max(m.progress_at, m.since) for m in members)
-        if still_s > max(self._health.patience_s(m) for m in members):
-            self._interrupt("hang", f"nobody made progress for {still_s:.0f} s", now)
-            self._fence(now)
+        still_s = self._health.stalled_s(self._owing(), now)
+        if still_s is not None:
+            self._break_off("hang", f"nobody made progress for {still_s:.0f} s", now)
 
     def _end_wait(self, now: float) -> None:
         """Who stops does not wait for tokens that storage does not give: the running step is left undone."""
-        members = [self._members[m] for m in self._current.owing]
-        if self._stopping is None or self._current.mode is not Mode.ENDING:
-            return
-        if any(m.phase is Phase.DATA and now - max(m.progress_at, m.since) > STOP_PATIENCE_S for m in members):
+        if (
+            self._ending.is_wanted
+            and self._current.mode is Mode.ENDING
+            and self._health.lack_tokens(self._owing(), now)
+        ):
             self._fence(now)
+
+    def _owing(self) -> list[Member]:
+        return [self._members[m] for m in self._current.owing]
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -380,48 +366,46 @@ class Control:
         lease = self._current.lease
         if lease is None or report.generation != lease.generation:
             return
-        member.whole, member.next_step = report.whole, report.next_step
-        member.micro_batch_s = report.micro_batch_s or member.micro_batch_s
-        member.enter(MemberState.READY, now)
+        member.reported(report, now)
         self._current.reported(report.member_id, report.end)
         if lease.evaluates and self._evaluating.take_in(report, lease.start_step):
             self._fence(now)
             return
         match report.end:
+            case LeaseEnd.COMPLETED | LeaseEnd.ENDED_EARLY | LeaseEnd.FENCED:
+                if not self._standstill.lasts:
+                    self._interrupt(LEASE, "", now)
+                if self._current.is_over:
+                    self._close_lease(now)
             case LeaseEnd.POISONED | LeaseEnd.DATA_ERROR:
-                self._finish(str(report.end), report.error or "", report.error_step or report.next_step)
-                return
+                self._finish(act.Verdict(str(report.end), report.error or "", report.error_step or report.next_step))
             case LeaseEnd.UNAVAILABLE:  # nothing is wrong with what was trained, so that is saved
-                self._stopping, self._stop_kind = report.error or "", str(report.end)
-                self._interrupt("error", f"{report.member_id} waited in vain", now)
-                self._fence(now)
-                return
+                self._ending.fail(str(report.end), report.error or "")
+                self._break_off("error", f"{report.member_id} waited in vain", now)
             case LeaseEnd.UNRESTORABLE:
-                if self._saving.is_beyond_help:
-                    self._finish("failed", f"{report.error} (twice)", self._saving.newest_step or 0)
-                    return
-                self._emit(EventKind.NOTE, f"{report.member_id}: {report.error}.", member_id=report.member_id)
-                self._saving.search()
-                self._interrupt("error", f"{report.member_id} could not restore the checkpoint", now)
-                self._fence(now)
-                return
+                self._on_unrestorable(report, now)
             case LeaseEnd.RAISED:
-                if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
-                    self._finish("failed_bug", f"step {report.error_step}: {report.error} (twice)", report.next_step)
-                    return
-                self._emit(EventKind.NOTE, f"{report.member_id} raised at step {report.error_step}: {report.error}.",
-                           step=report.error_step, member_id=report.member_id)  # fmt: skip
-                self._interrupt("error", f"{report.member_id} raised", now)
-                self._fence(now)
-                return
+                self._on_raised(report, now)
             case LeaseEnd.BROKEN:
-                self._interrupt("failure", f"{report.member_id} lost a peer", now)
-                self._fence(now)
-                return
-        if not self._standstill.lasts:
-            self._interrupt(LEASE, "", now)
-        if self._current.is_over:
-            self._close_lease(now)
+                self._break_off("failure", f"{report.member_id} lost a peer", now)
+
+    def _on_unrestorable(self, report: LeaseReport, now: float) -> None:
+        """A checkpoint that cannot be restored is not tried again, unless it was read whole."""
+        if self._saving.is_beyond_help:
+            self._finish(act.Verdict("failed", f"{report.error} (twice)", self._saving.newest_step or 0))
+            return
+        self._emit(EventKind.NOTE, f"{report.member_id}: {report.error}.", member_id=report.member_id)
+        self._saving.search()
+        self._break_off("error", f"{report.member_id} could not restore the checkpoint", now)
+
+    def _on_raised(self, report: LeaseReport, now: float) -> None:
+        if self._raised_again(report.error_step or 0, report.error or "", str(report.generation)):
+            told = f"step {report.error_step}: {report.error} (twice)"
+            self._finish(act.Verdict("failed_bug", told, report.next_step))
+            return
+        self._emit(EventKind.NOTE, f"{report.member_id} raised at step {report.error_step}: {report.error}.",
+                   step=report.error_step, member_id=report.member_id)  # fmt: skip
+        self._break_off("error", f"{report.member_id} raised", now)
 
     def _on_found_checkpoint(self, found: ev.CheckpointFound, now: float) -> None:
         if found.verdict is not None:
@@ -429,7 +413,7 @@ class Control:
             if any(m.may_hold_state for m in self._members.values()):
                 self._emit(EventKind.NOTE, f"No checkpoint is known that can be restored: {found.error}.")
             else:
-                self._finish(found.verdict, found.error, self._saving.newest_step or 0)
+                self._finish(act.Verdict(found.verdict, found.error, self._saving.newest_step or 0))
             return
         for sentence in found.skipped:
             self._emit(EventKind.NOTE, sentence)
@@ -443,6 +427,20 @@ class Control:
         seen.add(occasion)
         return len(seen) >= self._spec.same_error_limit
 
+    def _interrupt(self, cause: str, detail: str, now: float) -> None:
+        self._standstill.begin(cause, detail, self._current.generation, now)
+
+    def _break_off(self, cause: str, detail: str, now: float) -> None:
+        """Something went wrong: the lease ends at once."""
+        self._interrupt(cause, detail, now)
+        self._fence(now)
+
+    def _fence(self, now: float) -> None:
+        """End the lease at once; every living member still reports."""
+        self._current.fence(now)
+        if self._current.is_over:
+            self._close_lease(now)
+
     def _close_lease(self, now: float) -> None:
         self._standstill.attribute_to(self._current.close())
         self._decide(now)
@@ -453,7 +451,7 @@ class Control:
             return
         now_standing = self._standing()
         is_last = now_standing.head == self._spec.total_steps
-        if self._stopping is not None or (is_last and not self._evaluating.is_due(now_standing.head)):
+        if self._ending.is_wanted or (is_last and not self._evaluating.is_due(now_standing.head)):
             self._end_run(now_standing.whole, now_standing.head, now)
             return
         self._members.let_go()  # and what of a checkpoint goes with them is saved again below
@@ -507,9 +505,8 @@ class Control:
                    step=lease.start_step, members=list(lease.members), start_step=lease.start_step,
                    stop_step=lease.stop_step, shares=counts, world_size=len(counts))  # fmt: skip
         if any(m.leaving for m in self._active()) and len(lease.members) > 1:
-            self._current.end_after_step(
-                "drain"
-            )  # the last state travels with this lease; its holder leaves after one step
+            # The last state travels with this lease; its holder leaves after one step.
+            self._current.end_after_step("drain")
 
     def _grant_evaluation(self, current: Standing, now: float) -> None:
         """All measure what is missing. Who is to leave and holds the last state measures on until somebody else comes."""
@@ -522,12 +519,8 @@ class Control:
 
     def _begin(self, lease: Lease, now: float, *, is_for_all: bool = True) -> None:
         for member_id in lease.members:
-            self._members[member_id].enter(MemberState.ACTIVE, now)
-            self._members[member_id].progress_at = now
+            self._members[member_id].begin(now)
         self._current.begin(lease, is_for_all=is_for_all)
-
-    def _interrupt(self, cause: str, detail: str, now: float) -> None:
-        self._standstill.begin(cause, detail, self._current.generation, now)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -537,37 +530,27 @@ class Control:
         if self._saving.under_way or (head is None and self._saving.is_searching):
             return  # its end calls us again
         if head is None or head == newest_step or not whole:
-            step = head if head is not None else (newest_step or 0)
-            if head is None and self._stopping is None:
-                return
-            if self._stopping is not None and (head != self._spec.total_steps or self._stop_kind == "poisoned"):
-                self._finish(self._stop_kind, self._stopping, step)
-            else:
-                self._finish("done", f"trained {step} steps", step)
+            if head is not None or self._ending.is_wanted:
+                self._finish(self._ending.verdict(head, newest_step))
         elif self._saving.is_hopeless:
-            tries = f"{FINAL_TRIES} tries: {self._saving.last_error}"
-            unsaved = f"the checkpoint of step {head} could not be written in {tries}"
-            if self._stopping is not None and self._stop_kind != "stopped":
-                self._finish(self._stop_kind, f"{self._stopping}; and {unsaved}", head)
-            else:
-                self._finish("failed", unsaved, head)
+            self._finish(self._ending.verdict_unsaved(head, f"{FINAL_TRIES} tries: {self._saving.last_error}"))
         else:
             self._saving.begin([m for m in whole if m.next_step == head], head, now, final=True)
 
     def _on_stop(self, reason: str, now: float) -> None:
-        self._stopping = self._stopping or reason
+        self._ending.stop(reason)
         self._emit(EventKind.NOTE, f"Stopping after the running step: {reason}.")
         if not self._current.is_out:
             self._decide(now)
         else:
             self._current.end_after_step("stop")
 
-    def _finish(self, kind: str, message: str, step: int) -> None:
+    def _finish(self, verdict: act.Verdict) -> None:
         self._saving.end()
-        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
-                   reason=message)  # fmt: skip
-        self._do(act.Finish(act.Verdict(kind, message, step)))
-        self._verdict = act.Verdict(kind, message, step)
+        self._emit(EventKind.RUN_FINISHED, f"Run finished: {verdict.kind} ({verdict.message}).", step=verdict.step,
+                   verdict=verdict.kind, reason=verdict.message)  # fmt: skip
+        self._do(act.Finish(verdict))
+        self._verdict = verdict
 
     # -- small things ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ The limit on silence therefore follows the longest gap between two beats that an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.protocol import Phase
@@ -15,6 +17,8 @@ OWING_PROGRESS = (Phase.WAITING, Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, 
 MICRO_BATCHES_OF_PATIENCE = 20
 WINDOW_S = 60.0
 RETURN_S = 5.0  # a member that a new coordinator calls connects to it within 0.1 s, on a busy machine within seconds
+# Of a stop with who waits for tokens; a window that is not read ahead comes within a second or two.
+STOP_PATIENCE_S = 5.0
 USUAL_GAP_S = 0.3  # beats come every 0.2 s
 MARGIN = 3.0
 LONGEST_LIMIT_S = 30.0
@@ -89,3 +93,17 @@ class Health:
     def patience_s(self, member: Member) -> float:
         """How long a member may go without progress."""
         return max(self._spec.progress_timeout_s, MICRO_BATCHES_OF_PATIENCE * (member.micro_batch_s or 0))
+
+    def stalled_s(self, members: Sequence[Member], now: float) -> float | None:
+        """For how long these have all waited for each other; None while that is within the patience with one of them.
+
+        Nobody stalls who waits for storage.
+        """
+        if any(m.phase is Phase.DATA for m in members):
+            return None
+        still_s = now - max(max(m.progress_at, m.since) for m in members)
+        return still_s if still_s > max(self.patience_s(m) for m in members) else None
+
+    def lack_tokens(self, members: Sequence[Member], now: float) -> bool:
+        """Whether one of these waits for what storage does not give, as far as a run that stops waits for it."""
+        return any(m.phase is Phase.DATA and now - max(m.progress_at, m.since) > STOP_PATIENCE_S for m in members)

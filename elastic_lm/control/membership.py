@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from elastic_lm.protocol import Phase
+from elastic_lm.protocol import Heartbeat, LeaseReport, Phase
 
 PREFIX = "w"  # members are w0, w1, ... in the order in which they were asked for
 
@@ -64,6 +64,25 @@ class Member:
 
     def enter(self, state: MemberState, now: float) -> None:
         self.state, self.since = state, now
+
+    def begin(self, now: float) -> None:
+        """It gets a lease."""
+        self.enter(MemberState.ACTIVE, now)
+        self.progress_at = now
+
+    def heard(self, beat: Heartbeat, now: float) -> None:
+        """It lives. Whether it holds what the beat says depends on the lease that the beat is of."""
+        self.last_beat, self.lost_connection_at = now, None
+        if beat.progress != self.progress or beat.phase is not self.phase:
+            self.progress_at = now
+        self.progress, self.phase = beat.progress, beat.phase
+        self.micro_batch_s = beat.micro_batch_s or self.micro_batch_s
+
+    def reported(self, report: LeaseReport, now: float) -> None:
+        """It came back from its lease, with what the report says."""
+        self.whole, self.next_step = report.whole, report.next_step
+        self.micro_batch_s = report.micro_batch_s or self.micro_batch_s
+        self.enter(MemberState.READY, now)
 
     @property
     def has_joined(self) -> bool:

@@ -8,9 +8,9 @@ import pytest
 
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
-from elastic_lm.control.controller import SCAN_S, STOP_PATIENCE_S, Control
+from elastic_lm.control.controller import SCAN_S, Control
 from elastic_lm.control.elastic_set import NODE_LOSS_S
-from elastic_lm.control.health import RETURN_S
+from elastic_lm.control.health import RETURN_S, STOP_PATIENCE_S
 from elastic_lm.control.saving import FINAL_TRIES
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
