@@ -8,6 +8,9 @@ these hold:
   still for as long as it would take to compute it again from the newest checkpoint, and for `progress_timeout_s`.
 - A member that is gone stays gone: a sign of life from it is answered with another kill.
 - Every decision is emitted as an event with a sentence that gives its numbers.
+
+What is known is kept by nouns: the elastic set, the lease that is out, checkpoints, evaluations, the standstill, the run's end.
+None of them decides for another: here is what follows in one from what happened in another.
 """
 
 from __future__ import annotations
