@@ -18,7 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from elastic_lm.engine.digest import state_digest
+from elastic_lm.engine.digest import PARAMETERS, state_digest
 from elastic_lm.engine.loss_scale import LossScale
 from elastic_lm.errors import CheckpointError, ConfigError
 
@@ -162,7 +162,7 @@ class ReplicaState:
 
     def weights_digest(self) -> str:
         assert not self.torn
-        return digest_of({n: t for n, t in self.tensors().items() if n.startswith("parameters/")}, self.next_step)
+        return digest_of({n: t for n, t in self.tensors().items() if n.startswith(PARAMETERS)}, self.next_step)
 
 
 def digest_of(tensors: dict[str, Tensor], next_step: int) -> str:

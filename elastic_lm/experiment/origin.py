@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from elastic_lm.checkpoint import registry
-from elastic_lm.checkpoint.layout import Entry, Manifest
+from elastic_lm.checkpoint.layout import Manifest
 from elastic_lm.checkpoint.registry import Found
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.engine.digest import state_digest
+from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
 from elastic_lm.experiment.lineage import Lineage, Parent
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
-
-WEIGHTS = "parameters/"  # of tensors' names
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ class Origin:
     @cached_property
     def parent(self) -> Parent:
         """As a fork names it.    Raises: CheckpointError when the manifest contradicts itself; StorageError."""
-        tensors = self.manifest.tensors
-        weights = {name: entry for name, entry in tensors.items() if name.startswith(WEIGHTS)}
-        digest = {"state": _digest(self.step, tensors), "weights": _digest(self.step, weights)}
+        digest = checkpoint_digests(self.step, self.manifest.tensors)
         told = {**digest, **self.manifest.meta.get("digest", {})}
         if told != digest:
             raise CheckpointError(
@@ -134,7 +130,3 @@ def _told(manifest: Manifest) -> RunConfig | None:
         return RunConfig(**config) if isinstance(config, dict) else None
     except (ConfigError, TypeError):
         return None
-
-
-def _digest(step: int, tensors: dict[str, Entry]) -> str:
-    return state_digest(step, [(name, entry.shape, entry.sha256) for name, entry in tensors.items()])

@@ -18,7 +18,7 @@ from elastic_lm.checkpoint.layout import Manifest, Part
 from elastic_lm.checkpoint.registry import Found
 from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.control.events import Published
-from elastic_lm.engine.digest import state_digest
+from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import ElasticLMError
 from elastic_lm.runtime.leftovers import Leftovers
 from elastic_lm.storage import Storage
@@ -113,7 +113,8 @@ class Publisher:
 
     def _publish(self, attempt: _Attempt) -> None:
         parts = tuple(sorted(attempt.parts, key=lambda part: part.name))
-        digests = {"state": _digest(attempt.step, parts, ""), "weights": _digest(attempt.step, parts, "parameters/")}
+        tensors = {name: entry for part in parts for name, entry in part.tensors.items()}
+        digests = checkpoint_digests(attempt.step, tensors)
         meta = {**self._meta, "digest": digests} | ({} if attempt.loss is None else {"loss": attempt.loss})
         try:
             manifest = Manifest(attempt.step, parts, meta, self._owner_epoch)
@@ -147,8 +148,3 @@ class Publisher:
             retention.prune(self._storage, self._retention, spared=spared, seen=self._seen, check=self._check)
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)
-
-
-def _digest(step: int, parts: tuple[Part, ...], prefix: str) -> str:
-    entries = ((name, entry) for part in parts for name, entry in part.tensors.items() if name.startswith(prefix))
-    return state_digest(step, [(name, entry.shape, entry.sha256) for name, entry in entries])
