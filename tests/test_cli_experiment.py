@@ -61,7 +61,7 @@ def test_fork_that_has_not_begun_is_known_to_the_other_commands(url: str) -> Non
     ("words", "reason", "code"),
     [
         (["@two", "--name", "new"], "is no run at a step; write RUN@STEP", 2),
-        (["@3", "--name", "new"], "no checkpoint of step 3; the nearest are of step 2 and step 4", 2),
+        (["@3", "--name", "new"], "no checkpoint of step 3; the nearest are 2 and 4", 2),
         (["@2", "--name", "parent"], "holds a run already", 2),
         (["@2", "--name", "new", "--skip", "5"], "--skip '5' is no range", 2),
         (["@2", "--name", "new", "--skip", "1:9"], "--skip 1:9 begins before batch 2", 2),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, SET_ASIDE, Entry, Manifest, Part, folder_of, steps_in
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, CheckpointVersionError, NotFoundError
 from elastic_lm.storage import Storage
+
+MOST_NAMED = 3  # checkpoints, where the one that was asked for is not there
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class Found:
 def found(storage: Storage) -> list[Found]:
     """All checkpoints of the run, by step. Reads their manifests only.    Raises: StorageError."""
     return [look(storage, step, paths) for step, paths in sorted(listed(storage).items())]
+
+
+def nearest(step: int, complete: Sequence[int]) -> str:
+    """What to say where a step is asked for that has no checkpoint: which of the `complete` ones are near."""
+    if not complete:
+        return "it has no other one either: wait for its first"
+    near = sorted(sorted(complete, key=lambda other: abs(other - step))[:MOST_NAMED])
+    *others, last = [f"{other}" for other in near]
+    return f"the nearest are {', '.join(others)} and {last}" if others else f"the only one is of step {last}"
 
 
 def listed(storage: Storage) -> dict[int, list[str]]:

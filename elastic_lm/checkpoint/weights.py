@@ -9,7 +9,6 @@ from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 
 PARAMETERS = "parameters/"
-MOST_NAMED = 3  # checkpoints, where the one that was asked for is not there
 
 
 def newest_weights(run_storage: Storage) -> tuple[int, dict[str, Tensor]]:
@@ -34,17 +33,9 @@ def weights_at(run_storage: Storage, step: int) -> dict[str, Tensor]:
         reason = f" ({found[step].state}: {found[step].reason})" if step in found else ""
         complete = [other.step for other in found.values() if other.state == "complete"]
         raise CheckpointError(
-            f"the run in {run_storage.url} has no complete checkpoint of step {step}{reason}; {_nearest(step, complete)}"
+            f"the run in {run_storage.url} has no complete checkpoint of step {step}{reason}; {registry.nearest(step, complete)}"
         )
     return _named(store.load(run_storage, step, prefix=PARAMETERS))
-
-
-def _nearest(step: int, complete: list[int]) -> str:
-    if not complete:
-        return "it has no other one either: wait for its first"
-    near = sorted(sorted(complete, key=lambda other: abs(other - step))[:MOST_NAMED])
-    *others, last = [f"{other}" for other in near]
-    return f"the nearest are {', '.join(others)} and {last}" if others else f"the only one is of step {last}"
 
 
 def _named(checkpoint: store.Checkpoint) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
             return _usable(found)
     if not complete:
         raise _without_any(run, where)
-    raise CheckpointError(f"{where} has no checkpoint of step {step}; the nearest are of {_nearest(complete, step)}")
+    raise CheckpointError(f"{where} has no checkpoint of step {step}; {registry.nearest(step, complete)}")
 
 
 def _usable(found: Found) -> Found:
@@ -98,11 +98,6 @@ def _without_any(run: RunAddress, where: str) -> Exception:
         f"{where} has no complete checkpoint yet; it gets one every checkpoint.every_steps, at its end, and when it is asked to "
         f"stop: elastic-lm stop {run.name}"
     )
-
-
-def _nearest(steps: list[int], step: int) -> str:
-    before, after = [s for s in steps if s < step], [s for s in steps if s > step]
-    return " and ".join(f"step {s}" for s in (*before[-1:], *after[:1]))
 
 
 def _config(run: RunAddress, manifest: Manifest) -> RunConfig:

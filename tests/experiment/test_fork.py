@@ -260,8 +260,8 @@ def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> Non
         ({"overrides": ["batch.micro_batches=0"]}, r"micro_batches=0"),
         ({"skip": ((3, 6),)}, r"--skip 3:6 begins before batch 4"),
         ({"skip": ((6, 6),)}, "--skip 6:6 is no range"),
-        ({"step": 5}, "no checkpoint of step 5; the nearest are of step 4 and step 10"),
-        ({"step": 3}, "no checkpoint of step 3; the nearest are of step 4$"),
+        ({"step": 5}, "no checkpoint of step 5; the nearest are 4 and 10"),
+        ({"step": 3}, "no checkpoint of step 3; the nearest are 4 and 10$"),
         ({"step": 10}, "10 steps and training.steps=10.*add steps"),
         ({"name": "parent"}, "holds a run already; choose another --name"),
         ({"name": "no/name"}, "name='no/name'"),
@@ -428,7 +428,7 @@ def test_checkpoint_that_is_deleted_meanwhile_is_replaced_by_the_newest_then(par
 
 
 def test_step_that_is_deleted_meanwhile_is_told_with_the_nearest(parent: RunConfig) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint of step 4; the nearest are of step 10"):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4; the only one is of step 10"):
         fork(Request(address_of(parent), "new", AT), lambda draft: forget(parent, AT))
 
 
