@@ -657,9 +657,8 @@ class RunConfig(Part):
 
     def identity_changes(self, earlier: RunConfig) -> list[str]:
         """What would change the bits of a run that began as `earlier`: one `a.b: was -> is` per field."""
-        before, after = config_text.flatten(earlier.identity()), config_text.flatten(self.identity())
-        names = sorted({*before, *after})
-        return [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+        found = config_text.differences(earlier.identity(), self.identity())
+        return [f"{name}: {was!r} -> {now!r}" for name, was, now in found]
 
     def describe(self) -> str:
         """The derived figures that a user should see before the run starts."""

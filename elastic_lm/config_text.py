@@ -137,6 +137,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value before, value after) of what is not the same, by name; None for what is not there."""
+    was, now = flatten(before), flatten(after)
+    return [(n, was.get(n), now.get(n)) for n in sorted({*was, *now}) if was.get(n) != now.get(n)]
+
+
 def as_yaml_says(meaning: str) -> str:
     """A field's docstring in one line, with YAML's word for nothing."""
     return re.sub(r"\bNone\b", "null", " ".join(meaning.split()))

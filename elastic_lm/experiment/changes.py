@@ -53,9 +53,8 @@ def changes(before: RunConfig, after: RunConfig) -> tuple[Change, ...]:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], *, identity: bool) -> list[Change]:
-    was, now = (config_text.flatten(json.loads(json.dumps(values))) for values in (before, after))
-    names = sorted({*was, *now})
-    return [Change(n, was.get(n), now.get(n), identity) for n in names if was.get(n) != now.get(n)]
+    was, now = (json.loads(json.dumps(values)) for values in (before, after))
+    return [Change(*found, identity) for found in config_text.differences(was, now)]
 
 
 def check_steps(after: RunConfig, step: int) -> None:
