@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from elastic_lm.data.manifest import SPECIAL_NAMES
@@ -75,6 +77,10 @@ class TextEncoder:
     def decode(self, ids: Iterable[int]) -> str:
         """Text again, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def bytes_by_token(self, vocab_size: int) -> NDArray[np.int64]:
+        """`num_bytes` of each id in range(vocab_size): int64 [vocab_size]."""
+        return np.array([self.num_bytes(token) for token in range(vocab_size)], dtype=np.int64)
 
     def num_bytes(self, token: int) -> int:
         """UTF-8 bytes of text that the token stands for, within other text; none of a special one."""

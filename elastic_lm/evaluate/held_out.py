@@ -53,7 +53,7 @@ class HeldOutText:
         """Raises: DataError, StorageError."""
         objective = find_objective(self._spec.objective, self._spec.masking)  # the loss is told without z_loss
         tokens, measures, num_bytes = HeldOutTokens(self._tokens, self._held_out), [], []
-        bytes_V = np.array([model.encoder.num_bytes(token) for token in range(model.vocab_size)])
+        bytes_V = model.encoder.bytes_by_token(model.vocab_size)
         for number in range(self._held_out.num_batches):
             batch_BS = tokens.batch(number).astype(np.int64)
             measures.append(measure(model.module, objective, torch.from_numpy(batch_BS), number))

@@ -78,4 +78,4 @@ def _token_bytes(corpus: Storage, held_out: HeldOut) -> NDArray[np.int64]:
         encoder = encoder_of(corpus, held_out.part)
     except DataError:
         return np.zeros(0, dtype=np.int64)
-    return np.array([encoder.num_bytes(token) for token in range(held_out.part.vocab_size)], dtype=np.int64)
+    return encoder.bytes_by_token(held_out.part.vocab_size)

@@ -54,6 +54,7 @@ def test_bytes_of_a_text_add_up_over_its_tokens(text: str, tmp_path: Path) -> No
     encoder = encoder_of(storage, manifest)
     ids = encoder.encode(text)
     assert sum(encoder.num_bytes(token) for token in ids) == len(text.encode())
+    assert encoder.bytes_by_token(max(ids) + 1)[list(ids)].tolist() == [encoder.num_bytes(token) for token in ids]
 
 
 def test_bytes_of_a_tokenizer_that_spells_words() -> None:
