@@ -15,12 +15,11 @@ from typing import Any
 
 from elastic_lm.errors import NotFoundError
 from elastic_lm.evaluate.intervals import Metric
+from elastic_lm.evaluation_file import name_with_hash, path_of
 from elastic_lm.storage import Storage
 
 FORMAT = "elastic-lm evaluation"
 VERSION = 1
-FOLDER = "evaluations"
-HASH_DIGITS = 8  # in a file's name
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,10 @@ class Result:
 
     def store(self, run_storage: Storage) -> None:
         """Raises: StorageError."""
-        path = f"{FOLDER}/step-{self.step:08d}/{self.task}"
-        if _hash_in(run_storage, f"{path}.json") not in (None, self.task_hash):
-            path += f"-{self.task_hash[:HASH_DIGITS]}"
-        run_storage.write(f"{path}.json", (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+        path = path_of(self.step, self.task)
+        if _hash_in(run_storage, path) not in (None, self.task_hash):
+            path = path_of(self.step, name_with_hash(self.task, self.task_hash))
+        run_storage.write(path, (json.dumps(self.as_dict(), indent=1) + "\n").encode())
 
 
 def _hash_in(run_storage: Storage, path: str) -> str | None:

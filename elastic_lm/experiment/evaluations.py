@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from elastic_lm.errors import NotFoundError
+from elastic_lm.evaluation_file import FOLDER, HASH_DIGITS, name_with_hash, place_of
 from elastic_lm.storage import Storage
-
-FOLDER = "evaluations"
-HASH_DIGITS = 8  # of a task's hash, where it is told
-_PATH = re.compile(rf"{FOLDER}/step-(\d{{8,}})/([^/]+)\.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,8 @@ class Measured:
 
 def found(folder: Storage) -> list[Measured]:
     """All of a run, by step, task and metric.    Raises: StorageError."""
-    paths = [(match, path) for path in folder.list(f"{FOLDER}/") if (match := _PATH.fullmatch(path))]
-    each = [one for match, path in paths for one in _of(folder, path, int(match[1]), match[2])]
+    places = [(place, path) for path in folder.list(f"{FOLDER}/") if (place := place_of(path))]
+    each = [one for place, path in places for one in _of(folder, path, *place)]
     return sorted(each, key=lambda one: (one.step, one.task, one.task_hash, one.metric))
 
 
@@ -67,7 +63,7 @@ def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
         return
     task_hash, task, metrics = (body.get(name) for name in ("task_hash", "task", "metrics"))
     task_hash = task_hash if isinstance(task_hash, str) else ""
-    if not isinstance(task, str) or file != f"{task}-{task_hash[:HASH_DIGITS]}":
+    if not isinstance(task, str) or file != name_with_hash(task, task_hash):
         task = file
     for name, told in metrics.items() if isinstance(metrics, dict) else ():
         values = told if isinstance(told, dict) else {"value": told}
