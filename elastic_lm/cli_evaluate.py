@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elastic_lm import completion
+from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import deliver, told_errors
 
 if TYPE_CHECKING:
@@ -29,26 +30,69 @@ def evaluate(
         ),
     ],
     tasks: Annotated[
-        str, typer.Option(help="held_out and YAML files of your own, with commas between.", metavar="TASK,...")
-    ] = "held_out",
-    samples: Annotated[int | None, typer.Option(min=1, help="At most so many held-out samples.", metavar="N")] = None,
+        str | None,
+        typer.Option(
+            help="held_out and YAML files of your own, with commas between.  [default: held_out]", metavar="TASK,..."
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many held-out samples; of the harness, items of each task.", metavar="N"),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness instead, e.g. crows_pairs,toxigen.", metavar="TASK,..."),
+    ] = None,
+    harness_python: Annotated[
+        str | None,
+        typer.Option(
+            help="The Python that has lm-eval; else ELASTIC_LM_HARNESS_PYTHON, else this one.", metavar="PATH"
+        ),
+    ] = None,
+    harness_include: Annotated[
+        str | None, typer.Option(help="With YAML files of your own harness tasks.", metavar="FOLDER")
+    ] = None,
+    harness_shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each item, unless a task allows none.", metavar="N")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a line for each task.")] = False,
 ) -> None:
     """Tell how good a run's model is, with 95 % intervals.
 
     On this machine's CPU, also while the run trains. The task held_out is the loss on text that the corpus keeps from training;
-    others are multiple choice, pairs of sentences, BLEU and a scorer of your own: docs/evaluation.md. Results are kept in the
-    run's folder, below evaluations/.
+    others are multiple choice, pairs of sentences, BLEU, a scorer of your own, and all of lm-evaluation-harness:
+    docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
 
+        if harness is not None and tasks is not None:
+            raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
+        if harness is None and not (harness_include is None and harness_shots is None):
+            raise ConfigError(
+                "--harness-include and --harness-shots are for tasks of the harness; name them with --harness"
+            )
         name, step = split_step(run)
         found = Run.open(name)
-        for result in found.evaluate(*[task.strip() for task in tasks.split(",")], step=step, samples=samples):
+        if harness is None:
+            results = found.evaluate(*_names(tasks or "held_out"), step=step, samples=samples)
+        else:
+            results = found.evaluate_harness(
+                *_names(harness),
+                step=step,
+                samples=samples,
+                shots=harness_shots,
+                python=harness_python,
+                include=harness_include,
+            )
+        for result in results:
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
             result.store(found.address.folder())
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
 
 
 def _rows(result: Result) -> Iterator[str]:

@@ -203,6 +203,27 @@ class Run:
             address.folder(), address.stored_config(), tasks or ("held_out",), step=step, max_samples=samples
         )
 
+    def evaluate_harness(
+        self,
+        *tasks: str,
+        step: int | None = None,
+        samples: int | None = None,
+        shots: int | None = None,
+        python: str | None = None,
+        include: str | None = None,
+    ) -> Iterator[Result]:
+        """The same for tasks of lm-evaluation-harness, by its names (docs/evaluation.md).
+
+        `samples`: at most so many items of each task; `shots`: examples before each, unless a task allows none. `python`: the
+        one that has lm-eval, else ELASTIC_LM_HARNESS_PYTHON, else this one; `include`: a folder with tasks of your own.
+        Raises: as `evaluate`.
+        """
+        from elastic_lm.evaluate.harness.evaluation import Harness
+
+        address = self.address
+        harness = Harness(tasks, python, include, samples, shots)
+        return harness.evaluate(address.folder(), address.stored_config(), step)
+
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.
 

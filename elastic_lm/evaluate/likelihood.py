@@ -105,20 +105,34 @@ def hidden_one_by_one(model: TrainedModel, text: str) -> list[Reading]:
     return [Reading((*ids[:at], mask, *ids[at + 1 :]), (at,), (ids[at],)) for at in range(1, len(ids) - 1)]
 
 
+@dataclass(frozen=True)
+class Score:
+    """`log_p`: the targets' log-probabilities, summed. `is_most_probable`: no token is likelier than any of them in its place."""
+
+    log_p: float
+    is_most_probable: bool
+
+
 def log_likelihoods(model: TrainedModel, readings: Sequence[Reading]) -> list[float]:
     """Of each reading its targets' log-probabilities, summed."""
-    found = [0.0] * len(readings)
+    return [score.log_p for score in scores(model, readings)]
+
+
+def scores(model: TrainedModel, readings: Sequence[Reading]) -> list[Score]:
+    """Of each reading."""
+    found: dict[int, Score] = {}
     for numbers in _batches(readings):
         batch = [readings[number] for number in numbers]
-        log_p_N = _log_probabilities(model.module, batch)
-        for number, part_N in zip(numbers, log_p_N.split([len(reading.places) for reading in batch]), strict=True):
-            found[number] = float(part_N.sum())
-    return found
+        sizes = [len(reading.places) for reading in batch]
+        log_p_N, best_N = _log_probabilities(model.module, batch)
+        for number, part_N, is_best_N in zip(numbers, log_p_N.split(sizes), best_N.split(sizes), strict=True):
+            found[number] = Score(float(part_N.sum()), bool(is_best_N.all()))
+    return [found[number] for number in range(len(readings))]
 
 
 @torch.no_grad()
-def _log_probabilities(module: nn.Module, batch: Sequence[Reading]) -> Tensor:
-    """Of all targets of sequences that are equally long, in their order."""
+def _log_probabilities(module: nn.Module, batch: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+    """Of all targets of sequences that are equally long, in their order; and whether each is the most probable token."""
     tokens_BT = torch.tensor([reading.ids for reading in batch])
     length = tokens_BT.shape[1]
     places_N = torch.tensor([row * length + place for row, reading in enumerate(batch) for place in reading.places])
@@ -127,7 +141,8 @@ def _log_probabilities(module: nn.Module, batch: Sequence[Reading]) -> Tensor:
         logits_NV = module(tokens_BT, places_N)
     else:
         logits_NV = module(tokens_BT).flatten(0, 1)[places_N]
-    return logits_NV.double().log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
+    log_p_NV = logits_NV.double().log_softmax(-1)
+    return log_p_NV.gather(1, targets_N[:, None])[:, 0], log_p_NV.argmax(-1) == targets_N
 
 
 def _batches(readings: Sequence[Reading]) -> Iterator[list[int]]:

@@ -1,0 +1,140 @@
+"""Tasks of lm-evaluation-harness by their names: checked, asked, and turned into results like all others."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic_lm.config import RunConfig
+from elastic_lm.config_text import hint
+from elastic_lm.engine.spec import CAUSAL
+from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.harness.answers import Answers
+from elastic_lm.evaluate.harness.child import Child
+from elastic_lm.evaluate.intervals import Metric, Z
+from elastic_lm.evaluate.result import Outcome, Result
+from elastic_lm.storage import Storage
+from elastic_lm.trained_model import TrainedModel
+
+KIND = "harness"
+VARIABLE = "ELASTIC_LM_HARNESS_PYTHON"
+UNFIT = re.compile(r"[^A-Za-z0-9._()-]")  # for a file's name
+
+
+@dataclass(frozen=True)
+class Harness:
+    """What is asked: `tasks`, also groups and tags, by the harness's names.
+
+    `python`: the one that has lm-eval; else ELASTIC_LM_HARNESS_PYTHON, else our own. `include`: a folder with tasks of the user's
+    own. `samples`: at most so many items of each task. `shots`: examples before each item, unless a task allows none.
+    """
+
+    tasks: Sequence[str]
+    python: str | None = None
+    include: str | None = None
+    samples: int | None = None
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError."""
+        if not self.tasks or not all(self.tasks):
+            raise ConfigError("a task of lm-evaluation-harness has no name; write, e.g., crows_pairs,toxigen")
+        if twice := next((name for name in self.tasks if self.tasks.count(name) > 1), None):
+            raise ConfigError(f"{twice} is named twice; leave one out")
+        if self.include is not None and not Path(self.include).is_dir():
+            raise ConfigError(f"{self.include} is no folder; name the one that has the YAML files of your tasks")
+        for name, number, least in (("samples", self.samples, 1), ("shots", self.shots, 0)):
+            if number is not None and number < least:
+                raise ConfigError(f"{name}={number} is too few; use at least {least}")
+
+    def evaluate(self, run_storage: Storage, config: RunConfig, step: int | None = None) -> Iterator[Result]:
+        """The result of each task as soon as it is there; nothing is stored. `step` None: the newest complete checkpoint's.
+
+        Raises: ConfigError when the harness is not there, a task is unknown, cannot be loaded, or fails; CheckpointError when
+        there is no such checkpoint; DataError, StorageError.
+        """
+        if config.objective.name != CAUSAL:
+            raise ConfigError(
+                f"lm-evaluation-harness asks for texts behind others, which takes objective.name={CAUSAL}, and the run's is "
+                f"{config.objective.name}; a task of the kind pairs takes masked models, too"
+            )
+        with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
+            version = self._loaded(child)
+            model = TrainedModel.load(run_storage, config, step)
+            child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
+            for told, about in self._results(child, model):
+                name = f"{KIND}-{UNFIT.sub('_', told['task'])}"
+                outcome = _outcome(told, about, version)
+                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome)
+
+    def _loaded(self, child: Child) -> str:
+        """The harness's version, when it has loaded all tasks."""
+        include = None if self.include is None else str(Path(self.include).resolve())
+        child.tell({"tasks": list(self.tasks), "include": include, "samples": self.samples, "shots": self.shots})
+        hello = child.first()
+        version: str = hello.get("harness", "")
+        if "failed" in hello:
+            raise ConfigError(f"lm-evaluation-harness cannot list its tasks: {hello['failed']}; correct that")
+        if hello["unknown"]:
+            name = hello["unknown"][0]
+            raise ConfigError(
+                f"{name!r} is no task of lm-evaluation-harness {version}{hint(name, hello['known'])}; "
+                f"`{child.python} -m lm_eval ls tasks` lists them, and --harness-include adds a folder with your own"
+            )
+        message = child.next()
+        if "failed" in message:
+            raise ConfigError(
+                f"lm-evaluation-harness {version} cannot load {', '.join(self.tasks)}: {message['failed']}; leave the task out, "
+                "or see that its data can be had: from Hugging Face's hub, or from where HF_HOME keeps it"
+            )
+        self._check_that_none_is_in_two(message["loaded"])
+        return version
+
+    def _check_that_none_is_in_two(self, loaded: dict[str, list[str]]) -> None:
+        owners: dict[str, str] = {}
+        for name, tasks in loaded.items():
+            for task in tasks:
+                if (owner := owners.setdefault(task, name)) != name:
+                    raise ConfigError(f"the task {task} is in both {owner} and {name}; leave one out")
+
+    def _results(self, child: Child, model: TrainedModel) -> Iterator[tuple[dict[str, Any], list[Answers]]]:
+        """What the harness tells of each task or group, with the answers that it rests on."""
+        given: dict[str, Answers] = {}
+        answers = Answers(model)
+        while "done" not in (message := child.next()):
+            if "ask" in message:
+                child.tell(answers.to(message["ask"], message["about"]))
+            elif "result" in message:
+                told = message["result"]
+                given.setdefault(told["task"], answers)
+                yield told, [given[task] for task in told["tasks"]]
+                answers = Answers(model)
+            else:
+                raise ConfigError(
+                    f"lm-evaluation-harness failed: {message['failed']}; leave the task out, or correct it"
+                )
+
+
+def _outcome(told: dict[str, Any], about: list[Answers], version: str) -> Outcome:
+    """Where a score was not finite, neither are the figures."""
+    counts = {**told["counts"], "cut_contexts": sum(answers.num_cut for answers in about)}
+    method = {
+        "harness": version,
+        **told["method"],
+        "intervals": "1.96 standard errors of the harness to each side",
+    }
+    if num_not_finite := sum(answers.num_not_finite for answers in about):
+        counts["not_finite"] = num_not_finite
+        return Outcome({name: Metric(None) for name in told["metrics"]}, counts, method)
+    return Outcome({name: _metric(*figure) for name, figure in told["metrics"].items()}, counts, method)
+
+
+def _metric(value: float | None, error: float | None) -> Metric:
+    if value is None or error is None:
+        return Metric(value)
+    return Metric(value, value - Z * error, value + Z * error)
