@@ -179,10 +179,12 @@ class Control:
                 self._on_resized(low, high, now)
             case ev.StopRequested(reason):
                 self._on_stop(reason, now)
-            case ev.StepsLeftOut(message):
+            case ev.Spoiled(verdict, message):
                 if self._stopping is None:
-                    self._stop_kind = "poisoned"
+                    self._stop_kind = verdict
                     self._on_stop(message, now)
+            case ev.SpikeFound(to_step, reason):
+                self._finish(act.REWOUND, reason, to_step)
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
@@ -733,7 +735,7 @@ class Control:
             step = head if head is not None else (newest_step or 0)
             if head is None and self._stopping is None:
                 return
-            if self._stopping is not None and (head != self._spec.total_steps or self._stop_kind == "poisoned"):
+            if self._stopping is not None and (head != self._spec.total_steps or self._stop_kind in ev.SPOILED):
                 self._finish(self._stop_kind, self._stopping, step)
             else:
                 self._finish("done", f"trained {step} steps", step)
@@ -757,8 +759,9 @@ class Control:
 
     def _finish(self, kind: str, message: str, step: int) -> None:
         self._saving.end()
-        self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
-                   reason=message)  # fmt: skip
+        if kind != act.REWOUND:  # of which the next attempt tells
+            self._emit(EventKind.RUN_FINISHED, f"Run finished: {kind} ({message}).", step=step, verdict=kind,
+                       reason=message)  # fmt: skip
         self._do(act.Finish(act.Verdict(kind, message, step)))
         self._verdict = act.Verdict(kind, message, step)
 

@@ -22,6 +22,12 @@ HASH_DIGITS = 8  # of a task's hash, where it is told
 _PATH = re.compile(rf"{FOLDER}/step-(\d{{8,}})/([^/]+)\.json")
 
 
+def step_of(path: str) -> int | None:
+    """Of a result by its path in the run's folder; None of anything else."""
+    match = _PATH.fullmatch(path)
+    return None if match is None else int(match[1])
+
+
 @dataclass(frozen=True)
 class Measured:
     """One metric of one task. `low` and `high`: the ends of its interval, if there is one. `task_hash`: empty if unknown."""

@@ -1595,7 +1595,7 @@ def test_stop_ends_the_lease_saves_and_finishes() -> None:
 def test_too_many_steps_left_out_stop_the_run_with_a_checkpoint() -> None:
     run = Run().training("w0")
     for _ in range(3):  # told again as long as it goes on
-        run.tell(ev.StepsLeftOut("the last 10 steps were left out"))
+        run.tell(ev.Spoiled("the last 10 steps were left out"))
     assert run.one(act.EndLease).member_ids == ("w0",)
     run.report("w0", 7, LeaseEnd.ENDED_EARLY)
     run.saved()
