@@ -113,7 +113,7 @@ def _nearest(steps: list[int], step: int) -> str:
 
 def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
     """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
-    fingerprint, rewinds = manifest.meta.get("fingerprint"), Rewinds.load(run.folder())
+    fingerprint, rewinds = manifest.meta.get("fingerprint"), _rewinds(run)
     for candidate in (_stored(run), _told(manifest)):
         if candidate is None:
             continue
@@ -124,6 +124,14 @@ def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
         f"the checkpoint of step {manifest.step} in {run.folder().url} was trained with a config that this version does not "
         f"understand (its fingerprint is {str(fingerprint)[:12]}); fork with the version of elastic-lm that wrote it"
     )
+
+
+def _rewinds(run: RunAddress) -> Rewinds:
+    """None where one is damaged: each checkpoint knows what was left out when it was written."""
+    try:
+        return Rewinds.load(run.folder())
+    except CheckpointError:
+        return Rewinds()
 
 
 def _stored(run: RunAddress) -> RunConfig | None:
