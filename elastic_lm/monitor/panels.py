@@ -157,6 +157,11 @@ LEARNING = Row(
             (Query(value("gradient_norm"), "norm"), Query(value("steps_left_out_total"), "steps left out")),
         ),
         Panel("Learning rate", "Of the last committed step.", (Query(value("learning_rate"), "learning rate"),)),
+        Panel(
+            "Went back",
+            "How often the run went back to before a spike, and the steps that it gave up by that, so far.",
+            (Query(value("rewinds_total"), "times"), Query(value("steps_given_up_total"), "steps given up")),
+        ),
     ),
 )
 

@@ -96,7 +96,6 @@ def test_bad_stretch_is_found_and_left_out(start: Callable[..., Run], noisy: str
     [
         ["c1:coordinator.rewind@*=kill"],
         ["c1:coordinator.rewound@*=kill"],
-        ["c1:coordinator.rewound@*=raise"],
         pytest.param(["c1:coordinator.rewind@*=freeze"], marks=pytest.mark.thorough),
         pytest.param(["c1:coordinator.rewound@*=freeze"], marks=pytest.mark.thorough),
     ],
