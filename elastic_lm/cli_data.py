@@ -76,6 +76,12 @@ def show(
             help="Of a run's step, the loss of each sample, with the weights of the last checkpoint before it.",
         ),
     ] = False,
+    before_rewind: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of a run that went back: as the step was before the N-th time, with what it then left out."
+        ),
+    ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="The ids of the tokens, too.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All of the text, with its line breaks.")] = False,
     as_json: AsJson = False,
@@ -89,6 +95,8 @@ def show(
         if held_out and tokens is None:
             raise ConfigError("no step trains on held-out text; look at it with --held-out --tokens START..STOP")
         found = _find(corpus)
+        if before_rewind is not None:
+            found = _before(found, before_rewind)
         if loss and (step is None or found.config is None):
             raise ConfigError("a loss takes a run's weights and its samples: data show RUN --step N --loss")
         shape = {
@@ -131,12 +139,14 @@ def _find(text: str) -> _Found:
     """The corpus that a person means.    Raises: ConfigError, DataError, NotFoundError, StorageError."""
     from elastic_lm.config import RunConfig
     from elastic_lm.data.manifest import FILE_NAME, Manifest
+    from elastic_lm.experiment.rewinds import Rewinds
     from elastic_lm.run import Run
     from elastic_lm.storage import Storage
 
     if text.endswith((".yaml", ".yml")):
         config = RunConfig.load(text)
         folder = Storage.open(config.run_url)
+        config = Rewinds.load(folder).applied(config)
     else:
         try:
             storage = Storage.open(text)
@@ -155,6 +165,18 @@ def _find(text: str) -> _Found:
     manifest = Manifest.load(tokens)
     config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
     return _Found(tokens, manifest, config, folder)
+
+
+def _before(found: _Found, number: int) -> _Found:
+    """With the run's batches as they were before it went back for that time.    Raises: ConfigError when it never did."""
+    from elastic_lm.experiment.rewinds import Rewinds, with_skip
+
+    made = Rewinds.load(found.folder).made if found.folder is not None else ()
+    if number > len(made) or found.config is None:
+        raise ConfigError(
+            f"--before-rewind {number}: the run went back {len(made)} times; leave it out, or choose one of them"
+        )
+    return replace(found, config=with_skip(found.config, made[number - 1].before))
 
 
 # -- which tokens ----------------------------------------------------------------------------------------------------

@@ -152,6 +152,8 @@ def _portrait(portrait: Portrait) -> Iterator[str]:
     yield from (visible(f"{name:>11}  {value}") for name, value in facts if value)
     if portrait.lineage is not None:
         yield from ("", "from", *(visible(line) for link in portrait.lineage.chain() for line in _link(link)))
+    if portrait.rewinds:
+        yield from ("", "rewinds", *(visible(f"  {_date(rewind.time_s)}  {rewind}") for rewind in portrait.rewinds))
     yield from ("", "checkpoints", *(_checkpoints(portrait) or ["  none"]))
     if portrait.measured:
         names = portrait.task_names

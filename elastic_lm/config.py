@@ -298,9 +298,9 @@ class TrainingConfig(Part):
     """Whether blocks are compiled (torch.compile), without run-time choice of kernels. Meant for GPUs, where it was not measured
     yet; on CPUs about as fast. A worker's start takes up to a minute longer, once per machine. Needs a C++ compiler on every
     node, on GPUs Triton."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What a non-finite or out-of-range gradient does, before it touches the weights: stop the run, or leave the step out. A run
-    that leaves out 10 steps on end stops, too."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """What a non-finite or out-of-range gradient does, before it touches the weights: stop the run, leave the step out, or go
+    back and leave out batches as after a loss spike (see spikes). A run that leaves out 10 steps on end stops, too."""
     skip: tuple[BatchRange, ...] = Field(default=(), strict=False, examples=[[[500, 520]]])
     """Batches that are left out: half-open ranges of batch indices, ascending. The learning rate follows the step."""
 
@@ -365,6 +365,27 @@ class EvaluationConfig(Part):
     """Steps between evaluations; one more comes at the end. Workers share each, between two steps. None: there are none."""
     samples: Count | None = 512
     """Held-out samples of batch.sequence_length tokens, at most; the same ones each time. None: all."""
+
+
+class SpikesConfig(Part):
+    """What a loss spike does (docs/spikes.md). Which batches it leaves out counts for a run's bits, these choices do not."""
+
+    policy: Literal["ignore", "stop", "rewind"] = "ignore"
+    """stop: end the run. rewind: go back to a checkpoint from before the spike, and leave out the batches around it."""
+    window_steps: int = Field(default=200, ge=20, le=5_000)
+    """Steps that the next one is compared with."""
+    loss_z: float = Field(default=6.0, gt=0, allow_inf_nan=False)
+    """A loss stands out when it is so many robust standard deviations above the window's median."""
+    gradient_z: float | None = Field(default=8.0, gt=0, allow_inf_nan=False)
+    """The same for the logarithm of the gradient's norm. None: it is not looked at."""
+    steps_in_a_row: int = Field(default=3, ge=1, le=1_000)
+    """Steps on end that have to stand out to be a spike."""
+    rewind_steps: int = Field(default=100, ge=0, le=2**40)
+    """How many steps before its first step a run goes back."""
+    skip_batches: Count = 300
+    """How many batches are left out then, from there on."""
+    max_rewinds: Count = 5
+    """How often a run may go back. Another spike then stops it."""
 
 
 class ControlConfig(Part):
@@ -467,6 +488,8 @@ class RunConfig(Part):
     """Saving."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out text."""
+    spikes: SpikesConfig = SpikesConfig()
+    """What a loss spike does."""
     control: ControlConfig = ControlConfig()
     """Deadlines and limits."""
     metrics: MetricsConfig = MetricsConfig()
@@ -590,7 +613,7 @@ class RunConfig(Part):
             seed=self.training.seed,
             precision=self.training.precision,
             reduction=self.reduction.kind,
-            on_nonfinite=self.training.on_nonfinite,
+            on_nonfinite="skip" if self.training.on_nonfinite == "skip" else "stop",
             recompute=self.training.recompute,
             compile=self.training.compile,
             device=self.device,

@@ -28,6 +28,7 @@ def check(config: RunConfig) -> None:
     """Raises: ConfigError with a line for every rule that is broken."""
     rules = (
         _check_model, _check_objective, _check_optimizer, _check_schedule, _check_skip, _check_workers, _check_checkpoint,
+        _check_spikes,
         _check_control, _check_metrics, _check_tracking, _check_failpoints,
     )  # fmt: skip
     if broken := [sentence for rule in rules for sentence in rule(config)]:
@@ -179,6 +180,32 @@ def _check_checkpoint(config: RunConfig) -> Iterator[str]:
         yield (
             f"checkpoint.keep_best={config.checkpoint.keep_best} has no effect without checkpoint.every_steps: only the last "
             "step is saved; set that, too"
+        )
+
+
+def _check_spikes(config: RunConfig) -> Iterator[str]:
+    spikes, checkpoint = config.spikes, config.checkpoint
+    rewinds = [
+        f"{name}=rewind"
+        for name, policy in (("spikes.policy", spikes.policy), ("training.on_nonfinite", config.training.on_nonfinite))
+        if policy == "rewind"
+    ]
+    if not rewinds:
+        return
+    needed = spikes.rewind_steps + spikes.steps_in_a_row
+    if spikes.skip_batches < needed:
+        yield (
+            f"spikes.skip_batches={spikes.skip_batches} ends before the spike does, {spikes.rewind_steps} batches later "
+            f"(rewind_steps) and {spikes.steps_in_a_row} long (steps_in_a_row); use at least {needed}"
+        )
+    every = checkpoint.every_steps
+    if every is None:
+        yield f"{rewinds[0]} goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps"
+    elif (checkpoint.keep - 1) * every < needed:
+        yield (
+            f"{rewinds[0]} goes back {needed} steps (spikes.rewind_steps and steps_in_a_row), and of checkpoints every {every} "
+            f"steps the last {checkpoint.keep} are kept, the oldest of which may be only {(checkpoint.keep - 1) * every} steps "
+            f"old; set checkpoint.keep to {-(-needed // every) + 1}, or go back less"
         )
 
 

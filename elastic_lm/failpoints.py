@@ -40,6 +40,8 @@ NAMES = (
     "coordinator.fence",  # a lease is to be given up, nobody knows
     "coordinator.save",  # checkpoint decided, nobody copies yet
     "coordinator.publish",  # all shares stored, no manifest
+    "coordinator.rewind",  # members are to be given up for a rewind, which is not stored yet
+    "coordinator.rewound",  # it is stored, nothing else is done
     "coordinator.finish",  # the verdict is there, nobody knows
 )
 TIMED = ("delay", "hold")

@@ -14,8 +14,8 @@ LEAST_LOST_S = 0.05  # worker-seconds; less is not worth a word
 class RunResult:
     """The end of a run.
 
-    `verdict`: done, stopped, failed_bug, poisoned, data_error, unavailable, refused, superseded or failed; `message` says it
-    in a sentence.
+    `verdict`: done, stopped, failed_bug, poisoned, spiked, data_error, unavailable, refused, superseded or failed; `message` says
+    it in a sentence.
     `last_step` is the number of committed steps. `metrics`: final loss, tokens per second, goodput and the like.
     `checkpoint` is the address of the newest one, `digest` the sha256 of the final state ("state": weights and optimizer
     state; "weights": the weights alone), `report` the address of the HTML report, `table` that of the table of steps

@@ -278,6 +278,8 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
             loss = loss if event.fields.get("refused") else event.fields["loss"]
         elif event.kind is EventKind.EVALUATED:
             evaluation = event
+        elif event.kind is EventKind.REWOUND:
+            loss = evaluation = None
         elif event.kind is EventKind.RUN_FINISHED:
             finished = event
         if goodput is not None:

@@ -145,7 +145,7 @@ FIELDS = (
     Row("training.precision", "fp8", "'fp8'", "should be fp32, tf32, bf16 or fp16", "bf16", True),
     Row("training.recompute", "1", "1", "is neither true nor false", "true", False),
     Row("training.compile", "1", "1", "is neither true nor false", "true", True),
-    Row("training.on_nonfinite", "rewind", "'rewind'", "should be stop or skip", "skip", False),
+    Row("training.on_nonfinite", "wait", "'wait'", "should be stop, skip or rewind", "skip", False),
     Row("training.skip", "5", "5", NO_LIST, "[[3, 5]]", True),
     number("model.num_kv_heads", "0", NOT_BELOW_1, "2", identity=True),
     Row("model.qk_norm", "1", "1", "is neither true nor false", "true", True),
@@ -193,6 +193,14 @@ FIELDS = (
     number("checkpoint.timeout_s", "0", ABOVE_0, "60"),
     number("evaluation.every", "0", NOT_BELOW_1, "10"),
     number("evaluation.samples", "0", NOT_BELOW_1, "100"),
+    Row("spikes.policy", "skip", "'skip'", "should be ignore, stop or rewind", "stop", False),
+    number("spikes.window_steps", "19", "should be greater than or equal to 20", "50"),
+    number("spikes.loss_z", "0", ABOVE_0, "5"),
+    number("spikes.gradient_z", "0", ABOVE_0, "5"),
+    number("spikes.steps_in_a_row", "0", NOT_BELOW_1, "2"),
+    number("spikes.rewind_steps", "-1", NOT_BELOW_0, "50"),
+    number("spikes.skip_batches", "0", NOT_BELOW_1, "200"),
+    number("spikes.max_rewinds", "0", NOT_BELOW_1, "2"),
     Row("checkpoint.fallback", "s3://a/b", "'s3://a/b'", "is no folder of a machine; write /folder", "/spare", False),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
     number("checkpoint.keep_best", "-1", NOT_BELOW_0, "2", under=("checkpoint.every_steps=10",)),
@@ -495,6 +503,20 @@ TOGETHER = [
         ["checkpoint.keep_every=25", "checkpoint.every_steps=10"],
         "checkpoint.keep_every=25 is not a multiple of checkpoint.every_steps=10, so that most of what it keeps is never saved; "
         "use a multiple of 10, e.g. 100",
+    ),
+    (
+        ["spikes.policy=rewind"],
+        "spikes.policy=rewind goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps",
+    ),
+    (
+        ["training.on_nonfinite=rewind", "spikes.skip_batches=102", "checkpoint.every_steps=1000"],
+        "spikes.skip_batches=102 ends before the spike does, 100 batches later (rewind_steps) and 3 long (steps_in_a_row); use "
+        "at least 103",
+    ),
+    (
+        ["spikes={policy: rewind, rewind_steps: 50, skip_batches: 60}", "checkpoint.every_steps=10"],
+        "spikes.policy=rewind goes back 53 steps (spikes.rewind_steps and steps_in_a_row), and of checkpoints every 10 steps "
+        "the last 2 are kept, the oldest of which may be only 10 steps old; set checkpoint.keep to 7, or go back less",
     ),
     (
         ["checkpoint.keep_best=2"],

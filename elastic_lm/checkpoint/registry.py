@@ -106,13 +106,14 @@ def newest_complete(
     on_skipped: Callable[[str], None] | None = None,
     thorough: bool = True,
     check: Callable[[], None] = lambda: None,
+    wanted: Callable[[CheckpointInfo], bool] = lambda info: True,
 ) -> CheckpointInfo | None:
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
     What is incomplete or damaged is passed over and told to `on_skipped` in a sentence. A damaged one loses its manifest
     (it is kept under another name), so that nobody chooses it and its step can be saved again. Not `thorough`: for a look
     before the run is one's own; parts are not read, and nothing is changed. `check` raises unless the run is one's own; it is
-    called right before anything is changed.
+    called right before anything is changed. One that is not `wanted` is left alone.
     Raises: StorageError; CheckpointVersionError when one of another version is the newest, which is left alone; what `check`
     raises.
     """
@@ -123,8 +124,10 @@ def newest_complete(
             tell(f"Passing over checkpoint {folder.url}: {_why_unfinished(paths, step)}.")
             continue
         try:
-            manifest = verified(storage, step) if thorough else _fitting(folder, step, paths)
-            return CheckpointInfo.of(storage, manifest)
+            info = CheckpointInfo.of(storage, _fitting(folder, step, paths))
+            if wanted(info):
+                return CheckpointInfo.of(storage, verified(storage, step)) if thorough else info
+            tell(f"Passing over checkpoint {folder.url}: the run went back from its steps.")
         except CheckpointVersionError as error:
             raise CheckpointVersionError(
                 f"checkpoint {folder.url} cannot be used: {error}; train on with the version of elastic-lm that wrote it, or "

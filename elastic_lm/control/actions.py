@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from elastic_lm.events.types import Event
 from elastic_lm.protocol import Generation, Lease
 
+REWOUND = "rewound"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended: `done`, `stopped`, `failed_bug`, `poisoned`, `data_error`, `unavailable` or `failed`."""
+    """How a run ended: `done`, `stopped`, `failed_bug`, `poisoned`, `spiked`, `data_error`, `unavailable` or `failed`.
+
+    Or only this attempt: `REWOUND`, and another one is to go on from before `step`.
+    """
 
     kind: str
     message: str

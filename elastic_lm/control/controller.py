@@ -24,7 +24,7 @@ from elastic_lm.control.admission import Admission
 from elastic_lm.control.balance import Balance
 from elastic_lm.control.current_lease import CurrentLease, Mode
 from elastic_lm.control.elastic_set import ElasticSet
-from elastic_lm.control.ending import POISONED, Ending
+from elastic_lm.control.ending import Ending
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
 from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
@@ -158,10 +158,12 @@ class Control:
                 self._on_resized(low, high, now)
             case ev.StopRequested(reason):
                 self._on_stop(reason, now)
-            case ev.StepsLeftOut(message):
+            case ev.Spoiled(verdict, message):
                 if not self._ending.is_wanted:
-                    self._ending.fail(POISONED, message)
+                    self._ending.fail(verdict, message)
                     self._on_stop(message, now)
+            case ev.SpikeFound(to_step, reason):
+                self._finish(act.Verdict(act.REWOUND, reason, to_step))
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",
                            reader_id=reader, replacement=replacement, cause=cause)  # fmt: skip
@@ -534,7 +536,8 @@ class Control:
             return  # its end calls us again
         if head is None or head == newest_step or not whole:
             if head is not None or self._ending.is_wanted:
-                self._finish(self._ending.verdict(head, newest_step))
+                lacks_evaluation = self._evaluating.is_due(head)
+                self._finish(self._ending.verdict(head, newest_step, lacks_evaluation=lacks_evaluation))
         elif self._saving.is_hopeless:
             self._finish(self._ending.verdict_unsaved(head, f"{FINAL_TRIES} tries: {self._saving.last_error}"))
         else:
@@ -550,8 +553,9 @@ class Control:
 
     def _finish(self, verdict: act.Verdict) -> None:
         self._saving.end()
-        self._emit(EventKind.RUN_FINISHED, f"Run finished: {verdict.kind} ({verdict.message}).", step=verdict.step,
-                   verdict=verdict.kind, reason=verdict.message)  # fmt: skip
+        if verdict.kind != act.REWOUND:  # of which the next attempt tells
+            self._emit(EventKind.RUN_FINISHED, f"Run finished: {verdict.kind} ({verdict.message}).", step=verdict.step,
+                       verdict=verdict.kind, reason=verdict.message)  # fmt: skip
         self._do(act.Finish(verdict))
         self._verdict = verdict
 

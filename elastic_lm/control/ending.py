@@ -7,8 +7,9 @@ that is saved first) outranks them, and is the verdict even when its checkpoint 
 from __future__ import annotations
 
 from elastic_lm.control.actions import Verdict
+from elastic_lm.control.events import SPOILED
 
-STOPPED, POISONED = "stopped", "poisoned"
+STOPPED = "stopped"
 
 
 class Ending:
@@ -32,10 +33,15 @@ class Ending:
         """It has to, and that will be the verdict."""
         self._kind, self.reason = kind, reason
 
-    def verdict(self, head: int | None, newest_step: int | None) -> Verdict:
-        """With nothing left to save.    Args: the steps of the newest state in memory and of the newest checkpoint."""
+    def verdict(self, head: int | None, newest_step: int | None, *, lacks_evaluation: bool = False) -> Verdict:
+        """With nothing left to save.
+
+        Args: the steps of the newest state in memory and of the newest checkpoint; `lacks_evaluation`: one is due of what is in
+        memory, for which a run that goes on will be there.
+        """
         step = head if head is not None else (newest_step or 0)
-        if self.reason is not None and (head != self._total_steps or self._kind == POISONED):
+        is_all = head == self._total_steps and not lacks_evaluation
+        if self.reason is not None and (not is_all or self._kind in SPOILED):
             return Verdict(self._kind, self.reason, step)
         return Verdict("done", f"trained {step} steps", step)
 

@@ -135,11 +135,26 @@ class StopRequested:
     reason: str
 
 
-@dataclass(frozen=True)
-class StepsLeftOut:
-    """Too many steps on end changed nothing, for their gradients were not finite."""
+SPOILED = ("poisoned", "spiked")  # verdicts
 
+
+@dataclass(frozen=True)
+class Spoiled:
+    """There is no point in training on: too many steps on end changed nothing, or the loss has spiked once too often.
+
+    `verdict`: one of `SPOILED`.
+    """
+
+    verdict: str
     message: str
+
+
+@dataclass(frozen=True)
+class SpikeFound:
+    """The run is to go back, to before this step: what is in memory is given up, and so is what was not saved by then."""
+
+    to_step: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -164,5 +179,5 @@ class Tick:
 Input = (
     MemberStarted | MemberReady | MemberFound | MemberReturned | MemberFailed | ConnectionLost | ConnectionRestored | Beat
     | Reported | Saved | Published | CheckpointFound | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested
-    | StepsLeftOut | ReaderReplaced | CoordinatorSlept | Tick
+    | Spoiled | SpikeFound | ReaderReplaced | CoordinatorSlept | Tick
 )  # fmt: skip

@@ -16,7 +16,7 @@ Source: docs/order.md; cycle-walking Feistel permutation (Black and Rogaway, 200
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -200,6 +200,19 @@ def batch_of(step: int, skip: Sequence[tuple[int, int]]) -> int:
             break
         index += stop - start
     return index
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The same batches in as few half-open ranges as possible, ascending. Empty ranges are dropped."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if start >= stop:
+            continue
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return tuple(found)
 
 
 # -- permutation -----------------------------------------------------------------------------------------------------

@@ -136,6 +136,19 @@ CATALOGUE: dict[EventKind, Kind] = {
             "num_bytes": "UTF-8 bytes of text that the targets stand for; null: they are not all of it",
         },
     ),
+    EventKind.REWOUND: Kind(
+        "The run went back to before a spike; `step` is the number of steps that stay. Those from there on that were told "
+        "before are not the run's any more.",
+        {
+            "number": "how often it has, from 1",
+            "cause": "`loss`, `gradient norm` or `not finite`",
+            "first_step": "first step of the spike",
+            "last_step": "last step of the spike",
+            "left_out": "half-open ranges of batches that are left out from now on, and were not before",
+            "skip": "all ranges that are left out, as in `training.skip`",
+            "num_steps": "steps that were committed and are given up",
+        },
+    ),
     EventKind.READER_REPLACED: Kind(
         "A reader died or fell silent.",
         {"reader_id": "which", "replacement": "who serves in its place", "cause": "why"},

@@ -30,6 +30,7 @@ class EventKind(StrEnum):
     CHECKPOINT_SAVED = "checkpoint_saved"
     CHECKPOINT_FAILED = "checkpoint_failed"
     EVALUATED = "evaluated"
+    REWOUND = "rewound"
     READER_REPLACED = "reader_replaced"
     RESIZED = "resized"
     NOTE = "note"

@@ -7,6 +7,7 @@ others, and what is of another type than it should be is not known.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,13 +122,16 @@ class _End:
 
     @classmethod
     def of(cls, folder: Storage, names: Sequence[str]) -> _End:
-        end, is_open = cls(), False
+        end, is_open, stays = cls(), False, math.inf
         for event in _backwards(folder, names):
             end.last_s = end.last_s or number(event.time_s)
             is_open = is_open or event.kind is EventKind.RUN_STARTED  # what comes before is of an earlier attempt
             if event.kind is EventKind.RUN_FINISHED and not is_open:
                 end.verdict = end.verdict or _text(event.fields.get("verdict"))
-            if event.kind is EventKind.STEP_COMMITTED and event.step is not None:
+            if event.kind is EventKind.REWOUND and event.step is not None:
+                stays = min(stays, event.step)  # of what comes before
+                end.step = event.step if end.step is None else end.step
+            if event.kind is EventKind.STEP_COMMITTED and event.step is not None and event.step < stays:
                 end.step = event.step + 1 if end.step is None else end.step
                 if not event.fields.get("refused"):
                     end.loss = number(event.fields.get("loss"))

@@ -13,7 +13,7 @@ from typing import Any
 from elastic_lm import config_text
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest as Corpus
-from elastic_lm.data.order import batch_of
+from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import ConfigError, DataError, StorageError
 from elastic_lm.experiment.lineage import Change, Skip
 from elastic_lm.storage import Storage
@@ -112,14 +112,13 @@ def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
             )
     if not ranges:
         return config
-    merged = [list(each) for each in _merged((*config.training.skip, *ranges))]
-    return config.replace(f"training.skip={json.dumps(merged)}")
+    return config.replace(f"training.skip={json.dumps(merged((*config.training.skip, *ranges)))}")
 
 
 def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
     """Raises: ConfigError unless the first `step` steps have trained the same batches under both."""
     trained = batch_of(step - 1, before.training.skip) + 1 if step else 0  # batches from here on are the fork's
-    was, now = (_merged(config.training.skip, below=trained) for config in (before, after))
+    was, now = (merged(_below(config.training.skip, trained)) for config in (before, after))
     if was != now:
         kept = [list(each) for each in was]
         raise ConfigError(
@@ -128,18 +127,8 @@ def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
         )
 
 
-def _merged(ranges: Skip, below: int | None = None) -> Skip:
-    """The same batches in as few ranges as possible, ascending."""
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        stop = stop if below is None else min(stop, below)
-        if start >= stop:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
+def _below(ranges: Skip, limit: int) -> Skip:
+    return tuple((start, min(stop, limit)) for start, stop in ranges)
 
 
 # -- the corpus --------------------------------------------------------------------------------------------------------

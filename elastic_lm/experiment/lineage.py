@@ -103,10 +103,11 @@ class Lineage:
             ) from error
 
 
-def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> None:
+def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> int:
     """A fork begins with its parent's state or not at all: without one its first step would be trained from other weights.
 
     Args: `newest_step`: of the newest checkpoint that can be used; `reasons`: sentences about those that were passed over.
+    Returns: the step at which it begins; 0: it is no fork, or nobody can tell.
     Raises: CheckpointError when the run in this folder is a fork and that is none, or older than the fork; StorageError.
     """
     try:
@@ -114,9 +115,11 @@ def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[
     except CheckpointError:
         if newest_step is None:
             raise
-        return
-    if lineage is None or (newest_step is not None and newest_step >= lineage.parent.step):
-        return
+        return 0
+    if lineage is None:
+        return 0
+    if newest_step is not None and newest_step >= lineage.parent.step:
+        return lineage.parent.step
     parent = lineage.parent
     there = "no checkpoint can be used" if newest_step is None else f"the newest checkpoint is of step {newest_step}"
     told = "".join(f" {reason}" for reason in reasons)

@@ -1,6 +1,7 @@
 """The state that a fork begins with: which checkpoint of the parent, and the config that it was trained with.
 
-Invariant: the config that is returned has the fingerprint that the checkpoint was written with. Reads manifests only.
+Invariant: the config that is returned has the fingerprint that the checkpoint was written with, or that with the batches left out
+which the run has left out since, behind it. Reads manifests only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
 from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
@@ -102,14 +104,25 @@ def _without_any(run: RunAddress, where: str) -> Exception:
 
 def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
     """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
-    fingerprint = manifest.meta.get("fingerprint")
+    fingerprint, rewinds = manifest.meta.get("fingerprint"), _rewinds(run)
     for candidate in (_stored(run), _told(manifest)):
-        if candidate is not None and candidate.identity_fingerprint() == fingerprint:
-            return candidate
+        if candidate is None:
+            continue
+        was = rewinds.as_was(candidate, manifest.meta)
+        if was.identity_fingerprint() == fingerprint:
+            return rewinds.applied(was) if rewinds.keep(manifest.step, manifest.meta) else was
     raise CheckpointError(
         f"the checkpoint of step {manifest.step} in {run.folder().url} was trained with a config that this version does not "
         f"understand (its fingerprint is {str(fingerprint)[:12]}); fork with the version of elastic-lm that wrote it"
     )
+
+
+def _rewinds(run: RunAddress) -> Rewinds:
+    """None where one is damaged: each checkpoint knows what was left out when it was written."""
+    try:
+        return Rewinds.load(run.folder())
+    except CheckpointError:
+        return Rewinds()
 
 
 def _stored(run: RunAddress) -> RunConfig | None:

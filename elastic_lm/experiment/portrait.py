@@ -16,6 +16,7 @@ from elastic_lm.experiment import catalogue, evaluations
 from elastic_lm.experiment.catalogue import Listed
 from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.monitor import report
 from elastic_lm.run_address import EVENTS, RunAddress
 
@@ -27,6 +28,7 @@ class Portrait:
     listed: Listed
     config: RunConfig
     lineage: Lineage | None
+    rewinds: tuple[Rewind, ...]
     checkpoints: tuple[Found, ...]
     measured: tuple[Measured, ...]
     message: str | None
@@ -43,6 +45,7 @@ class Portrait:
             listed=catalogue.look(folder, names, time.time()),
             config=config,
             lineage=Lineage.load(folder),
+            rewinds=Rewinds.load(folder).made,
             checkpoints=tuple(registry.found(folder)),
             measured=tuple(evaluations.found(folder)),
             message=newest[0].message if newest and newest[0].kind is EventKind.RUN_FINISHED else None,
@@ -71,6 +74,7 @@ class Portrait:
             "fingerprint": self.config.identity_fingerprint(),
             "identity": self.identity,
             "lineage": None if self.lineage is None else asdict(self.lineage),
+            "rewinds": [asdict(rewind) for rewind in self.rewinds],
             "checkpoints": checkpoints,
             "evaluations": [asdict(one) for one in self.measured],
         }

@@ -172,8 +172,23 @@ ALERTS = (
             "`elastic-lm report RUN` shows loss, gradient norm and learning rate over the steps.",
             "A gradient norm that rose first: the learning rate is too high, or `optimizer.clip_norm` is not set.",
             "A loss that rose at once and recovers: look at what the batch holds; `training.skip` leaves it out of a "
-            "new run.",
+            "new run, and `spikes.policy: rewind` goes back by itself when it happens.",
             "It does not come from workers that came or went: their number does not change the result.",
+        ),
+    ),
+    Alert(
+        "ElasticLmRewound",
+        _of_run("increase($rewinds_total[1h]) > 0"),
+        "0m",
+        "warning",
+        "The run went back to before a loss spike",
+        "Loss or gradient stood out for some steps, or a gradient was not finite, and the run went back to a checkpoint from "
+        "before that; the batches around it are left out (`spikes`). Training goes on by itself. Told for an hour.",
+        (
+            "`elastic-lm runs show RUN` says why, and which batches are left out; `elastic-lm data show RUN --step N "
+            "--before-rewind 1 --loss` shows the text that they hold.",
+            "Again and again: text is seldom the reason then. The learning rate is too high, or the warm-up too short; that is "
+            "another run (`elastic-lm fork`). After `spikes.max_rewinds` times the run ends.",
         ),
     ),
     Alert(

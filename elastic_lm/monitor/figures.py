@@ -1,7 +1,8 @@
 """The values of the catalogue's metrics, computed from events.
 
-Invariant: a counter never goes back, and a step that is told or trained twice is counted once; so a restarted run that
-first replays its log exports the same series as one that never stopped.
+Invariant: a counter never goes back, and a step that is told or trained twice is counted once, unless the run went back from it
+and trained another one in its place; so a restarted run that first replays its log exports the same series as one that never
+stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ COUNTED = {
     EventKind.CHECKPOINT_SAVED: "checkpoints_saved_total",
     EventKind.CHECKPOINT_FAILED: "checkpoints_failed_total",
     EventKind.EVALUATED: "evaluations_total",
+    EventKind.REWOUND: "rewinds_total",
 }
 
 # Metric, and the field of the run's configuration that it tells.
@@ -108,6 +110,10 @@ class Figures:
                 self._set("checkpoint_seconds", fields["seconds"])
             case EventKind.EVALUATED:
                 self._evaluate(event)
+            case EventKind.REWOUND if event.step is not None:
+                self._add("steps_given_up_total", fields["num_steps"])
+                self._next_step = min(self._next_step, event.step)
+                self._set("step", self._next_step)
             case _:
                 pass
 

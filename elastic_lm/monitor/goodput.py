@@ -72,6 +72,9 @@ class Goodput:
                 self._lost[event.fields["cause"]] += self._ready_since(event.elapsed_s - event.fields["lost_s"])
             case EventKind.STEP_COMMITTED:
                 self._commit(event)
+            case EventKind.REWOUND if event.step is not None:
+                self._give_up(self._next_step - event.step)
+                self._next_step = min(self._next_step, event.step)
             case _:
                 pass
 
@@ -164,6 +167,18 @@ class Goodput:
             self._rates.append(num_tokens / busy_s)
         self._lost["data"] += waited_s
         self._lost["uneven"] += (worker_s - waited_s) * (1 - filled)
+
+    def _give_up(self, num_steps: int) -> None:
+        """What these steps have read and what they took was for nothing. All steps read the same number of tokens."""
+        if num_steps <= 0 or not self._rates:
+            return
+        num_tokens = (
+            num_steps * self._tokens // self._next_step
+            if self._batch_tokens is None
+            else num_steps * self._batch_tokens
+        )
+        self._tokens = max(0, self._tokens - num_tokens)
+        self._lost["rewind"] += num_tokens / statistics.median(self._rates)
 
     def _filled(self, world_size: int) -> float:
         """Share of a step's slots that hold a micro-batch: M / (N x ceil(M / N))."""

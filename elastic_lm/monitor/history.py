@@ -1,6 +1,7 @@
 """A run replayed from its events: series for charts, facts for people. The report and `status` are made of it.
 
-Invariant: computed from the log alone. Of a step that was trained again after a restart the last record counts.
+Invariant: computed from the log alone. Of a step that was trained again after a restart the last record counts, and of what a
+run went back from nothing does.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class History:
             case EventKind.EVALUATED:
                 score = HeldOutScore.of(event)
                 self.evaluations[score.step] = score
+            case EventKind.REWOUND if event.step is not None:
+                for step in [step for step in steps if step >= event.step]:
+                    del steps[step]
+                for step in [step for step in self.evaluations if step > event.step]:
+                    del self.evaluations[step]
             case EventKind.RUN_FINISHED:
                 self.verdict, self.message = event.fields["verdict"], event.message
             case _:

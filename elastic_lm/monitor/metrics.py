@@ -48,7 +48,7 @@ PHASES = ("data", "compute", "reduce", "optimizer")
 STEP_STATISTICS = ("median", "p95")
 WORKER_STATISTICS = ("fastest", "median", "slowest")
 # How a run ends. Whatever else control says is told as `other`.
-VERDICTS = ("done", "stopped", "failed_bug", "poisoned", "data_error", "unavailable", "failed", "other")
+VERDICTS = ("done", "stopped", "failed_bug", "poisoned", "spiked", "data_error", "unavailable", "failed", "other")
 
 CATALOGUE = (
     Metric("run_info", "gauge", "", "Always 1; says which run this is.", ("run", "version")),
@@ -64,6 +64,10 @@ CATALOGUE = (
     Metric("steps_total", "counter", "steps", "Committed steps of the run, those before a restart included."),
     Metric(
         "steps_left_out_total", "counter", "steps", "Those of them that changed no weights: gradients were not finite."
+    ),
+    Metric("rewinds_total", "counter", "", "How often the run went back to before a spike."),
+    Metric(
+        "steps_given_up_total", "counter", "steps", "Committed steps that it went back from; they count in the others."
     ),
     Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
     Metric("step", "gauge", "steps", "The next step to commit."),
@@ -171,7 +175,7 @@ def markdown() -> str:
         f"`cause` of `members_lost_total`: {', '.join(LOSSES)}; of `members_left_total`: {', '.join(LEAVES)}.",
         "`cause` of `lost_worker_seconds`: the same as of `lost_seconds_total`, and `warm_up` (workers that start while",
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
-        "and `unnamed` (the rest).",
+        "`rewind` (steps that the run went back from) and `unnamed` (the rest).",
         f"`phase`: {', '.join(PHASES)}.",
         f"`statistic` of `recent_step_seconds`: {', '.join(STEP_STATISTICS)} (95 of 100 steps took no longer).",
         f"`statistic` of `worker_micro_batch_seconds`: {', '.join(WORKER_STATISTICS)}, of the workers that train.",

@@ -153,8 +153,14 @@ LEARNING = Row(
         ),
         Panel(
             "Gradient norm",
-            "Global L2 norm of the gradient before clipping, of the last committed step; steps left out so far.",
-            (Query(value("gradient_norm"), "norm"), Query(value("steps_left_out_total"), "steps left out")),
+            "Global L2 norm of the gradient before clipping, of the last committed step. So far: steps left out, times that the "
+            "run went back to before a spike, and steps given up by that.",
+            (
+                Query(value("gradient_norm"), "norm"),
+                Query(value("steps_left_out_total"), "steps left out"),
+                Query(value("rewinds_total"), "rewinds"),
+                Query(value("steps_given_up_total"), "steps given up"),
+            ),
         ),
         Panel("Learning rate", "Of the last committed step.", (Query(value("learning_rate"), "learning rate"),)),
     ),

@@ -31,6 +31,7 @@ TONES: dict[EventKind, Tone] = {
     EventKind.CHECKPOINT_SAVED: "plain",
     EventKind.CHECKPOINT_FAILED: "bad",
     EventKind.EVALUATED: "plain",
+    EventKind.REWOUND: "bad",
     EventKind.READER_REPLACED: "plain",
     EventKind.RESIZED: "plain",
     EventKind.NOTE: "plain",

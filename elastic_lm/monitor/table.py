@@ -1,7 +1,7 @@
 """The log as a table: a row for every committed step, for pandas, polars and whatever else reads Parquet or CSV.
 
-Invariant: computed from the log alone, by the rule of history.py: of a step that was trained again the last record counts,
-and rows are in the order of steps. What an event of another version lacks is null.
+Invariant: computed from the log alone, by the rule of history.py: of a step that was trained again the last record counts, of
+what the run went back from none does, and rows are in the order of steps. What an event of another version lacks is null.
 Trade-off: the table is held whole, about 300 bytes a step (30 MB for 100,000), because a step that is told again takes
 the place of a row that was there.
 
@@ -89,35 +89,43 @@ def table_of(events: Iterable[Event]) -> pa.Table:
     import pyarrow.compute
 
     schema = pa.schema([pa.field(c.name, getattr(pa, c.kind)(), metadata={"help": c.help}) for c in COLUMNS])
-    table = pa.Table.from_batches(_batches(events, schema), schema)
-    if (rows := _last_rows(table["step"])) is not None:
+    ends: list[tuple[int, int]] = []
+    table = pa.Table.from_batches(_batches(events, schema, ends), schema)
+    if (rows := _last_rows(table["step"], ends)) is not None:
         table = table.take(rows)
     total = pa.compute.cumulative_sum(table["num_tokens"], skip_nulls=True)
     field = pa.field(TOTAL.name, pa.int64(), metadata={"help": TOTAL.help})
     return table.add_column(table.schema.get_field_index("num_tokens") + 1, field, total)
 
 
-def _batches(events: Iterable[Event], schema: pa.Schema) -> Iterable[pa.RecordBatch]:
+def _batches(events: Iterable[Event], schema: pa.Schema, ends: list[tuple[int, int]]) -> Iterable[pa.RecordBatch]:
+    """`ends` gets (rows until then, step) of each time that the run went back: of these rows those from this step on are void."""
     import pyarrow as pa
 
     waiting: list[Row] = []
+    num_rows = 0
     for event in events:
         if (row := row_of(event)) is not None:
             waiting.append(row)
+            num_rows += 1
+        elif event.kind is EventKind.REWOUND and event.step is not None:
+            ends.append((num_rows, event.step))
         if len(waiting) == BATCH_ROWS:
             yield pa.RecordBatch.from_pylist(waiting, schema)
             waiting = []
     yield pa.RecordBatch.from_pylist(waiting, schema)
 
 
-def _last_rows(steps: pa.ChunkedArray) -> list[int] | None:
+def _last_rows(steps: pa.ChunkedArray, ends: list[tuple[int, int]]) -> list[int] | None:
     """The row of each step that was told last, by step; None when that is every row as it stands."""
     last: dict[int, int] = {}
     in_order, newest = True, -1
     for row, step in enumerate(steps):
         number = step.as_py()
         last[number], in_order, newest = row, in_order and number > newest, number
-    return None if in_order else [last[step] for step in sorted(last)]
+    for num_rows, first in ends:
+        last = {step: row for step, row in last.items() if step < first or row >= num_rows}
+    return None if in_order and not ends else [last[step] for step in sorted(last)]
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -176,7 +184,8 @@ def markdown() -> str:
         f"One row for each committed step, in the order of steps. Every run writes it at its end as `{FILE}` in its",
         "folder; `elastic-lm export RUN` writes it at any time (`--out FILE.parquet` or `FILE.csv` for a file of your",
         "own), and `Run.open(RUN).metrics()` returns it as a pyarrow Table. It is computed from the event log: of a step",
-        "that was trained again the last record counts. What an event of another version lacks is null.",
+        "that was trained again the last record counts, and of what the run went back from none does. What an event of",
+        "another version lacks is null.",
         "",
         "| column | type | meaning |",
         "| --- | --- | --- |",

@@ -35,6 +35,8 @@ from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.experiment import rewinds
+from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.model.flops import training_flops_per_token
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.ownership import Ownership
@@ -46,11 +48,13 @@ from elastic_lm.runtime.lifeline import LifelineServer
 from elastic_lm.runtime.mailbox import Command
 from elastic_lm.runtime.members import Members
 from elastic_lm.runtime.nodes import NodeWatcher
+from elastic_lm.runtime.patience import Patience
 from elastic_lm.runtime.placement import worker_options
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.runtime.restorable import RestorableSearch
+from elastic_lm.runtime.rewinding import Rewinding
 from elastic_lm.runtime.roster import Found, Roster
 from elastic_lm.runtime.worker import Summons, WorkerBoot
 from elastic_lm.storage import Storage
@@ -75,6 +79,8 @@ class Plan:
     skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
     init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
     held_out: HeldOut | None = None
+    begins_at: int = 0  # step of a fork, before which the run has nothing
+    rewinds: Rewinds = Rewinds()  # `config` leaves out their batches
 
     def control_spec(self) -> ControlSpec:
         """For the control path."""
@@ -89,6 +95,10 @@ class Plan:
         before = {name: str(value) for name, value in before.items()}
         names = sorted({*before, *now})
         return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+    def is_wanted(self, checkpoint: CheckpointInfo) -> bool:
+        """Whether the run may go on from it."""
+        return self.rewinds.keep(checkpoint.step, checkpoint.meta)
 
     @property
     def resume_step(self) -> int | None:
@@ -116,20 +126,42 @@ class Coordinator:
         }
         self._last_event: Event | None = None  # tells the verdict
         self._found: CheckpointInfo | None = None  # by the search
+        self._rewinding = Rewinding(config, plan.rewinds, plan.begins_at)
 
     def run(self) -> RunResult:
         """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor.
 
+        Returns: `REWOUND` as the verdict when the run is to go on, from before a spike and by another plan.
         Raises: SupersededError when another owner has taken over; StorageError.
         """
         with ExitStack() as stack:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
+            if self._verdict.kind == act.REWOUND:
+                return self._go_back()
             self._close_publisher()
             result = self._result(self._verdict, self._keep_unsaved(self._verdict))
             self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
+
+    def _go_back(self) -> RunResult:
+        """Before this is stored nothing is decided: whoever comes after finds the spike again."""
+        verdict, rewind = self._verdict, self._rewinding.decided
+        assert verdict is not None and rewind is not None
+        self._verdict = None  # the workers stay for a successor if this fails
+        failpoints.hit("coordinator.rewind")
+        patience = Patience(self._plan.config.data.storage_timeout_s)
+        patience.outlast(f"place for a rewind in {self._plan.config.run_url}", lambda _: self._decide(rewind))
+        failpoints.hit("coordinator.rewound")
+        self._verdict = verdict
+        self._publisher.close()
+        return RunResult(verdict.kind, verdict.message, verdict.step)
+
+    def _decide(self, rewind: Rewind) -> None:
+        """Raises: StorageError; SupersededError."""
+        self._check_before_publishing()  # the log has the spike that is the reason
+        rewinds.decide(self._plan.run_storage, rewind)
 
     # -- services ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +176,7 @@ class Coordinator:
             _run_started(plan, sum(worker.is_ours for worker in found)),
             owner_epoch=self._owner.epoch,
             on_superseded=self._supersede,
+            rewinds=plan.rewinds.made,
         )
         stack.callback(self._recorder.close)
         self._control = Control(
@@ -171,6 +204,7 @@ class Coordinator:
             on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
         )
         stack.callback(self._nodes.close)
+        ray.get(self._mailbox.hand_over.remote())
         self._await_command()
 
     def _open_checkpoints(self, stack: ExitStack) -> None:
@@ -190,6 +224,7 @@ class Coordinator:
             self._owner.check,
             self._on_restorable,
             lambda verdict, error: self._inbox.put(ev.CheckpointFound(None, (), verdict, error)),
+            plan.is_wanted,
         )
 
     def _open_members(self, stack: ExitStack, roster: Roster, found: list[Found]) -> None:
@@ -323,7 +358,11 @@ class Coordinator:
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
         if self._recorder.too_many_left_out is not None:
-            self._handle(ev.StepsLeftOut(self._recorder.too_many_left_out))
+            self._handle(ev.Spoiled("poisoned", self._recorder.too_many_left_out))
+        if self._recorder.spike is not None:
+            self._handle(self._rewinding.judge(self._recorder.spike))
+        if isinstance(event, ev.Reported) and (found := self._rewinding.judge_report(event.report)) is not None:
+            self._handle(found)
         self._handle(event)
 
     def _handle(self, event: ev.Input) -> None:

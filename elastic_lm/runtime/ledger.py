@@ -64,6 +64,13 @@ class Ledger:
         self.next_step = max(self.next_step, step)
         return known, missing
 
+    def go_back(self, step: int) -> None:
+        """Steps from this one on are not the run's any more."""
+        for later in [later for later in self._committed if later >= step]:
+            del self._committed[later]
+        self._ahead.clear()
+        self.next_step = min(self.next_step, step)
+
     def since(self, step: int) -> tuple[StepRecord, ...]:
         """Records of the committed steps from this one on, as far as they are kept."""
         return tuple(self._committed[s] for s in range(step, self.next_step) if s in self._committed)

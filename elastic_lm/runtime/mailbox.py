@@ -97,18 +97,20 @@ class Mailbox:
         return self._status
 
     async def begin_attempt(self, place: Place) -> Attempt:
-        """A coordinator starts, in this place."""
+        """A coordinator's process starts, in this place."""
         step = self._status.get("step", -1)
-        if step > self._step_before:
+        if step != self._step_before:  # it goes back when the run does
             self._step_before, self._attempts_in_vain, self._last_failure = step, 0, KILLED
         self._attempts_in_vain += 1
         self._num_attempts += 1
-        self._hand_over()
         before, self._place = self._place, place
         return Attempt(self._num_attempts, self._attempts_in_vain, self._last_failure, before)
 
-    def _hand_over(self) -> None:
-        """To a queue of its own: an earlier coordinator still waits at the old one, and would take from it."""
+    async def hand_over(self) -> None:
+        """What is to be done is another coordinator's from now on, maybe one in the same process.
+
+        It gets a queue of its own: an earlier one still waits at the old one, and would take from it.
+        """
         left = [self._commands.get_nowait() for _ in range(self._commands.qsize())]
         self._commands = asyncio.Queue()
         waiting = [command for command in left if command.kind not in STANDING]

@@ -12,6 +12,7 @@ from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
 from elastic_lm.experiment.lineage import check_beginning
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -26,14 +27,18 @@ def make_plan(config: RunConfig) -> Plan:
     tokens = Storage.open(config.data.tokens)
     manifest = Manifest.load(tokens)
     config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
-    order = manifest.order(**config.order_fields())
     run_storage = Storage.open(config.run_url)
+    rewinds = Rewinds.load(run_storage)
+    config = rewinds.applied(config)
+    order = manifest.order(**config.order_fields())
     skipped: list[str] = []
-    newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False)
-    check_beginning(run_storage, None if newest is None else newest.step, skipped)
+    newest = registry.newest_complete(
+        run_storage, on_skipped=skipped.append, thorough=False, wanted=lambda info: rewinds.keep(info.step, info.meta)
+    )
+    begins_at = check_beginning(run_storage, None if newest is None else newest.step, skipped)
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
     if newest is not None:
-        _check_identity(config, newest)
+        _check_identity(rewinds.as_was(config, newest.meta), newest)
     return Plan(
         config=config,
         spec=config.engine_spec(manifest.vocab_size, manifest.special_ids),
@@ -51,6 +56,8 @@ def make_plan(config: RunConfig) -> Plan:
         skipped=tuple(skipped),
         init=init,
         held_out=_held_out(config, manifest),
+        begins_at=begins_at,
+        rewinds=rewinds,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,11 +21,14 @@ from elastic_lm.control.evaluating import fields_of, sentence
 from elastic_lm.control.membership import number_of
 from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.experiment.rewinds import Rewind
+from elastic_lm.experiment.spikes import Spike
 from elastic_lm.monitor.exporter import Exporter
 from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.progress import News, Snapshot, news_of
 from elastic_lm.protocol import Evaluation, Generation, StepRecord
 from elastic_lm.runtime.ledger import Ledger, Mismatch
+from elastic_lm.runtime.spike_watch import SpikeWatch
 from elastic_lm.storage import Storage
 from elastic_lm.tracking.trackers import Trackers
 
@@ -46,6 +49,7 @@ class Recorder:
 
     Args: `started` opens this attempt in the log, before what earlier ones left there is read: so all of that is known here.
     `on_superseded` gets a sentence when another owner of the run has opened the log; nothing more is stored from then on.
+    `rewinds`: all that were decided so far; those that the log does not tell yet are told now.
     Raises (constructor only): SupersededError when one has already; StorageError.
     """
 
@@ -58,6 +62,7 @@ class Recorder:
         *,
         owner_epoch: int = 0,
         on_superseded: Callable[[str], None] = lambda sentence: None,
+        rewinds: Sequence[Rewind] = (),
     ) -> None:
         self._mailbox = mailbox
         self._attempt = 1
@@ -78,6 +83,7 @@ class Recorder:
         self.evaluated: set[int] = set()  # steps before which held-out text was measured, by this attempt or before
         self._last_evaluation: Evaluation | None = None
         self._unlogged_evaluations: dict[int, Evaluation] = {}
+        self._spikes = SpikeWatch(config)
         self._figures = Figures(config.name, __version__, config.batch.micro_batches)
         self._exporter = Exporter(config.name, config.batch.micro_batches)
         self._log = EventLog(
@@ -96,6 +102,9 @@ class Recorder:
         if (news := news_of(started)) is not None:
             self._news.append(news)
         self._begin_at(started.fields["resume_step"] or 0)
+        for rewind in rewinds[self._spikes.num_rewinds :]:
+            self.emit(_rewound(rewind, self._ledger.next_step))
+            self._go_back(rewind.to_step)
 
     def _begin_at(self, step: int) -> None:
         """Where nothing is logged yet, as in a fork, the log begins with the first step that this run trains."""
@@ -124,7 +133,25 @@ class Recorder:
             if event.kind is EventKind.STEP_COMMITTED:
                 self._ledger.restore(record := record_of(event))
                 self._count(record)
+            if event.kind is EventKind.REWOUND and event.step is not None:
+                self._go_back(event.step)
+            self._spikes.recall(event)
         self.logged_step = self._ledger.next_step
+
+    def _go_back(self, step: int) -> None:
+        """What was told of steps from this one on is not the run's any more."""
+        self._ledger.go_back(step)
+        self._num_left_out, self.too_many_left_out = 0, None
+        self._spikes.go_back(self._ledger.since(step - self._spikes.history_steps))
+        self.logged_step = min(self.logged_step, step)
+        self.evaluated = {evaluated for evaluated in self.evaluated if evaluated <= step}
+        if self._last_evaluation is not None and self._last_evaluation.step > step:
+            self._last_evaluation = None
+
+    @property
+    def spike(self) -> Spike | None:
+        """The one that the run has to heed: nothing was done about it yet."""
+        return self._spikes.found
 
     def _earlier(self, storage: Storage) -> Iterator[Event]:
         """What the log holds of earlier attempts: no more can come of them."""
@@ -181,7 +208,8 @@ class Recorder:
             self.emit(Event(EventKind.NOTE, told, step=record.step))
 
     def _count(self, record: StepRecord) -> None:
-        """A run that leaves out step after step learns nothing."""
+        """A run that leaves out step after step learns nothing; one whose loss stands out learns worse."""
+        self._spikes.observe(record)
         self._num_left_out = self._num_left_out + 1 if record.refused else 0
         self.too_many_left_out = None
         if self._num_left_out >= MOST_LEFT_OUT:
@@ -304,6 +332,19 @@ def record_of(event: Event) -> StepRecord:
 def _evaluated(evaluation: Evaluation) -> Event:
     """One that an earlier coordinator had told."""
     return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields_of(evaluation))
+
+
+def _rewound(rewind: Rewind, next_step: int) -> Event:
+    fields = {
+        "number": rewind.number,
+        "cause": rewind.cause,
+        "first_step": rewind.first_step,
+        "last_step": rewind.last_step,
+        "left_out": rewind.left_out,
+        "skip": rewind.after,
+        "num_steps": max(0, next_step - rewind.to_step),
+    }
+    return Event(EventKind.REWOUND, f"{rewind}.", rewind.to_step, fields=fields)
 
 
 def evaluation_of(event: Event) -> Evaluation:

@@ -30,9 +30,10 @@ class RestorableSearch:
         check: Callable[[], None],
         on_found: Callable[[CheckpointInfo | None, list[str]], None],
         on_failed: Callable[[str, str], None],
+        wanted: Callable[[CheckpointInfo], bool] = lambda info: True,
     ) -> None:
         self._storage, self._timeout_s, self._check = storage, timeout_s, check
-        self._on_found, self._on_failed = on_found, on_failed
+        self._on_found, self._on_failed, self._wanted = on_found, on_failed, wanted
 
     def begin(self) -> None:
         threading.Thread(target=self._run, name="restorable", daemon=True).start()
@@ -54,6 +55,8 @@ class RestorableSearch:
     def _look(self) -> tuple[CheckpointInfo | None, list[str]]:
         self._check()
         skipped: list[str] = []
-        newest = registry.newest_complete(self._storage, on_skipped=skipped.append, check=self._check)
+        newest = registry.newest_complete(
+            self._storage, on_skipped=skipped.append, check=self._check, wanted=self._wanted
+        )
         check_beginning(self._storage, None if newest is None else newest.step, skipped)
         return newest, skipped

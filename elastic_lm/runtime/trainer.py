@@ -24,6 +24,7 @@ from ray.exceptions import RayActorError
 
 from elastic_lm import failpoints
 from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.control.actions import REWOUND
 from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
 from elastic_lm.monitor.progress import Lines, News, Quiet, View
 from elastic_lm.result import RunResult
@@ -225,21 +226,34 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
 
 
 def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
-    """One attempt, from the claim on the run to the verdict. Without a verdict the claim stays, for a successor.
+    """One life of the coordinator, from the claim on the run to the verdict. Without a verdict the claim stays, for a successor.
 
     Storage that gives no answer is waited for: a successor often comes when much is in trouble at once.
     Raises: SupersededError, UnavailableError, and what `make_plan` raises.
     """
-    from elastic_lm.runtime.coordinator import Coordinator
     from elastic_lm.runtime.patience import Patience
-    from elastic_lm.runtime.plan import make_plan
 
     patience, what = Patience(config.data.storage_timeout_s), f"answer from {config.run_url} or {config.data.tokens}"
     owner = patience.outlast(what, lambda _: claim(config, token))
-    plan = patience.outlast(what, lambda _: make_plan(config))
-    result = patience.outlast(what, lambda _: Coordinator(plan, mailbox, owner).run())
+    result = patience.outlast(what, lambda _: _attempt(config, mailbox, owner))
+    while result.verdict == REWOUND:
+        result = patience.outlast(what, lambda _: _attempt(config, mailbox, owner))
     owner.release()
     return result
+
+
+def _attempt(config: RunConfig, mailbox: Any, owner: Ownership) -> RunResult:
+    """By a plan of this moment: of the run as it was left, and with the batches left out that it went back from."""
+    from elastic_lm.experiment import rewinds
+    from elastic_lm.runtime.coordinator import Coordinator
+    from elastic_lm.runtime.plan import make_plan
+
+    plan = make_plan(config)
+    if plan.rewinds:
+        rewinds.clear(plan.run_storage, plan.rewinds, owner.check)
+        owner.check()
+        plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
+    return Coordinator(plan, mailbox, owner).run()
 
 
 def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:

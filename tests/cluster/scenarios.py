@@ -106,6 +106,8 @@ SCENARIOS = (
     Scenario("ElasticLmLossSpike", "it falls from 11 nats", {"loss_nats": "11-0.1x80 3x40"}, silent=(30, 60, 110)),
     Scenario("ElasticLmLossSpike", "noise of 5 %", {"loss_nats": "3x30 3.15x5 3x5 3.15x20"}, silent=(35, 50)),
     Scenario("ElasticLmLossSpike", "one wild step", {"loss_nats": "3x30 4x0 3x30"}, silent=(30, 33, 36)),
+    Scenario("ElasticLmRewound", "once", {"rewinds_total": "0x10 1x90"}, fires=(11, 60), silent=(9, 80)),
+    Scenario("ElasticLmRewound", "long ago", {"rewinds_total": "1x60"}, silent=(0, 30)),
     Scenario(
         "ElasticLmThroughputDrop",
         "half the pace, with as many workers",

@@ -103,6 +103,7 @@ def test_names_are_unique_and_those_of_the_recordings_are_no_metrics() -> None:
         ("target absent", ("ElasticLmTargetAbsent",)),
         ("non-finite loss", ("ElasticLmLossNotFinite",)),
         ("loss spike", ("ElasticLmLossSpike",)),
+        ("a run that went back", ("ElasticLmRewound",)),
         ("throughput drop", ("ElasticLmThroughputDrop",)),
         ("world size below target", ("ElasticLmWorldBelowMinimum", "ElasticLmWorldBelowWanted")),
         ("rescale storm", ("ElasticLmRescaleStorm",)),

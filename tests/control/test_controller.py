@@ -1593,14 +1593,26 @@ def test_stop_ends_the_lease_saves_and_finishes() -> None:
     assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 7)
 
 
-def test_too_many_steps_left_out_stop_the_run_with_a_checkpoint() -> None:
+@pytest.mark.parametrize("verdict", ev.SPOILED)
+def test_run_that_is_spoiled_stops_with_a_checkpoint(verdict: str) -> None:
     run = Run().training("w0")
     for _ in range(3):  # told again as long as it goes on
-        run.tell(ev.StepsLeftOut("the last 10 steps were left out"))
+        run.tell(ev.Spoiled(verdict, "there is no point"))
     assert run.one(act.EndLease).member_ids == ("w0",)
     run.report("w0", 7, LeaseEnd.ENDED_EARLY)
     run.saved()
-    assert run.one(act.Finish).verdict == act.Verdict("poisoned", "the last 10 steps were left out", 7)
+    assert run.one(act.Finish).verdict == act.Verdict(verdict, "there is no point", 7)
+
+
+def test_spike_ends_the_attempt_at_once_and_not_the_run() -> None:
+    run = Run().training("w0")
+    run.tell(ev.SpikeFound(40, "the loss stands out"))
+    assert run.one(act.Finish).verdict == act.Verdict(act.REWOUND, "the loss stands out", 40)
+    assert not [emit for emit in run.all(act.Emit) if emit.event.kind is EventKind.RUN_FINISHED]
+    assert not run.all(act.SaveCheckpoint)  # of a state that is given up
+    run.tell(ev.SpikeFound(40, "the loss stands out"))  # it stays in the log
+    run.report("w0", 50, LeaseEnd.ENDED_EARLY)
+    assert len(run.all(act.Finish)) == 1
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from elastic_lm.control.actions import Verdict
-from elastic_lm.control.ending import POISONED, Ending
+from elastic_lm.control.ending import Ending
+from elastic_lm.control.events import SPOILED
 
 TOTAL = 100
 TRIES = "3 tries: the store is full"
@@ -27,6 +28,13 @@ def test_stopped_run_ends_where_it_can_go_on(head: int | None, newest: int | Non
     assert ending.verdict(head, newest) == Verdict("stopped", "enough", step)
 
 
+def test_run_that_is_stopped_before_its_last_evaluation_can_go_on_to_it() -> None:
+    ending = Ending(TOTAL)
+    ending.stop("enough")
+    assert ending.verdict(TOTAL, TOTAL, lacks_evaluation=True) == Verdict("stopped", "enough", TOTAL)
+    assert ending.verdict(TOTAL, TOTAL).kind == "done"
+
+
 def test_failure_outranks_a_stop() -> None:
     ending = Ending(TOTAL)
     ending.stop("enough")
@@ -35,11 +43,11 @@ def test_failure_outranks_a_stop() -> None:
     assert ending.verdict(40, 40) == Verdict("unavailable", "no tokens", 40)
 
 
-@pytest.mark.parametrize("kind", ["unavailable", POISONED])
+@pytest.mark.parametrize("kind", ["unavailable", *SPOILED])
 def test_only_poison_speaks_against_a_run_that_trained_every_step(kind: str) -> None:
     ending = Ending(TOTAL)
     ending.fail(kind, "why")
-    assert ending.verdict(TOTAL, TOTAL).kind == (POISONED if kind == POISONED else "done")
+    assert ending.verdict(TOTAL, TOTAL).kind == (kind if kind in SPOILED else "done")
 
 
 def test_checkpoint_that_cannot_be_written_fails_a_run_that_did_not_fail_already() -> None:

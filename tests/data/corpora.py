@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
+from elastic_lm.config import RunConfig
 from elastic_lm.data.documents import Chunk
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.mixture import Source
 from elastic_lm.data.prepare import PrepareOptions, prepare
+from elastic_lm.data.shards import ShardWriter
 from elastic_lm.data.sources import cut, find_files
 from elastic_lm.storage import Storage
 
@@ -48,3 +54,32 @@ def contents(storage: Storage) -> dict[str, bytes]:
 def identity(storage: Storage) -> dict[str, bytes]:
     """All that does not say where the text was read from: what is the same for the same documents."""
     return {path: data for path, data in contents(storage).items() if not path.startswith(("documents", "summary"))}
+
+
+def with_noise(tokens: str, folder: Path, config: RunConfig, batches: Iterable[int]) -> str:
+    """The address of the same corpus with random bytes in the place of the text of these batches of `config`'s order."""
+    source, out = Storage.open(tokens), Storage.open(f"file://{folder}/tokens")
+    manifest = Manifest.load(source)
+    order = manifest.order(**{**config.order_fields(), "skip": ()})
+    ids = np.concatenate([_ids(source.read(shard.path)) for shard in manifest.shards])
+    noise = np.random.default_rng(0)
+    length = order.sequence_length + 1
+    for batch in batches:
+        for micro_batch in range(order.micro_batches):
+            for sample in order.micro_batch(batch, micro_batch):
+                begin = sample.block * manifest.block_tokens + sample.index_in_block * order.sequence_length
+                ids[begin : begin + length] = noise.integers(10, 256, length)
+    writer = ShardWriter(out, "train", manifest.dtype, manifest.block_tokens)
+    writer.add(ids)
+    noisy = dataclasses.replace(manifest, shards=writer.close())
+    for path in source.list():
+        if not path.endswith(".arrow"):
+            out.write(path, source.read(path))
+    for shard in manifest.held_out:
+        out.write(shard.path, source.read(shard.path))
+    out.write("manifest.json", noisy.to_json().encode())
+    return out.url
+
+
+def _ids(arrow: bytes) -> np.ndarray:
+    return pa.ipc.open_file(arrow).read_all()["tokens"].to_numpy().copy()

@@ -15,7 +15,7 @@ from elastic_lm.events.log import EventLog
 from elastic_lm.experiment.catalogue import Listed, listed
 from elastic_lm.storage import Storage
 from tests.experiment.parents import forked, trained
-from tests.monitor.story import committed, lost
+from tests.monitor.story import committed, lost, rewound
 from tests.monitor.test_history import begun, finished
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
@@ -77,6 +77,16 @@ def test_run_without_a_sign_of_life_is_interrupted(tmp_path: Path) -> None:
     assert by_name(f"{tmp_path}")["mine"].state == "running"
     folder.write("owner/00000001.released", b"")
     assert by_name(f"{tmp_path}")["mine"].state == "interrupted"
+
+
+def test_run_that_went_back_stands_where_it_went_back_to(tmp_path: Path) -> None:
+    folder = Storage.open(f"{tmp_path}/runs/mine")
+    write(folder, begun(), *(committed(1 + s, s, loss=3.0 + s) for s in range(5)), begun(8, attempt=2), rewound(9, 2))
+    run = by_name(f"{tmp_path}")["mine"]
+    assert (run.step, run.loss) == (2, 4.0)
+    write(folder, committed(10, 2, loss=2.5, attempt=2))
+    run = by_name(f"{tmp_path}")["mine"]
+    assert (run.step, run.loss) == (3, 2.5)
 
 
 def test_verdict_of_an_earlier_attempt_counts_no_more(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from elastic_lm.events.types import Event, EventKind
@@ -32,6 +33,15 @@ def left(elapsed_s: float, member_id: str, **more: Any) -> Event:
 
 def reformed(elapsed_s: float, cause: str, lost_s: float, **more: Any) -> Event:
     return at(elapsed_s, EventKind.REFORMED, cause=cause, lost_s=lost_s, world_size=2, **more)
+
+
+def rewound(elapsed_s: float, step: int, *, num_steps: int = 3, **more: Any) -> Event:
+    """Back to before this step."""
+    fields = {"number": 1, "cause": "loss", "first_step": step, "last_step": step, "left_out": [[step, step + 1]]}
+    event = at(
+        elapsed_s, EventKind.REWOUND, step=step, skip=fields["left_out"], num_steps=num_steps, **{**fields, **more}
+    )
+    return replace(event, message="The run went back.")
 
 
 def committed(

@@ -27,7 +27,7 @@ from elastic_lm.monitor.metrics import (
     by_name,
 )
 from tests.control.simulation import Cluster
-from tests.monitor.story import at, committed, evaluated, left, lost, ready, reformed, started, storm
+from tests.monitor.story import at, committed, evaluated, left, lost, ready, reformed, rewound, started, storm
 
 COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
 START = [
@@ -177,6 +177,16 @@ def test_step_that_was_left_out_counts_and_tells_no_loss() -> None:
         2,
         1,
     )
+
+
+def test_run_that_goes_back_counts_on_and_stands_at_an_earlier_step() -> None:
+    events = [*START, *(committed(4 + step, step) for step in range(5)), rewound(10, 2, num_steps=3)]
+    figures = after(events)
+    told = [figures.value(name) for name in ("step", "steps_total", "rewinds_total", "steps_given_up_total")]
+    assert told == [2, 5, 1, 3]
+    figures = after([*events, *(committed(20 + step, step, attempt=2) for step in (1, 2, 3))])  # step 1 as it was
+    told = [figures.value(name) for name in ("step", "steps_total", "rewinds_total", "steps_given_up_total")]
+    assert told == [4, 7, 1, 3]
 
 
 def test_step_of_another_version_that_tells_of_no_refusal_counts() -> None:

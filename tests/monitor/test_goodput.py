@@ -15,7 +15,7 @@ from elastic_lm.control.controller import Control
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.goodput import Goodput
-from tests.monitor.story import at, committed, left, lost, ready, reformed, started
+from tests.monitor.story import at, committed, left, lost, ready, reformed, rewound, started
 
 # Two workers start (2 s each), wait for the lease (1 s each), and train five steps of 400 tokens in 1 s.
 START = [
@@ -146,6 +146,14 @@ def test_step_that_is_trained_again_counts_once() -> None:
     goodput = fed([*START, committed(9, 3), committed(10, 4), committed(11, 5)])
     assert goodput.ratio() == 12 / 22
     assert goodput.lost_worker_s()["unnamed"] == 4.0  # two steps of two workers came to nothing
+
+
+def test_steps_that_are_given_up_are_lost_to_it() -> None:
+    goodput = fed([*START, rewound(8, 2)])  # three steps of two workers, a second each
+    assert goodput.lost_worker_s() == {"warm_up": 4.0, "start": 2.0, "rewind": 6.0}
+    assert goodput.ratio() == 4 / 16
+    goodput.observe(committed(9, 2))  # another one in its place
+    assert goodput.ratio() == 6 / 18
 
 
 def test_new_attempt_begins_its_clock_and_its_members_anew_and_keeps_what_was_done() -> None:

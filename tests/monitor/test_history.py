@@ -6,7 +6,7 @@ import pytest
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.history import History
-from tests.monitor.story import at, committed, lost, ready, reformed, started
+from tests.monitor.story import at, committed, evaluated, lost, ready, reformed, rewound, started
 
 CONFIG = {"batch": {"micro_batches": 8}, "training": {"steps": 10}}
 
@@ -35,6 +35,16 @@ def test_step_that_was_trained_again_counts_once_and_as_the_last_time() -> None:
     history = History.of(events)
     assert [(p.step, p.time_s) for p in history.points] == [(0, 1), (1, 9), (2, 10)]
     assert history.points[1].fields["loss"] == 1.5
+
+
+def test_what_the_run_went_back_from_is_not_its_own() -> None:
+    events = [begun(), *(committed(1 + step, step) for step in range(5)), evaluated(3, 2), evaluated(5, 4)]
+    history = History.of([*events, rewound(9, 2, num_steps=3)])
+    assert [point.step for point in history.points] == [0, 1]
+    assert list(history.evaluations) == [2]
+    history = History.of([*events, rewound(9, 2, num_steps=3), committed(20, 2, loss=1.5, attempt=2)])
+    assert [(point.step, point.fields["loss"]) for point in history.points][-1] == (2, 1.5)
+    assert "went back" in history.news[-1].message
 
 
 def test_rate_is_tokens_by_wall_time_between_steps() -> None:

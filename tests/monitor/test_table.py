@@ -21,7 +21,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import table
 from elastic_lm.monitor.history import History
 from elastic_lm.storage import Storage
-from tests.monitor.story import at, committed
+from tests.monitor.story import at, committed, rewound
 from tests.monitor.test_history import begun, finished, granted
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "steps.md"
@@ -52,6 +52,14 @@ def test_rows_are_the_steps_that_the_replayed_history_has() -> None:
             assert row[name] == point.fields[name] is not None
     assert [row["attempt"] for row in rows] == [0, 2, 2, 2]
     assert [row["num_tokens_total"] for row in rows] == [400, 500, 600, 700]
+
+
+@pytest.mark.parametrize("more", [[], [committed(20, 2, loss=1.5)], [committed(20, 2, loss=1.5), rewound(21, 1)]])
+def test_rows_are_those_that_the_run_has_not_gone_back_from(more: list[Event]) -> None:
+    events = [begun(), *(committed(1 + step, step) for step in range(5)), rewound(9, 2), *more]
+    expected = [(point.step, point.fields["loss"]) for point in History.of(events).points]
+    assert [(row["step"], row["loss_nats"]) for row in table.table_of(events).to_pylist()] == expected
+    assert len(expected) == (2 if not more else 3 if len(more) == 1 else 1)
 
 
 def test_pandas_and_pyarrow_read_back_what_was_written(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from elastic_lm.config import RunConfig
 from elastic_lm.errors import SupersededError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.experiment.rewinds import Rewind
 from elastic_lm.protocol import Evaluation, Generation, StepRecord
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.storage import Storage
@@ -34,12 +35,12 @@ class Attempts:
         self.mailbox = Unheard()
         self._begun: list[Recorder] = []
 
-    def begin(self, owner_epoch: int, resume_step: int | None = None) -> Recorder:
+    def begin(self, owner_epoch: int, resume_step: int | None = None, rewinds: Sequence[Rewind] = ()) -> Recorder:
         fields = {"resume_step": resume_step, "flops_per_token": None, "config": self.config.model_dump(mode="json")}
         started = Event(EventKind.RUN_STARTED, f"Attempt of owner {owner_epoch}.", fields=fields)
         recorder = Recorder(
             self.config, self.storage, self.mailbox, started,
-            owner_epoch=owner_epoch, on_superseded=self.superseded.append,
+            owner_epoch=owner_epoch, on_superseded=self.superseded.append, rewinds=rewinds,
         )  # fmt: skip
         self._begun.append(recorder)
         return recorder
@@ -228,3 +229,118 @@ def test_held_out_loss_of_the_result_is_of_the_last_step(attempts: Attempts) -> 
     assert first.figures()["held_out_loss"] is None
     first.enter((), (evaluation(2),))
     assert first.figures()["held_out_loss"] == 2.5
+
+
+# -- spikes ------------------------------------------------------------------------------------------------------------
+
+SPIKES = "spikes={policy: rewind, window_steps: 20, rewind_steps: 5, skip_batches: 10}"
+
+
+@pytest.fixture
+def watched(config: RunConfig) -> Iterator[Attempts]:
+    """Of a run that goes back for a spike."""
+    attempts = Attempts(config.replace("checkpoint.every_steps=10", SPIKES))
+    yield attempts
+    attempts.end()
+
+
+def steps(start: int, stop: int, loss: float = 2.5) -> tuple[StepRecord, ...]:
+    return tuple(replace(record(step), loss=loss) for step in range(start, stop))
+
+
+def spiking(attempts: Attempts) -> tuple[Recorder, Rewind]:
+    """An attempt with a spike in steps 30 to 32, which has trained on to 35; and what is to be done about it."""
+    recorder = attempts.begin(1)
+    recorder.enter(steps(0, 30))
+    assert recorder.spike is None
+    recorder.enter(steps(30, 33, loss=9.0))
+    spike = recorder.spike
+    assert spike is not None
+    assert (spike.first_step, spike.last_step) == (30, 32)
+    recorder.enter(steps(33, 35, loss=9.0))
+    return recorder, Rewind.of(spike, attempts.config, number=1)
+
+
+def test_spike_stays_until_somebody_has_done_something_about_it(watched: Attempts) -> None:
+    recorder, rewind = spiking(watched)
+    first = recorder.spike
+    recorder.enter(steps(35, 60))
+    recorder.close()
+    second = watched.begin(2)
+    assert second.spike == first
+    second.close()
+    third = watched.begin(3, rewinds=[rewind])
+    assert third.spike is None
+
+
+def test_log_goes_on_from_where_the_run_went_back_to(watched: Attempts) -> None:
+    recorder, rewind = spiking(watched)
+    recorder.emit(_evaluation_event(20))
+    recorder.emit(_evaluation_event(30))
+    recorder.close()
+    second = watched.begin(2, resume_step=20, rewinds=[rewind])
+    assert (second.next_step, second.logged_step, second.spike) == (25, 25, None)
+    assert second.evaluated == {20}
+    assert second.figures()["held_out_loss"] is None
+    second.flush()
+    (told,) = [event for event in watched.events() if event.kind is EventKind.REWOUND]
+    assert (told.step, told.attempt) == (25, 2)
+    assert told.message == f"{rewind}."
+    assert told.fields == {
+        "number": 1, "cause": "loss", "first_step": 30, "last_step": 32, "left_out": [[25, 35]], "skip": [[25, 35]],
+        "num_steps": 10,
+    }  # fmt: skip
+    second.enter(steps(20, 25))  # as they were
+    second.enter(steps(25, 30, loss=2.4))  # other batches
+    second.close()
+    assert not [event for event in watched.events() if event.kind is EventKind.STEP_MISMATCH]
+    third = watched.begin(3, rewinds=[rewind])
+    assert (third.next_step, third.spike) == (30, None)
+    third.close()
+    assert sum(event.kind is EventKind.REWOUND for event in watched.events()) == 1
+
+
+def test_second_spike_is_found_by_what_came_before_it_in_the_end(watched: Attempts) -> None:
+    """Not by what was given up: the losses of the first spike would hide it."""
+    recorder, rewind = spiking(watched)
+    recorder.close()
+    second = watched.begin(2, rewinds=[rewind])
+    second.enter(steps(25, 40))
+    second.enter(steps(40, 43, loss=9.0))
+    assert second.spike is not None and second.spike.first_step == 40
+    second.close()
+    assert watched.begin(3, rewinds=[rewind]).spike == second.spike
+
+
+def test_spike_that_was_trained_through_under_other_rules_is_past(config: RunConfig) -> None:
+    before = Attempts(config)
+    recorder = before.begin(1)
+    recorder.enter((*steps(0, 30), *steps(30, 33, loss=9.0), *steps(33, 40)))
+    assert recorder.spike is None
+    recorder.close()
+    after = Attempts(config.replace("checkpoint.every_steps=10", SPIKES))
+    now = after.begin(2)
+    assert now.spike is None
+    now.enter((*steps(40, 60), *steps(60, 63, loss=9.0)))
+    assert now.spike is not None and now.spike.first_step == 60
+    after.end()
+    before.end()
+
+
+def test_spike_that_has_stopped_a_run_is_past_when_it_goes_on(config: RunConfig) -> None:
+    attempts = Attempts(config.replace("spikes={policy: stop, window_steps: 20}"))
+    first = attempts.begin(1)
+    first.enter((*steps(0, 30), *steps(30, 33, loss=9.0)))
+    assert first.spike is not None
+    first.close()
+    second = attempts.begin(2)  # its coordinator died before it could stop
+    assert second.spike is not None
+    second.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "spiked", "reason": "a spike"}))
+    second.close()
+    assert attempts.begin(3).spike is None
+    attempts.end()
+
+
+def _evaluation_event(step: int) -> Event:
+    fields = {"loss": 2.0, "loss_stderr": 0.1, "num_targets": 10, "num_correct": 1, "num_bytes": 40}
+    return Event(EventKind.EVALUATED, "Measured.", step, fields=fields)

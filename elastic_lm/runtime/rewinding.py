@@ -1,0 +1,46 @@
+"""What is to be done about a spike: go back, or end the run; by the config, and by how often the run has gone back."""
+
+from __future__ import annotations
+
+from elastic_lm.config import RunConfig
+from elastic_lm.control import events as ev
+from elastic_lm.experiment.rewinds import Rewind, Rewinds
+from elastic_lm.experiment.spikes import NOT_FINITE, Spike
+from elastic_lm.protocol import LeaseEnd, LeaseReport
+
+
+class Rewinding:
+    """Of one attempt. `config`: with the `rewinds` so far; `begins_at`: the step at which the run begins, that of a fork."""
+
+    def __init__(self, config: RunConfig, rewinds: Rewinds, begins_at: int) -> None:
+        self._config, self._rewinds, self._begins_at = config, rewinds, begins_at
+        self.decided: Rewind | None = None
+
+    def judge(self, spike: Spike) -> ev.Spoiled | ev.SpikeFound:
+        """For control. What it is to hear of once it can hear of any number of times."""
+        rewind = Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at)
+        if self._config.spikes.policy == "rewind" and self._has_room:
+            return self._go_back(rewind)
+        often = f" The run has gone back {len(self._rewinds)} times (spikes.max_rewinds)." if self._rewinds else ""
+        (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
+        told = (
+            f"{spike}.{often} To go on without the batches around it: elastic-lm fork {self._config.run_url}@STEP --name "
+            f"{self._config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
+        )
+        return ev.Spoiled("spiked", told)
+
+    def judge_report(self, report: LeaseReport) -> ev.SpikeFound | None:
+        """A step that came to nothing is as good as a spike, where the run is to go back for it; else control's affair."""
+        wanted = self._config.training.on_nonfinite == "rewind" and self._has_room
+        if not wanted or report.end is not LeaseEnd.POISONED or report.error_step is None:
+            return None
+        spike = Spike(report.error_step, report.error_step, NOT_FINITE, reason=report.error or "")
+        return self._go_back(Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at))
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._rewinds) < self._config.spikes.max_rewinds
+
+    def _go_back(self, rewind: Rewind) -> ev.SpikeFound:
+        self.decided = self.decided or rewind
+        return ev.SpikeFound(self.decided.to_step, str(self.decided))

@@ -1,0 +1,68 @@
+"""Whether a run has a loss spike that nothing was done about, whoever coordinated it when it came.
+
+Invariant: what an earlier attempt has committed is judged just as it was then. A spike that an attempt with other rules has
+trained through, or that has ended a run by `stop`, is past: whoever lets the run go on has seen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from elastic_lm.config import RunConfig
+from elastic_lm.events.types import Event, EventKind
+from elastic_lm.experiment.rewinds import rules_of
+from elastic_lm.experiment.spikes import Spike, SpikeDetector, SpikeRules
+from elastic_lm.protocol import StepRecord
+
+
+class SpikeWatch:
+    """Fed with every step that is committed, and before that with the log of earlier attempts."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._rules = rules_of(config)
+        self._rewinds = config.spikes.policy == "rewind"
+        self._policy = _policy_of(config.model_dump(mode="json"))
+        self._detector = None if self._rules is None else SpikeDetector(self._rules)
+        self._is_heeded = True  # by the attempt whose steps come now
+        self.found: Spike | None = None
+        self.num_rewinds = 0
+
+    @property
+    def history_steps(self) -> int:
+        return 0 if self._rules is None else self._rules.history_steps
+
+    def observe(self, record: StepRecord) -> None:
+        """The step is committed."""
+        if self._detector is None:
+            return
+        found = self._detector.observe(record.step, record.loss, record.grad_norm, left_out=record.refused > 0)
+        if found is not None and self._is_heeded:
+            self.found = self.found or found
+
+    def recall(self, event: Event) -> None:
+        """An event of an earlier attempt; its steps are observed, too."""
+        if event.kind is EventKind.RUN_STARTED:
+            self._is_heeded = _policy_of(event.fields["config"]) == self._policy
+        elif event.kind is EventKind.RUN_FINISHED and not self._rewinds:
+            self.found = None
+        elif event.kind is EventKind.REWOUND:
+            self.num_rewinds += 1
+
+    def go_back(self, records: Iterable[StepRecord]) -> None:
+        """The run has; these are its last steps now."""
+        if self._rules is None:
+            return
+        self._detector = SpikeDetector(self._rules)
+        for record in records:
+            self.observe(record)
+        self.found = None
+
+
+def _policy_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What decides which steps are a spike, and whether it counts."""
+    chosen = config.get("spikes")
+    if not isinstance(chosen, dict):
+        return None
+    return {name: chosen.get(name) for name in ("policy", *(field.name for field in fields(SpikeRules)))}

@@ -1,0 +1,160 @@
+"""Loss spikes: a bad stretch of text is found, gone back from and left out, whoever dies meanwhile; and always the same bits.
+
+The oracle is the run that has left the same batches out from its beginning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_lm.checkpoint import registry
+from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.events.types import EventKind
+from elastic_lm.experiment.fork import Request, fork
+from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.monitor.history import History
+from elastic_lm.run import Run as RunFolder
+from elastic_lm.run_address import RunAddress
+from elastic_lm.storage import Storage
+from tests.data.corpora import with_noise
+from tests.faults.harness import HostedRun, Run, make_config
+from tests.faults.oracle import undisturbed
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+STEPS, BAD = 110, range(60, 66)  # batches
+CHANGES: dict[str, Any] = {
+    "optimizer": {"learning_rate": 1e-2},
+    "batch": {"micro_batches": 4, "micro_batch_size": 2, "sequence_length": 32},
+    "checkpoint": {"every_steps": 10, "keep": 3},
+    "spikes": {"policy": "rewind", "window_steps": 30, "rewind_steps": 8, "skip_batches": 24},
+    "workers": {"min": 2, "max": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def noisy(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The corpus with noise in the place of the text of a few batches."""
+    config = make_config(corpus, "file:///nowhere", "any", steps=STEPS, **CHANGES)
+    return with_noise(corpus, tmp_path_factory.mktemp("noisy"), config, BAD)
+
+
+def final_steps(run: Run) -> tuple[Any, ...]:
+    """What the log says of every step, in order, without those that were given up."""
+    points = History.of(run.events()).points
+    names = ("step", "loss", "num_targets", "grad_norm", "sample_hash", "learning_rate")
+    return tuple(tuple(point.fields[name] for name in names) for point in points)
+
+
+def assert_rewound(run: Run, digest: str, num_rewinds: int = 1) -> RunConfig:
+    """As one that has left these batches out from the beginning.    Returns: its config then."""
+    stored = RunAddress.at(run.config.run_url).stored_config()
+    expected, steps = undisturbed(stored)
+    assert final_steps(run) == steps
+    assert digest == expected
+    made = Rewinds.load(Storage.open(run.config.run_url))
+    assert len(made) == num_rewinds == run.count(EventKind.REWOUND)
+    assert stored.training.skip == made.made[-1].after
+    assert not run.count(EventKind.STEP_MISMATCH)
+    return stored
+
+
+def test_bad_stretch_is_found_and_left_out(start: Callable[..., Run], noisy: str, corpus: str) -> None:
+    run = start(steps=STEPS, tokens=noisy, evaluation={"every": 20, "samples": 8}, **CHANGES)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", STEPS)
+    stored = assert_rewound(run, result.digest["state"])
+    without_noise = run.config.replace(f"data.tokens={corpus}")
+    (rewind,) = Rewinds.load(Storage.open(run.config.run_url))
+    assert rewind.first_step in (60, 61) and rewind.cause == "loss"
+    assert stored.training.skip == ((rewind.to_step, rewind.to_step + 24),)
+    assert rewind.to_step == rewind.first_step - 8
+    # In the end as good as if the noise had never been there, but for the chance of other batches: four standard errors.
+    clean, mine = ([step[1] for step in steps[-30:]] for steps in (undisturbed(without_noise)[1], final_steps(run)))
+    error = math.sqrt((statistics.variance(clean) + statistics.variance(mine)) / 30)
+    assert abs(statistics.mean(mine) - statistics.mean(clean)) < 4 * error
+    # What is told of it afterwards.
+    (told,) = [event for event in run.events() if event.kind is EventKind.REWOUND]
+    assert (told.step, told.fields["left_out"]) == (rewind.to_step, [[rewind.to_step, rewind.to_step + 24]])
+    assert told.fields["num_steps"] >= rewind.last_step + 1 - rewind.to_step
+    folder = RunFolder.open(run.config.run_url)
+    assert folder.metrics()["step"].to_pylist() == list(range(STEPS))
+    assert [found.step for found in registry.found(folder.address.folder())] == [90, 100, 110]
+
+
+@pytest.mark.parametrize(
+    "failpoints",
+    [
+        ["c1:coordinator.rewind@*=kill"],
+        ["c1:coordinator.rewound@*=kill"],
+        pytest.param(["c1:coordinator.rewind@*=freeze"], marks=pytest.mark.thorough),
+        pytest.param(["c1:coordinator.rewound@*=freeze"], marks=pytest.mark.thorough),
+    ],
+    ids="+".join,
+)
+def test_coordinator_that_dies_on_the_way_back_changes_nothing(
+    failpoints: list[str], start: Callable[..., Run], noisy: str
+) -> None:
+    run = start(steps=80, tokens=noisy, kind=HostedRun, failpoints=failpoints, **CHANGES)
+    assert isinstance(run, HostedRun)
+    if failpoints[0].endswith("freeze"):
+        run.await_frozen(1)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+
+
+def test_everybody_dies_after_the_rewind(start: Callable[..., Run], noisy: str) -> None:
+    run = start(steps=80, tokens=noisy, kind=HostedRun, **CHANGES)
+    run.await_status(lambda status: run.count(EventKind.REWOUND), "a rewind")
+    status = run.await_status(lambda status: status["world_size"] == 2 and status["step"] >= 56, "somebody who trains")
+    for pid in [status["coordinator"]["pid"], *(member["pid"] for member in status["members"].values())]:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+
+
+def test_run_goes_back_only_so_often(start: Callable[..., Run], noisy: str) -> None:
+    short = {**CHANGES, "spikes": {**CHANGES["spikes"], "policy": "stop"}}
+    run = start(steps=80, tokens=noisy, **short)
+    result = run.result()
+    assert result.verdict == "spiked"
+    assert "the loss stands out in steps 6" in result.message
+    assert f"elastic-lm fork {run.config.run_url}@STEP --name {run.config.name}-2 --skip 5" in result.message
+    assert run.count(EventKind.REWOUND) == 0
+
+
+def test_gradient_that_is_not_finite_is_gone_back_from(start: Callable[..., Run], corpus: str, noisy: str) -> None:
+    changes = {**CHANGES, "spikes": {**CHANGES["spikes"], "policy": "ignore"}}
+    changes["objective"] = {"name": "tests.faults.objectives:infinite_on_noise"}
+    run = start(steps=80, tokens=noisy, training={"on_nonfinite": "rewind"}, **changes)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+    (rewind,) = Rewinds.load(Storage.open(run.config.run_url))
+    assert (rewind.cause, rewind.first_step, rewind.to_step) == ("not finite", 60, 52)
+
+
+def test_fork_of_a_run_that_went_back_goes_on_as_it_did(start: Callable[..., Run], noisy: str, tmp_path: Path) -> None:
+    run = start(steps=80, tokens=noisy, **{**CHANGES, "checkpoint": {"every_steps": 10, "keep": 10}})
+    result = run.result()
+    assert_rewound(run, result.digest["state"])
+    made = fork(Request(RunAddress.at(run.config.run_url), f"{run.config.name}-fork", step=40))
+    assert made.config.training.skip == RunAddress.at(run.config.run_url).stored_config().training.skip
+    skip = made.config.training.skip
+    forked = start(steps=80, tokens=noisy, name=made.config.name, **{**CHANGES, "training": {"skip": skip}})
+    again = forked.result()
+    assert again.digest == result.digest
+    assert forked.count(EventKind.REWOUND) == 0
+    assert Manifest.load(Storage.open(noisy)).hash == made.config.data.manifest
