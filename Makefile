@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env harness demo test test-all test-fast soak lint format hooks bench docs cluster clean clean-env
+.PHONY: env demo test test-all test-fast soak lint format hooks bench docs cluster clean clean-env
 
 env: .venv/.installed
 
@@ -24,19 +24,11 @@ env: .venv/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# lm-evaluation-harness, beside .venv: another environment, as a user may have one. Tests of it are left out without it.
-harness: .venv-harness/.installed
-
-.venv-harness/.installed: requirements-harness.txt
-	test -x .venv-harness/bin/python || $(PYTHON) -m venv .venv-harness
-	.venv-harness/bin/python -m pip install --quiet --no-deps -r $<
-	@touch $@
-
 demo: env
 	$(BIN)/python examples/demo.py
 
 # What needs no Ray runs on all cores at once; what does has one cluster, and the cores are its nodes.
-test: env harness
+test: env
 	$(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m "ray and not thorough"
 
@@ -95,7 +87,7 @@ cluster: env
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
-	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-env: clean
-	rm -rf .venv .venv-harness
+	rm -rf .venv

@@ -50,7 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ("browser", lambda: find_chromium() is not None),
         ("prometheus", lambda: shutil.which("prometheus") is not None and shutil.which("promtool") is not None),
         ("mount", _may_mount),
-        ("harness", lambda: find_harness() is not None),
     ):
         if any(item.get_closest_marker(marker) for item in items) and not is_there():
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
@@ -74,12 +73,6 @@ def _may_mount() -> bool:
 def find_chromium() -> str | None:
     """The browser that renders pages in tests."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def find_harness() -> str | None:
-    """The Python that has lm-evaluation-harness."""
-    own = Path(__file__).parents[1] / ".venv-harness/bin/python"
-    return os.environ.get("ELASTIC_LM_HARNESS_PYTHON") or (str(own) if own.exists() else None)
 
 
 @pytest.fixture(scope="session")

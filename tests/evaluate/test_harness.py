@@ -28,7 +28,6 @@ from elastic_lm.evaluate.result import Result
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
-from tests.conftest import find_harness
 from tests.evaluate import fake_harness
 from tests.evaluate.models import REST, bigrams, token
 from tests.test_cli import run
@@ -443,7 +442,6 @@ def real(causal_run: RunConfig, harness_tasks: Path, tmp_path_factory: pytest.Te
             "next_words",
             "whole_texts",
             "written",
-            python=find_harness(),
             include=str(harness_tasks),
         )
         return {result.task.removeprefix("harness-"): result for result in found}
@@ -453,7 +451,6 @@ def _offline(cache: Path) -> dict[str, str]:
     return {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-@pytest.mark.harness
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_harness_counts_as_our_own_tasks(real: dict[str, Result], causal_run: RunConfig, harness_tasks: Path) -> None:
@@ -494,7 +491,6 @@ print(json.dumps({name: figures(each) for name, each in found.items()}))
 """
 
 
-@pytest.mark.harness
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_harness_finds_the_same_of_the_exported_model(
@@ -503,8 +499,7 @@ def test_harness_finds_the_same_of_the_exported_model(
     """To 1e-5 of the figure: fp32 sums in another order differ by about 1e-7 of it."""
     Run.open(causal_run).export_model(tmp_path / "model")
     packages = Path(torch.__file__).parents[1]
-    python = find_harness()
-    assert python is not None
+    python = sys.executable
     done = subprocess.run(
         [python, "-I", "-c", REFERENCE, str(packages), str(tmp_path / "model"), str(harness_tasks)],
         env=_offline(tmp_path / "cache"),
