@@ -43,7 +43,8 @@ STARTING_UP = -1  # the step under which exceptions of the warm-up are counted
 class Control:
     """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id.
 
-    `evaluated`: the steps before which the log says that held-out text was measured.
+    `evaluated`: the steps before which the log says that held-out text was measured. `begins_elsewhere`: the run is a fork, whose
+    first state is its parent's: without a checkpoint it is lost with the last member that holds one.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Control:
         owner_epoch: int = 0,
         first_number: int = 0,
         evaluated: Iterable[int] = (),
+        begins_elsewhere: bool = False,
     ) -> None:
         self._spec = spec
-        self._saving = Saving(spec, resume_step, self._do, self._tell)
+        self._saving = Saving(spec, resume_step, self._do, self._tell, begins_elsewhere=begins_elsewhere)
         self._evaluating = Evaluating(spec, evaluated, self._emit)
         self._current = CurrentLease(owner_epoch, self._do)
         self._members = ElasticSet(spec, first_number, self._saving, self._do, self._emit)

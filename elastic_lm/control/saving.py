@@ -47,7 +47,13 @@ class Saving:
     """Keeps track of one attempt's checkpoints. `do` and `emit` take the actions and events that follow."""
 
     def __init__(
-        self, spec: ControlSpec, newest_step: int | None, do: Callable[[act.Action], None], emit: Emit
+        self,
+        spec: ControlSpec,
+        newest_step: int | None,
+        do: Callable[[act.Action], None],
+        emit: Emit,
+        *,
+        begins_elsewhere: bool = False,
     ) -> None:
         self.newest_step = newest_step  # complete ones only
         self.restorable_at: float | None = None  # when what could be restored was the run's newest state
@@ -63,6 +69,8 @@ class Saving:
         self._unlucky: set[str] = set()  # members that could not store a share
         self._failed_final_tries = 0
         self.last_error: str | None = None
+        self._begins_elsewhere = begins_elsewhere  # so that without any there is nothing to begin with
+        self.is_searching = False
         self._unrestorable: int | None = None  # the newest one, while another is looked for
         self._vouched: int | None = None  # one that was read whole although a worker could not restore it
 
@@ -92,10 +100,6 @@ class Saving:
         self._is_owed |= bool(every and step // every > (self.newest_step or 0) // every)
 
     @property
-    def is_searching(self) -> bool:
-        return self._unrestorable is not None
-
-    @property
     def is_beyond_help(self) -> bool:
         """Whether the newest one cannot be restored again, although every byte of it was read."""
         return self.newest_step is not None and self._vouched == self.newest_step
@@ -103,15 +107,15 @@ class Saving:
     def search(self) -> None:
         """The newest one cannot be restored: find out which one can. Whatever is asked for meanwhile is the same question."""
         if not self.is_searching:
-            self._unrestorable = self.newest_step
+            self.is_searching, self._unrestorable = True, self.newest_step
             self._do(act.FindCheckpoint())
 
     def found(self, step: int | None) -> None:
         """Which one can. Steps after it are trained again, unless a newer one was completed meanwhile."""
-        unrestorable, self._unrestorable = self._unrestorable, None
-        if self.newest_step != unrestorable:
+        self.is_searching = False
+        if self.newest_step != self._unrestorable:
             return
-        if step == unrestorable:
+        if step is not None and step == self._unrestorable:
             self._vouched = step
             return
         self.newest_step = step
@@ -121,10 +125,12 @@ class Saving:
 
     def found_nothing_out(self) -> None:
         """It is looked for again when it is needed again."""
-        self._unrestorable = None
+        self.is_searching = False
 
     def holds_up_restore(self) -> bool:
         """Whether one is looked for, or one that is newer than any that can be restored lacks only its manifest. Told once."""
+        if self.newest_step is None and self._begins_elsewhere:
+            self.search()
         if self.is_searching:
             return True
         save = self._save

@@ -33,7 +33,7 @@ from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.order import Order
 from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.engine.spec import EngineSpec
-from elastic_lm.errors import StorageError, SupersededError
+from elastic_lm.errors import CheckpointError, StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment import rewinds
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
@@ -80,6 +80,7 @@ class Plan:
     init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
     held_out: HeldOut | None = None
     begins_at: int = 0  # step of a fork, before which the run has nothing
+    problem: CheckpointError | None = None  # why it cannot begin, unless workers hold its state
     rewinds: Rewinds = Rewinds()  # `config` leaves out their batches
 
     def control_spec(self) -> ControlSpec:
@@ -167,8 +168,10 @@ class Coordinator:
 
     def _open(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
-        roster = Roster(config.name, roster_fingerprint(config, birth_of(plan.run_storage)))
+        roster = roster_of(plan)
         found = roster.found()
+        if plan.problem is not None and not any(worker.is_ours for worker in found):
+            raise plan.problem
         self._recorder = Recorder(
             config,
             plan.run_storage,
@@ -185,6 +188,7 @@ class Coordinator:
             owner_epoch=self._owner.epoch,
             first_number=self._recorder.num_members,
             evaluated=self._recorder.evaluated,
+            begins_elsewhere=plan.begins_at > 0 or plan.problem is not None,
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
@@ -490,6 +494,11 @@ class Coordinator:
 def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
     """Its address, and the digests that its writer gave it."""
     return {} if checkpoint is None else {"url": checkpoint.url, **checkpoint.meta.get("digest", {})}
+
+
+def roster_of(plan: Plan) -> Roster:
+    """The run's workers, by what they train."""
+    return Roster(plan.config.name, roster_fingerprint(plan.config, birth_of(plan.run_storage)))
 
 
 def roster_fingerprint(config: RunConfig, birth: str) -> str:

@@ -18,10 +18,11 @@ from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
     """Read the corpus's manifest and that of the run's newest checkpoint; settle what was left open. Changes nothing.
 
-    A checkpoint's bytes are read when it is restored: whoever takes a run over with its workers needs none.
+    A checkpoint's bytes are read when it is restored: whoever takes a run over with its workers needs none. `may_be_held`: such
+    workers may be there, so that a fork which cannot begin any more is planned all the same, with its `problem`.
     Raises: ConfigError, DataError, CheckpointError, StorageError, each with a remedy.
     """
     tokens = Storage.open(config.data.tokens)
@@ -35,7 +36,13 @@ def make_plan(config: RunConfig) -> Plan:
     newest = registry.newest_complete(
         run_storage, on_skipped=skipped.append, thorough=False, wanted=lambda info: rewinds.keep(info.step, info.meta)
     )
-    begins_at = check_beginning(run_storage, None if newest is None else newest.step, skipped)
+    begins_at, problem = 0, None
+    try:
+        begins_at = check_beginning(run_storage, None if newest is None else newest.step, skipped)
+    except CheckpointError as error:
+        if not may_be_held:
+            raise
+        problem = error
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
     if newest is not None:
         _check_identity(rewinds.as_was(config, newest.meta), newest)
@@ -57,6 +64,7 @@ def make_plan(config: RunConfig) -> Plan:
         init=init,
         held_out=_held_out(config, manifest),
         begins_at=begins_at,
+        problem=problem,
         rewinds=rewinds,
     )
 

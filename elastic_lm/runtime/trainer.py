@@ -76,7 +76,7 @@ def fit(
     from elastic_lm.tracking.trackers import check_installed, wanted_by
 
     check_installed(wanted_by(config))
-    plan = make_plan(config)
+    plan = make_plan(config, may_be_held=True)
     with _shown(plan.config, on_line, view, quiet) as chosen:
         return _fit(plan, chosen)
 
@@ -103,6 +103,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
     with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
         refuse_lacking(config)
+        _refuse_lost(plan)
         mailbox = create_mailbox(config.name)
         job: Ownership | None = None
         result: RunResult | None = None
@@ -123,6 +124,16 @@ def _fit(plan: Plan, view: View) -> RunResult:
                     Roster(config.name).end_all()  # of a coordinator that could not
                 job.release_job()
             ray.kill(mailbox)
+
+
+def _refuse_lost(plan: Plan) -> None:
+    """Raises: CheckpointError when the run cannot begin, and no worker of an earlier job holds its state either."""
+    if plan.problem is None:
+        return
+    from elastic_lm.runtime.coordinator import roster_of
+
+    if not any(worker.is_ours for worker in roster_of(plan).found()):
+        raise plan.problem
 
 
 def with_files(result: RunResult, plan: Plan, view: View) -> RunResult:
@@ -248,7 +259,7 @@ def _attempt(config: RunConfig, mailbox: Any, owner: Ownership) -> RunResult:
     from elastic_lm.runtime.coordinator import Coordinator
     from elastic_lm.runtime.plan import make_plan
 
-    plan = make_plan(config)
+    plan = make_plan(config, may_be_held=True)
     if plan.rewinds:
         rewinds.clear(plan.run_storage, plan.rewinds, owner.check)
         owner.check()

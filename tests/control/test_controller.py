@@ -38,11 +38,19 @@ class Run:
     """A `Control` and somebody who talks to it."""
 
     def __init__(
-        self, *, resume_step: int | None = None, owner_epoch: int = 0, ticks: bool = True, **fields: Any
+        self,
+        *,
+        resume_step: int | None = None,
+        owner_epoch: int = 0,
+        ticks: bool = True,
+        begins_elsewhere: bool = False,
+        **fields: Any,
     ) -> None:
         usual = {"min_workers": 1, "max_workers": 3, "num_micro_batches": 8, "total_steps": 100}
         self.spec = ControlSpec(**{**usual, **fields})
-        self.control = Control(self.spec, resume_step=resume_step, owner_epoch=owner_epoch)
+        self.control = Control(
+            self.spec, resume_step=resume_step, owner_epoch=owner_epoch, begins_elsewhere=begins_elsewhere
+        )
         self.now = 1_000.0
         self.said: list[act.Action] = []  # everything since `listen`
         if ticks:
@@ -2034,6 +2042,34 @@ def found(*member_ids: str, **fields: Any) -> Run:
 def returns(run: Run, member_id: str, step: int, *, whole: bool = True, probe: str = "p") -> list[act.Action]:
     ready = ReadyReport(member_id, f"node-of-{member_id}", 7, probe, {}, startup_s=1.0)
     return run.tell(ev.MemberReturned(ReturnReport(ready, step, whole, micro_batch_s=0.1)))
+
+
+def test_fork_without_a_checkpoint_goes_on_with_what_a_worker_holds() -> None:
+    run = found("w0", "w1", begins_elsewhere=True)
+    returns(run, "w1", 0, whole=False)
+    assert not run.all(act.Grant)
+    returns(run, "w0", 40)
+    assert (run.lease.start_step, run.lease.restore) == (40, None)
+    assert not run.all(act.FindCheckpoint)
+
+
+def test_fork_without_a_checkpoint_never_begins_anew() -> None:
+    run = found("w0", "w1", begins_elsewhere=True)
+    returns(run, "w1", 0, whole=False)
+    run.dies("w0")
+    assert len(run.all(act.FindCheckpoint)) == 1
+    assert not run.all(act.Grant)
+    run.tell(ev.CheckpointFound(None, (), "failed", "the state it was forked with is not there"))
+    assert run.one(act.Finish).verdict == act.Verdict("failed", "the state it was forked with is not there", 0)
+
+
+def test_fork_whose_checkpoint_comes_back_goes_on_from_it() -> None:
+    run = Run(begins_elsewhere=True)
+    run.ready("w0")
+    assert not run.all(act.Grant)
+    run.tell(ev.CheckpointFound(20))
+    assert run.one(act.GoBack) == act.GoBack(20)
+    assert run.lease.restore == 20
 
 
 def test_successor_asks_for_nobody_in_the_place_of_those_it_found() -> None:

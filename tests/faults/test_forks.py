@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
+from elastic_lm.checkpoint.layout import MANIFEST, folder_of
+from elastic_lm.errors import CheckpointError
 from elastic_lm.events.types import EventKind
 from elastic_lm.experiment.fork import Request, fork
 from elastic_lm.run_address import RunAddress
-from tests.faults.harness import Run
+from elastic_lm.storage import Storage
+from tests.faults.harness import HostedRun, Run
 from tests.faults.oracle import undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
@@ -31,3 +36,40 @@ def test_fork_of_a_run_that_trains_comes_to_its_bits(start: Callable[..., Run]) 
     assert parent.result().digest["state"] == child.result().digest["state"] == digest
     assert child.steps() == steps[begins_at:]
     assert parent.count(EventKind.STEP_MISMATCH) == child.count(EventKind.STEP_MISMATCH) == 0
+
+
+def test_fork_whose_first_state_is_lost_goes_on_with_the_one_in_memory(start: Callable[..., Run]) -> None:
+    parent = start(steps=20, checkpoint={"every_steps": 10}, workers={"min": 1, "max": 1})
+    parent.result()
+    name, overrides = f"{parent.config.name}-fork", [f"training.steps={STEPS}", f"schedule.total_steps={STEPS}"]
+    made = fork(Request(RunAddress.at(parent.config.run_url), name, step=20, overrides=overrides))
+    child = start(steps=STEPS, checkpoint={}, workers={"min": 2, "max": 2}, name=name, kind=HostedRun)
+    assert isinstance(child, HostedRun)
+    child.await_step(23)
+    Storage.open(made.url).delete(f"{folder_of(20)}/{MANIFEST}")
+    pid = child.coordinator_pid()
+    os.kill(pid, signal.SIGKILL)
+    child.await_successor(pid)
+    status = child.await_step(30)
+    assert "verdict" not in status
+    os.kill(next(m["pid"] for m in status["members"].values() if m["pid"]), signal.SIGKILL)
+    assert child.result().verdict == "done"
+    assert child.count(EventKind.MEMBER_RETURNED) == 2
+
+
+def test_fork_whose_state_is_lost_everywhere_ends_and_says_so(start: Callable[..., Run]) -> None:
+    parent = start(steps=20, checkpoint={"every_steps": 10}, workers={"min": 1, "max": 1})
+    parent.result()
+    name, overrides = f"{parent.config.name}-fork", ["training.steps=1000", "schedule.total_steps=20"]
+    made = fork(Request(RunAddress.at(parent.config.run_url), name, step=20, overrides=overrides))
+    schedule = {"warmup_steps": 5, "total_steps": 20}
+    child = start(steps=1000, schedule=schedule, checkpoint={}, workers={"min": 1, "max": 1}, name=name, kind=HostedRun)
+    child.await_step(23)
+    Storage.open(made.url).delete(f"{folder_of(20)}/{MANIFEST}")
+    child.kill_a_worker()
+    result = child.result()
+    assert result.verdict == "failed"
+    assert "the state it was forked with is damaged or not there" in result.message
+    again = start(steps=1000, schedule=schedule, checkpoint={}, workers={"min": 1, "max": 1}, name=name)
+    with pytest.raises(CheckpointError, match="the state it was forked with is damaged or not there"):
+        again.result()
