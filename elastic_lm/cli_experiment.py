@@ -61,6 +61,9 @@ def _tell_draft(draft: Draft) -> None:
         say(visible(f"  {change}"))
     if not any(change.identity for change in draft.lineage.changes):
         say("  Nothing that changes bits is changed.")
+    if (account := draft.lineage.surgery) is not None:
+        for line in (*account.table(), account.effect):
+            say(visible(f"  {line}"))
     if draft.note is not None:
         say(f"  {draft.note}")
 

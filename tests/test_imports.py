@@ -88,8 +88,9 @@ ALLOWED = {
     },
     "elastic_lm.experiment": {
         "torch", "elastic_lm.__version__", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.config_text",
-        "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor",
-        "elastic_lm.ownership", "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.storage",
+        "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model",
+        "elastic_lm.monitor", "elastic_lm.ownership", "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.run_address",
+        "elastic_lm.storage",
     },
     "elastic_lm.deploy": {"yaml", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors"},
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},

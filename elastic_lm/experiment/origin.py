@@ -51,9 +51,7 @@ class Origin:
     @cached_property
     def parent(self) -> Parent:
         """As a fork names it.    Raises: CheckpointError when the manifest contradicts itself; StorageError."""
-        tensors = self.manifest.tensors
-        weights = {name: entry for name, entry in tensors.items() if name.startswith(WEIGHTS)}
-        digest = {"state": _digest(self.step, tensors), "weights": _digest(self.step, weights)}
+        digest = digests(self.manifest)
         told = {**digest, **self.manifest.meta.get("digest", {})}
         if told != digest:
             raise CheckpointError(
@@ -62,6 +60,13 @@ class Origin:
             )
         fingerprint = self.config.identity_fingerprint()
         return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    """sha256 of `state` and of `weights`, from the hashes of their tensors."""
+    tensors = manifest.tensors
+    weights = {name: entry for name, entry in tensors.items() if name.startswith(WEIGHTS)}
+    return {"state": _digest(manifest.step, tensors), "weights": _digest(manifest.step, weights)}
 
 
 def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
