@@ -38,7 +38,8 @@ def fork(
     """Make a new run that goes on from a checkpoint of another.
 
     With its exact state: weights, moments and place in the order of samples. --set changes its config, also what would change a
-    run's bits; what the state cannot take is refused. The parent may be training. Trains nothing.
+    run's bits. With another shape of the model its weights are kept, and how new ones begin is told; what the state cannot take
+    is refused. The parent may be training. Trains nothing.
     """
     with told_errors():
         from elastic_lm.experiment import fork as experiment

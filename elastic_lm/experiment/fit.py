@@ -21,7 +21,8 @@ from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest as Corpus
 from elastic_lm.engine.build import build, hidden_matrices
 from elastic_lm.engine.loss_scale import LossScale
-from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.engine.optimizer import largest_update
+from elastic_lm.engine.spec import EngineSpec, OptimizerSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import CheckpointError, ConfigError, ElasticLMError
 from elastic_lm.experiment.lineage import Change
@@ -32,16 +33,21 @@ from elastic_lm.storage import Storage
 
 # Changes of these may change what is kept.
 KEPT_BY = ("model.", "optimizer.kind", "training.precision", "data.manifest")
+LONG_UPDATE = 2.0  # learning rates; with the default betas it is at most 1.1
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Alteration:
-    """What has to be made of a state: `recipes` of tensors that are new or other than they were, and names that are `dropped`."""
+    """What has to be made of a state: `recipes` of tensors that are new or other than they were, and names that are `dropped`.
+
+    `note`: what one should know about the moments.
+    """
 
     account: Account
     recipes: Mapping[str, Recipe]
     dropped: frozenset[str]
+    note: str | None = None
 
 
 def check(
@@ -72,7 +78,10 @@ def check(
     except ConfigError as error:
         raise ConfigError(f"{told} {error}") from error
     _check_same(_expected(surgery, stored, wanted), wanted, f"{told} {changed}: ")
-    return _alteration(surgery, stored, wanted, now.seed) if surgery.account.fates else None
+    if not surgery.account.fates:
+        return None
+    recipes, dropped = _recipes(surgery, wanted, now.seed), frozenset(stored.keys() - wanted.keys())
+    return Alteration(surgery.account, recipes, dropped, _note(surgery.account, now.optimizer, step))
 
 
 def _check_same(stored: Shapes, wanted: Shapes, told: str) -> None:
@@ -94,7 +103,7 @@ def _told(shape: tuple[int, ...] | None, verb: str) -> str:
 # -- what is made of a state -------------------------------------------------------------------------------------------
 
 
-def _alteration(surgery: Surgery, stored: Shapes, wanted: Shapes, seed: int) -> Alteration:
+def _recipes(surgery: Surgery, wanted: Shapes, seed: int) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for name in wanted:
         kind, _, parameter = name.partition("/")
@@ -103,7 +112,18 @@ def _alteration(surgery: Surgery, stored: Shapes, wanted: Shapes, seed: int) -> 
             continue
         source = None if beginning.source is None else f"{kind}/{beginning.source}"
         recipes[name] = Recipe(beginning.shape, source, _maker(name, beginning, seed))
-    return Alteration(surgery.account, recipes, frozenset(stored.keys() - wanted.keys()))
+    return recipes
+
+
+def _note(account: Account, optimizer: OptimizerSpec, step: int) -> str | None:
+    """A sentence where the first updates of what is new are unusually long."""
+    size, betas = largest_update(optimizer.betas, step), list(optimizer.betas)
+    if size < LONG_UPDATE or not any(fate.kind in ("added", "padded") for fate in account.fates):
+        return None
+    return (
+        "Moments of what is new begin at zero, and AdamW corrects them by the run's step: with "
+        f"optimizer.betas={betas} its first updates are up to {size:.1f} learning rates long; a second beta of 0.95 avoids that."
+    )
 
 
 def _maker(name: str, beginning: Beginning, seed: int) -> functools.partial[Tensor]:

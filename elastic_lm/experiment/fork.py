@@ -105,7 +105,8 @@ class Draft:
             versions={"elastic-lm": __version__, "python": platform.python_version()},
             surgery=None if alteration is None else alteration.account,
         )
-        return cls(origin, after, lineage, changes.order_note(found, after, origin.step), alteration)
+        notes = [changes.order_note(found, after, origin.step), None if alteration is None else alteration.note]
+        return cls(origin, after, lineage, " ".join(filter(None, notes)) or None, alteration)
 
     def manifest(self, parts: tuple[Part, ...]) -> Manifest:
         """Of the state in the new run. It has had no owner yet."""

@@ -1,4 +1,5 @@
-"""A run is forked while it trains and deletes its old checkpoints; workers of both die, and both come to the same bits."""
+"""A run is forked while it trains and deletes its old checkpoints; workers of both die, and both come to the same bits. One with
+another layer begins with its parent's loss, and comes to the bits of the same fork that nothing disturbs."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from elastic_lm.events.types import EventKind
-from elastic_lm.experiment.fork import Request, fork
+from elastic_lm.experiment.fork import Forked, Request, fork
 from elastic_lm.run_address import RunAddress
 from tests.faults.harness import Run
 from tests.faults.oracle import undisturbed
+from tests.solo import Solo
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -31,3 +33,22 @@ def test_fork_of_a_run_that_trains_comes_to_its_bits(start: Callable[..., Run]) 
     assert parent.result().digest["state"] == child.result().digest["state"] == digest
     assert child.steps() == steps[begins_at:]
     assert parent.count(EventKind.STEP_MISMATCH) == child.count(EventKind.STEP_MISMATCH) == 0
+
+
+def test_fork_with_another_layer_begins_with_its_parents_loss(start: Callable[..., Run]) -> None:
+    kept, deeper = {"every_steps": 5, "keep": 3}, {"preset": "tiny", "num_layers": 3}
+    parent = start(steps=15, checkpoint=kept, workers={"min": 1, "max": 1})
+    assert parent.result().verdict == "done"
+
+    def forked(name: str) -> Forked:
+        address = RunAddress.at(parent.config.run_url)
+        return fork(Request(address, f"{parent.config.name}-{name}", 5, None, ["model.num_layers=3"]))
+
+    made, undisturbed_one = forked("deeper"), forked("undisturbed")
+    child = start(steps=15, checkpoint=kept, workers={"min": 1, "max": 2}, name=made.config.name, model=deeper)
+    child.await_step(7)
+    child.kill_a_worker()
+    digest = child.result().digest
+    assert child.steps()[0][:2] == parent.steps()[5][:2]  # step and loss, to the bit: what the layer adds is zero
+    assert child.steps()[1][1] != parent.steps()[6][1]
+    assert digest == Solo(undisturbed_one.config).train().digest
