@@ -6,8 +6,8 @@ cannot (it normalises): its gain begins as one, and the account says that the mo
 matched by name, so blocks are added and dropped behind the last one, and nothing is renumbered. What has no such meaning is
 refused.
 
-Values that are drawn depend on the seed and the parameter's name alone. Trade-off: they are sums of twelve uniform integers, for
-a normal distribution's logarithms and cosines have other last bits on other machines.
+A value that is drawn depends on the seed, the parameter's name and its number there alone. Trade-off: it is a sum of twelve
+uniform integers, for a normal distribution's logarithms and cosines have other last bits on other machines.
 
 Sources: He et al. 2015 and Goyal et al. 2017 (blocks that begin as the identity), Chen et al. 2016 (Net2Net: a trained model
 made wider or deeper), Ainslie et al. 2023 (heads of keys and values).
@@ -92,8 +92,7 @@ class Surgery:
             change = f"model.{name}: {getattr(before, name)!r} -> {getattr(after, name)!r}"
             raise ConfigError(f"{change}: {told}; {remedy}, or begin a new run")
         was, now = shapes(before), shapes(after)
-        found = {name: _beginning(name, was, now, before, after) for name in sorted(now)}
-        beginnings = {name: found[name] for name in now}
+        beginnings = {name: _beginning(name, was, now, before, after) for name in now}
         fates = [
             *(Fate(b.name, b.kind, was.get(b.name), b.shape, b.begins) for b in beginnings.values() if b.kind),
             *(Fate(name, "dropped", shape, None) for name, shape in was.items() if name not in now),
