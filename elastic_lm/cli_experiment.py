@@ -38,7 +38,8 @@ def fork(
     """Make a new run that goes on from a checkpoint of another.
 
     With its exact state: weights, moments and place in the order of samples. --set changes its config, also what would change a
-    run's bits; what the state cannot take is refused. The parent may be training. Trains nothing.
+    run's bits. With another shape of the model its weights are kept, and how new ones begin is told; what the state cannot take
+    is refused. The parent may be training. Trains nothing.
     """
     with told_errors():
         from elastic_lm.experiment import fork as experiment
@@ -61,6 +62,9 @@ def _tell_draft(draft: Draft) -> None:
         say(visible(f"  {change}"))
     if not any(change.identity for change in draft.lineage.changes):
         say("  Nothing that changes bits is changed.")
+    if (account := draft.lineage.surgery) is not None:
+        for line in (*account.table(), account.effect):
+            say(visible(f"  {line}"))
     if draft.note is not None:
         say(f"  {draft.note}")
 

@@ -91,6 +91,7 @@ ALLOWED = {
     "elastic_lm.experiment": {
         "torch", "elastic_lm.__version__", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.config_text",
         "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file", "elastic_lm.events",
+        "elastic_lm.model",
         "elastic_lm.monitor", "elastic_lm.ownership", "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.run_address",
         "elastic_lm.storage",
     },

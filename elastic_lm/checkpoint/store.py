@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -69,17 +69,24 @@ def save_share(
     def write(number: int, names: list[str]) -> Part:
         if cancelled():
             raise CheckpointError(f"the upload of step {step} was given up")
-        # CUDA tensors arrive here as well; safetensors wants them dense and on the host.
-        dense = {name: tensors[name].detach().cpu().contiguous() for name in names}
-        entries = {name: _entry(tensor) for name, tensor in dense.items()}
-        data = safetensors.torch.save(dense)
-        part = Part(part_name(share, number, entries), len(data), entries)
-        registry.write_part(folder, part, data)
+        part = write_part(folder, share, number, {name: tensors[name] for name in names})
         failpoints.hit("save", step)
         return part
 
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"save-{step}") as pool:
-        return tuple(pool.map(write, itertools.count(), _split(tensors, part_bytes)))
+        return tuple(pool.map(write, itertools.count(), split(sizes, part_bytes)))
+
+
+def write_part(folder: Storage, share: int, number: int, tensors: dict[str, Tensor]) -> Part:
+    """Store these as one part in a checkpoint's folder.    Raises: StorageError."""
+    # CUDA tensors arrive here as well; safetensors wants them dense and on the host.
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    entries = {name: _entry(tensor) for name, tensor in dense.items()}
+    data = safetensors.torch.save(dense)
+    part = Part(part_name(share, number, entries), len(data), entries)
+    registry.write_part(folder, part, data)
+    return part
 
 
 def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: None, prefix: str = "") -> Checkpoint:
@@ -95,7 +102,7 @@ def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: N
         for part in manifest.parts:
             wanted = {name for name in part.tensors if name.startswith(prefix)}
             if wanted:
-                found = _tensors_of(part, registry.read_part(folder, part))
+                found = read_part(folder, part)
                 tensors |= {name: found[name] for name in found.keys() & wanted}
             on_part()
     except (CheckpointError, NotFoundError) as error:
@@ -103,17 +110,16 @@ def load(storage: Storage, step: int, *, on_part: Callable[[], None] = lambda: N
     return Checkpoint(CheckpointInfo.of(storage, manifest), tensors)
 
 
-def _split(tensors: dict[str, Tensor], part_bytes: int) -> Iterator[list[str]]:
-    """Names in alphabetical order, cut into parts."""
+def split(sizes: Mapping[str, int], part_bytes: int) -> Iterator[list[str]]:
+    """Names in alphabetical order, cut into parts. `sizes` in bytes."""
     names: list[str] = []
     size = 0
-    for name in sorted(tensors):
-        num_bytes = tensors[name].numel() * tensors[name].element_size()
-        if names and size + num_bytes > part_bytes:
+    for name in sorted(sizes):
+        if names and size + sizes[name] > part_bytes:
             yield names
             names, size = [], 0
         names.append(name)
-        size += num_bytes
+        size += sizes[name]
     if names:
         yield names
 
@@ -123,7 +129,9 @@ def _entry(tensor: Tensor) -> Entry:
     return Entry(NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(data).hexdigest())
 
 
-def _tensors_of(part: Part, data: dict[str, bytearray]) -> dict[str, Tensor]:
+def read_part(folder: Storage, part: Part) -> dict[str, Tensor]:
+    """The tensors of a part, every byte verified.    Raises: CheckpointError naming what is damaged; StorageError."""
+    data = registry.read_part(folder, part)
     types = {name: dtype for dtype, name in NAMES.items()}
     if unknown := {entry.dtype for entry in part.tensors.values()} - types.keys():
         raise CheckpointError(f"part {part.name} holds tensors of type {', '.join(sorted(unknown))}; a state is F32")

@@ -7,12 +7,15 @@ the way leaves an unfinished checkpoint, which the same call finishes. The sourc
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.layout import Manifest, Part, folder_of
 from elastic_lm.storage import Storage
 
+T = TypeVar("T")
 AT_ONCE = 2  # parts: one is read while another is written
 
 
@@ -23,16 +26,21 @@ def copy_parts(source: Storage, manifest: Manifest, target: Storage) -> None:
     damaged; StorageError.
     """
     path = folder_of(manifest.step)
-    copy = functools.partial(_copy, source.child(path), target.child(path))
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"copy-{manifest.step}") as pool:
-        futures = [pool.submit(copy, part) for part in manifest.parts]
+    copy = functools.partial(copy_part, source.child(path), target.child(path))
+    all_of([functools.partial(copy, part) for part in manifest.parts], f"copy-{manifest.step}")
+
+
+def copy_part(source: Storage, target: Storage, part: Part) -> None:
+    """From one checkpoint's folder into another's.    Raises: as `copy_parts`."""
+    registry.write_part(target, part, registry.part_data(source, part))
+
+
+def all_of(jobs: Sequence[Callable[[], T]], name: str) -> list[T]:
+    """What they return, in their order; `AT_ONCE` of them run at a time. When one raises, the others are not begun any more."""
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix=name) as pool:
+        futures = [pool.submit(job) for job in jobs]
         try:
-            for future in futures:
-                future.result()
+            return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _copy(source: Storage, target: Storage, part: Part) -> None:
-    registry.write_part(target, part, registry.part_data(source, part))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,21 @@ class Optimizer:
             amsgrad=False,
             maximize=False,
         )
+
+
+def largest_update(betas: tuple[float, float], step: int) -> float:
+    """Of a parameter whose moments are zero at `step`, under a gradient that stays the same, in learning rates; 1 at step 0.
+
+    AdamW divides its moments by what they lack when they begin with the run: 1 - beta^steps. Of those that begin later they lack
+    more, and the second one for longer than the first.
+    """
+
+    def update(num_steps: int) -> float:
+        first, second = ((1 - beta**num_steps) / (1 - beta ** (step + num_steps)) for beta in betas)
+        return first / math.sqrt(second)
+
+    settled = math.ceil(math.log(1e-4) / math.log(betas[0])) if betas[0] else 1  # the first moment is what it will be
+    return max(map(update, range(1, settled + 1)))
 
 
 def _norm(gradient: Tensor) -> float:

@@ -3,26 +3,33 @@
 Invariant: `config.yaml`, written last, is what makes the run. Before it there is none: parts, then `lineage.json`, which says
 whose folder this is to be, then the checkpoint's manifest; whatever interrupts that, the same command finishes it. Everything
 that can be wrong with a request is found before anything is written. The parent is only read: it may be training, and may delete
-the checkpoint meanwhile.
+the checkpoint meanwhile. Where the model gets another shape, the parts with what that changes are made anew, the same bits each
+time; all others are copies.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from elastic_lm import __version__
 from elastic_lm.checkpoint import registry, transfer
-from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, Manifest, folder_of, is_part
+from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, Manifest, Part, folder_of, is_part
 from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, NotFoundError, StorageError
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.lineage import FILE, Lineage, Skip
 from elastic_lm.experiment.origin import Origin
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
+
+if TYPE_CHECKING:
+    from elastic_lm.experiment.fit import Alteration
 
 RUNS = "/runs/"
 MOST_TRIES = 5  # for the newest checkpoint of a run that deletes it meanwhile
@@ -65,12 +72,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Draft:
-    """A fork that can be made: checked, and nothing written. `note`: what one should know about it."""
+    """A fork that can be made: checked, and nothing written. `note`: what one should know about it.
+
+    `alteration`: what has to be made of the state, where the model has another shape.
+    """
 
     origin: Origin
     config: RunConfig
     lineage: Lineage
     note: str | None = None
+    alteration: Alteration | None = None
 
     @classmethod
     def of(cls, request: Request, step: int | None) -> Draft:
@@ -84,7 +95,7 @@ class Draft:
         found = changes.changes(before, after)
         changes.check_beginning(found)
         changes.check_vocabulary(before, after)
-        _check_state(origin, after, found)
+        alteration = _check_state(origin, after, found)
         lineage = Lineage(
             run=request.name,
             parent=origin.parent,
@@ -93,14 +104,19 @@ class Draft:
             skip=request.skip,
             time_s=time.time(),
             versions={"elastic-lm": __version__, "python": platform.python_version()},
+            surgery=None if alteration is None else alteration.account,
         )
-        return cls(origin, after, lineage, changes.order_note(found, after, origin.step))
+        notes = [changes.order_note(found, after, origin.step), None if alteration is None else alteration.note]
+        return cls(origin, after, lineage, " ".join(filter(None, notes)) or None, alteration)
 
-    @property
-    def manifest(self) -> Manifest:
-        """Of the same state, in the new run. It has had no owner yet."""
+    def manifest(self, parts: tuple[Part, ...]) -> Manifest:
+        """Of the state in the new run. It has had no owner yet."""
         told = {"fingerprint": self.lineage.fingerprint, "config": self.config.model_dump(mode="json")}
-        return Manifest(self.origin.step, self.origin.manifest.parts, {**self.origin.manifest.meta, **told})
+        manifest = Manifest(self.origin.step, parts, {**self.origin.manifest.meta, **told})
+        if self.alteration is None:
+            return manifest
+        digest = checkpoint_digests(manifest.step, manifest.tensors)
+        return dataclasses.replace(manifest, meta={**manifest.meta, "digest": digest})
 
 
 @dataclass(frozen=True)
@@ -127,8 +143,9 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
     for _ in range(MOST_TRIES):
         draft = Draft.of(request, request.step)
         on_draft(draft)
-        if _copied(draft, folder):
-            return _make(folder, draft)
+        parts = _copied(draft, folder)
+        if parts is not None:
+            return _make(folder, draft, parts)
     raise CheckpointError(
         f"run {request.parent.name} deletes its checkpoints faster than they can be copied: {MOST_TRIES} in a row were gone; "
         "raise its checkpoint.keep, or fork it when it has ended"
@@ -144,30 +161,34 @@ def _finish(folder: Storage, begun: Lineage, request: Request, on_draft: Callabl
         if not begun.is_same_fork(draft.lineage):
             raise _another(folder, begun)
         on_draft(draft)
-        is_copied = _copied(draft, folder)
+        parts = _copied(draft, folder)
     except CheckpointError as error:
         raise _cannot_finish(folder, begun, error) from error
-    if not is_copied:
+    if parts is None:
         raise _cannot_finish(folder, begun, "its checkpoint is gone")
-    return _make(folder, draft)
+    return _make(folder, draft, parts)
 
 
-def _copied(draft: Draft, folder: Storage) -> bool:
-    """Whether all parts are there now; False when the parent has deleted them meanwhile."""
-    origin = draft.origin
+def _copied(draft: Draft, folder: Storage) -> tuple[Part, ...] | None:
+    """The parts, all of which are there now; None when the parent has deleted its own meanwhile."""
+    origin, change = draft.origin, draft.alteration
     try:
-        transfer.copy_parts(origin.folder, origin.manifest, folder)
+        if change is None:
+            transfer.copy_parts(origin.folder, origin.manifest, folder)
+            return origin.manifest.parts
+        from elastic_lm.checkpoint import alteration  # it imports torch
+
+        return alteration.alter_parts(origin.folder, origin.manifest, folder, change.recipes, change.dropped)
     except NotFoundError:
         if origin.folder.exists(f"{folder_of(origin.step)}/{MANIFEST}"):  # the first that goes
             raise
-        return False
-    return True
+        return None
 
 
-def _make(folder: Storage, draft: Draft) -> Forked:
+def _make(folder: Storage, draft: Draft, parts: tuple[Part, ...]) -> Forked:
     """All parts are there."""
     names = _claim(folder, draft)
-    manifest = draft.manifest
+    manifest = draft.manifest(parts)
     _sweep(folder, manifest, names)  # now: once the manifest is there, somebody may train
     info = registry.publish(folder, manifest)
     try:
@@ -257,9 +278,9 @@ def _sweep(folder: Storage, manifest: Manifest, names: Sequence[str]) -> None:
             folder.delete(name)
 
 
-def _check_state(origin: Origin, after: RunConfig, found: tuple[changes.Change, ...]) -> None:
+def _check_state(origin: Origin, after: RunConfig, found: tuple[changes.Change, ...]) -> Alteration | None:
     if not any(change.identity for change in found):
-        return
+        return None
     from elastic_lm.experiment import fit  # it imports torch
 
-    fit.check(origin.manifest.tensors, after, found, origin.step)
+    return fit.check(origin.manifest.tensors, origin.config, after, found, origin.step)

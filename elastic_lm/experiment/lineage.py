@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from elastic_lm.errors import CheckpointError, NotFoundError
+from elastic_lm.model.account import Account
 from elastic_lm.storage import Storage
 
 FILE = "lineage.json"  # in the run's folder
@@ -52,7 +53,8 @@ class Parent:
 class Lineage:
     """Of one fork. `fingerprint`: of its identity. `skip`: ranges of batches that it leaves out beside its parent's.
 
-    `time_s`: unix time at which it was made; `versions`: of what made it.
+    `time_s`: unix time at which it was made; `versions`: of what made it. `surgery`: what became of the parameters, where the
+    model has another shape than the parent's.
     """
 
     run: str
@@ -62,12 +64,14 @@ class Lineage:
     skip: Skip = ()
     time_s: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    surgery: Account | None = None
 
     def is_same_fork(self, other: Lineage) -> bool:
         """Whether both make the same run of the same state."""
         mine, theirs = self.parent, other.parent
         same_state = (mine.url, mine.step, mine.digest) == (theirs.url, theirs.step, theirs.digest)
-        return same_state and (self.fingerprint, self.changes) == (other.fingerprint, other.changes)
+        ours, others = ((link.fingerprint, link.changes, link.surgery) for link in (self, other))
+        return same_state and ours == others
 
     def chain(self) -> Iterator[Lineage]:
         """This fork, then that by which its parent came to be, and so on."""
@@ -131,10 +135,11 @@ def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[
 
 
 def _lineage(body: dict[str, Any]) -> Lineage:
-    parent, changes = body.pop("parent"), body.pop("changes")
+    parent, changes, surgery = body.pop("parent"), body.pop("changes"), body.pop("surgery", None)
     earlier = parent.pop("lineage")
     return Lineage(
         **{**body, "skip": tuple((start, stop) for start, stop in body["skip"])},
         parent=Parent(**parent, lineage=None if earlier is None else _lineage(earlier)),
         changes=tuple(Change(**change) for change in changes),
+        surgery=None if surgery is None else Account.from_body(surgery),
     )

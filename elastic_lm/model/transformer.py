@@ -90,18 +90,22 @@ class GPT(nn.Module):
         }
 
     def _initialise(self) -> None:
-        """Normal(0, 0.02), biases 0; projections back into the residual stream are scaled by 1/sqrt(2·layers).
-
-        Not where each sum is normalised: nothing adds up there.
-        """
-        shrinks = self.spec.norm_placement != "post"
+        """Matrices normal with `initial_std`, biases 0, gains 1."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             if parameter.dim() < 2:
                 continue
-            scale = 1 / math.sqrt(2 * self.spec.num_layers) if shrinks and name.endswith("residual.weight") else 1.0
-            nn.init.normal_(parameter, std=INIT_STD * scale)
+            nn.init.normal_(parameter, std=initial_std(self.spec, name))
+
+
+def initial_std(spec: ModelSpec, name: str) -> float:
+    """Of the matrix of this name in a new model: 0.02; projections back into the residual stream are scaled by 1/sqrt(2·layers).
+
+    Not where each sum is normalised: nothing adds up there.
+    """
+    shrinks = spec.norm_placement != "post" and name.endswith("residual.weight")
+    return INIT_STD * (1 / math.sqrt(2 * spec.num_layers) if shrinks else 1.0)
 
 
 class Block(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm import failpoints
-from elastic_lm.engine.optimizer import Optimizer
+from elastic_lm.engine.optimizer import Optimizer, largest_update
 from elastic_lm.engine.spec import OptimizerSpec, ScheduleSpec
 from elastic_lm.engine.state import ReplicaState
 
@@ -225,3 +225,26 @@ def test_learning_rate_is_the_schedules() -> None:
         optimizer.apply(torch.ones(state.size), step)
         seen.append((before - state.weights)[0].item())
     assert seen == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.02 / 3, 0.01 / 3], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("betas", "late"),  # what the formula comes to after very many steps
+    [((0.9, 0.95), 1.1), ((0.9, 0.999), 6.6), ((0.0, 0.99), 10.0)],
+)
+@pytest.mark.parametrize("begun", [0, 7, 5000])
+def test_largest_update_of_moments_that_begin_late_is_the_one_that_is_told(
+    betas: tuple[float, float], late: float, begun: int
+) -> None:
+    spec = OptimizerSpec(learning_rate=1e-3, betas=betas, weight_decay=0.0)
+    _, state, optimizer = make(spec)
+    with state.writing(begun):
+        state.weights.zero_()
+    largest = 0.0
+    for step in range(begun, begun + 100):
+        before = state.weights.clone()
+        optimizer.apply(torch.ones(state.size), step)
+        largest = max(largest, float((before - state.weights).abs().max()) / spec.learning_rate)
+    told = largest_update(betas, begun)
+    assert largest == pytest.approx(told, rel=1e-3)
+    if begun != 7:
+        assert told == pytest.approx(late if begun else 1.0, rel=0.01)

@@ -1,4 +1,5 @@
-"""A run is forked while it trains and deletes its old checkpoints; workers of both die, and both come to the same bits."""
+"""A run is forked while it trains and deletes its old checkpoints; workers of both die, and both come to the same bits. One with
+another layer begins with its parent's loss, and comes to the bits of the same fork that nothing disturbs."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ import pytest
 from elastic_lm.checkpoint.layout import MANIFEST, folder_of
 from elastic_lm.errors import CheckpointError
 from elastic_lm.events.types import EventKind
-from elastic_lm.experiment.fork import Request, fork
+from elastic_lm.experiment.fork import Forked, Request, fork
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 from tests.faults.harness import HostedRun, Run
 from tests.faults.oracle import undisturbed
+from tests.solo import Solo
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -73,3 +75,22 @@ def test_fork_whose_state_is_lost_everywhere_ends_and_says_so(start: Callable[..
     again = start(steps=1000, schedule=schedule, checkpoint={}, workers={"min": 1, "max": 1}, name=name)
     with pytest.raises(CheckpointError, match="the state it was forked with is damaged or not there"):
         again.result()
+
+
+def test_fork_with_another_layer_begins_with_its_parents_loss(start: Callable[..., Run]) -> None:
+    kept, deeper = {"every_steps": 5, "keep": 3}, {"preset": "tiny", "num_layers": 3}
+    parent = start(steps=15, checkpoint=kept, workers={"min": 1, "max": 1})
+    assert parent.result().verdict == "done"
+
+    def forked(name: str) -> Forked:
+        address = RunAddress.at(parent.config.run_url)
+        return fork(Request(address, f"{parent.config.name}-{name}", 5, None, ["model.num_layers=3"]))
+
+    made, undisturbed_one = forked("deeper"), forked("undisturbed")
+    child = start(steps=15, checkpoint=kept, workers={"min": 1, "max": 2}, name=made.config.name, model=deeper)
+    child.await_step(7)
+    child.kill_a_worker()
+    digest = child.result().digest
+    assert child.steps()[0][:2] == parent.steps()[5][:2]  # step and loss, to the bit: what the layer adds is zero
+    assert child.steps()[1][1] != parent.steps()[6][1]
+    assert digest == Solo(undisturbed_one.config).train().digest
