@@ -127,12 +127,16 @@ def show(
 
 @dataclass(frozen=True)
 class _Found:
-    """A corpus, and the run that trains on it if it was named by one, with the folder in which that was found."""
+    """A corpus, and the run that trains on it if it was named by one, with the folder in which that was found.
+
+    `at_most`: steps that were trained as `config` says, where the run went back later.
+    """
 
     storage: Storage
     manifest: Manifest
     config: RunConfig | None = None
     folder: Storage | None = None
+    at_most: int | None = None
 
 
 def _find(text: str) -> _Found:
@@ -176,7 +180,8 @@ def _before(found: _Found, number: int) -> _Found:
         raise ConfigError(
             f"--before-rewind {number}: the run went back {len(made)} times; leave it out, or choose one of them"
         )
-    return replace(found, config=with_skip(found.config, made[number - 1].before))
+    at_most = min(rewind.to_step for rewind in made[number - 1 :])
+    return replace(found, config=with_skip(found.config, made[number - 1].before), at_most=at_most)
 
 
 # -- which tokens ----------------------------------------------------------------------------------------------------
@@ -268,7 +273,7 @@ def _judged(ranges: Iterator[Range], passages: Passages, found: _Found, step: in
     from elastic_lm.sample_loss import SampleLoss
 
     assert found.config is not None and found.folder is not None
-    loss = SampleLoss(found.folder, found.config, found.manifest, step)
+    loss = SampleLoss(found.folder, found.config, found.manifest, step, found.at_most)
     for wanted in ranges:
         ids = [token for passage in passages.between(wanted.start, wanted.stop) for token in passage.ids]
         yield replace(wanted, judged=(loss.of(ids), loss.step))

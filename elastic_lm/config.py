@@ -380,7 +380,7 @@ class SpikesConfig(Part):
     """The same for the logarithm of the gradient's norm. None: it is not looked at."""
     steps_in_a_row: int = Field(default=3, ge=1, le=1_000)
     """Steps on end that have to stand out to be a spike."""
-    rewind_steps: int = Field(default=100, ge=0, le=2**40)
+    rewind_steps: int = Field(default=100, ge=0, le=5_000)
     """How many steps before its first step a run goes back."""
     skip_batches: Count = 300
     """How many batches are left out then, from there on."""

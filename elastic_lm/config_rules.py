@@ -184,7 +184,7 @@ def _check_checkpoint(config: RunConfig) -> Iterator[str]:
 
 
 def _check_spikes(config: RunConfig) -> Iterator[str]:
-    spikes, checkpoint = config.spikes, config.checkpoint
+    spikes = config.spikes
     rewinds = [
         f"{name}=rewind"
         for name, policy in (("spikes.policy", spikes.policy), ("training.on_nonfinite", config.training.on_nonfinite))
@@ -198,15 +198,8 @@ def _check_spikes(config: RunConfig) -> Iterator[str]:
             f"spikes.skip_batches={spikes.skip_batches} ends before the spike does, {spikes.rewind_steps} batches later "
             f"(rewind_steps) and {spikes.steps_in_a_row} long (steps_in_a_row); use at least {needed}"
         )
-    every = checkpoint.every_steps
-    if every is None:
+    if config.checkpoint.every_steps is None:
         yield f"{rewinds[0]} goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps"
-    elif (checkpoint.keep - 1) * every < needed:
-        yield (
-            f"{rewinds[0]} goes back {needed} steps (spikes.rewind_steps and steps_in_a_row), and of checkpoints every {every} "
-            f"steps the last {checkpoint.keep} are kept, the oldest of which may be only {(checkpoint.keep - 1) * every} steps "
-            f"old; set checkpoint.keep to {-(-needed // every) + 1}, or go back less"
-        )
 
 
 def _check_control(config: RunConfig) -> Iterator[str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLLOW_S = 1.0
 LOOK_EVENTS = 5_000  # of the newest, for a quick look
+KEPT_LOSSES = 10_000  # as many as a recorder has in mind
 
 
 @dataclass(frozen=True)
@@ -267,35 +268,47 @@ def _result_of(events: Iterable[Event]) -> RunResult | None:
     from elastic_lm.monitor.goodput import Goodput
 
     goodput: Goodput | None = None
-    loss: float | None = None
-    evaluation: Event | None = None
+    losses: dict[int, float] = {}  # of the last steps
+    evaluations: dict[int, Event] = {}
     finished: Event | None = None
     for event in events:
         if event.kind is EventKind.RUN_STARTED:
             goodput = goodput or Goodput(event.fields["config"]["batch"]["micro_batches"])
             finished = None
         elif event.kind is EventKind.STEP_COMMITTED:
-            loss = loss if event.fields.get("refused") else event.fields["loss"]
+            _remember(losses, event)
         elif event.kind is EventKind.EVALUATED:
-            evaluation = event
+            evaluations[event.step or 0] = event
         elif event.kind is EventKind.REWOUND:
-            loss = evaluation = None
+            stays = event.step or 0
+            losses = {step: loss for step, loss in losses.items() if step < stays}
+            evaluations = {step: told for step, told in evaluations.items() if step <= stays}
         elif event.kind is EventKind.RUN_FINISHED:
             finished = event
         if goodput is not None:
             goodput.observe(event)
     if finished is None or goodput is None:
         return None
-    is_of_the_end = evaluation is not None and evaluation.step == finished.step
+    evaluation = evaluations.get(finished.step or 0)
     figures = {
-        "loss": loss,
-        "held_out_loss": evaluation.fields["loss"] if evaluation is not None and is_of_the_end else None,
+        "loss": losses[max(losses)] if losses else None,
+        "held_out_loss": None if evaluation is None else evaluation.fields["loss"],
         "tokens_per_s": goodput.tokens_per_s(),
         "goodput": goodput.ratio(),
         "lost_worker_s": goodput.lost_worker_s(),
     }
     reason = finished.fields.get("reason", finished.message)  # a log of an earlier version has none
     return RunResult(finished.fields["verdict"], reason, finished.step, figures)
+
+
+def _remember(losses: dict[int, float], committed: Event) -> None:
+    """The loss of a step that was not left out, among those of as many steps as the recorder keeps."""
+    if committed.step is None or committed.fields.get("refused"):
+        return
+    losses.pop(committed.step, None)
+    losses[committed.step] = committed.fields["loss"]
+    if len(losses) > KEPT_LOSSES:
+        del losses[next(iter(losses))]
 
 
 def _newest_checkpoint(folder: Storage, last_step: int | None) -> dict[str, Any]:

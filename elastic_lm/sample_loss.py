@@ -22,16 +22,25 @@ class SampleLoss:
     On the CPU, in fp32, without dropout, each sample as a batch of its own: near what training saw, not its bits. What the masked
     objective hides is the same in every sample, and not what training hid. `folder`: where the run is now,
     whatever its config says. `step`: how long the weights were trained.
+    Args: `at_most`: steps of weights that are of the same run, where it went back later; others do not count then.
     Raises: CheckpointError when there is no checkpoint; ConfigError, DataError, StorageError.
     """
 
-    def __init__(self, folder: Storage, config: RunConfig, manifest: Manifest, before: int) -> None:
+    def __init__(
+        self, folder: Storage, config: RunConfig, manifest: Manifest, before: int, at_most: int | None = None
+    ) -> None:
         complete = [found.step for found in registry.found(folder) if found.state == "complete"]
         if not complete:
             raise CheckpointError(
                 f"the run in {folder.url} has no complete checkpoint yet, and a loss takes weights; wait for one"
             )
-        self.step = max((step for step in complete if step <= before), default=min(complete))
+        if at_most is not None and min(complete) > min(before, at_most):
+            raise CheckpointError(
+                f"the run in {folder.url} has no checkpoint of step {min(before, at_most)} or earlier any more, and later ones "
+                "were trained after it went back; leave out --loss"
+            )
+        limit = before if at_most is None else min(before, at_most)
+        self.step = max((step for step in complete if step <= limit), default=min(complete))
         self._model = TrainedModel.load(folder, config, self.step)
         spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)
         self._objective = find_objective(spec.objective, spec.masking)

@@ -198,7 +198,7 @@ FIELDS = (
     number("spikes.loss_z", "0", ABOVE_0, "5"),
     number("spikes.gradient_z", "0", ABOVE_0, "5"),
     number("spikes.steps_in_a_row", "0", NOT_BELOW_1, "2"),
-    number("spikes.rewind_steps", "-1", NOT_BELOW_0, "50"),
+    number("spikes.rewind_steps", "5001", "should be less than or equal to 5000", "50"),
     number("spikes.skip_batches", "0", NOT_BELOW_1, "200"),
     number("spikes.max_rewinds", "0", NOT_BELOW_1, "2"),
     Row("checkpoint.fallback", "s3://a/b", "'s3://a/b'", "is no folder of a machine; write /folder", "/spare", False),
@@ -512,11 +512,6 @@ TOGETHER = [
         ["training.on_nonfinite=rewind", "spikes.skip_batches=102", "checkpoint.every_steps=1000"],
         "spikes.skip_batches=102 ends before the spike does, 100 batches later (rewind_steps) and 3 long (steps_in_a_row); use "
         "at least 103",
-    ),
-    (
-        ["spikes={policy: rewind, rewind_steps: 50, skip_batches: 60}", "checkpoint.every_steps=10"],
-        "spikes.policy=rewind goes back 53 steps (spikes.rewind_steps and steps_in_a_row), and of checkpoints every 10 steps "
-        "the last 2 are kept, the oldest of which may be only 10 steps old; set checkpoint.keep to 7, or go back less",
     ),
     (
         ["checkpoint.keep_best=2"],

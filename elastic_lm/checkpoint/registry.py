@@ -22,6 +22,16 @@ from elastic_lm.storage import Storage
 MOST_NAMED = 3  # checkpoints, where the one that was asked for is not there
 
 
+Wanted = Callable[
+    [int, dict[str, Any]], bool
+]  # by its step and its `meta`, whether a checkpoint is still one of the run
+
+
+def any_of_them(step: int, meta: dict[str, Any]) -> bool:
+    """What is `Wanted` of a run that never went back."""
+    return True
+
+
 @dataclass(frozen=True)
 class CheckpointInfo:
     """A complete checkpoint. `step`: steps that its state has applied. `meta`: what its writer said about it."""
@@ -106,7 +116,7 @@ def newest_complete(
     on_skipped: Callable[[str], None] | None = None,
     thorough: bool = True,
     check: Callable[[], None] = lambda: None,
-    wanted: Callable[[CheckpointInfo], bool] = lambda info: True,
+    wanted: Wanted = any_of_them,
 ) -> CheckpointInfo | None:
     """The newest checkpoint of the run whose every byte is as it was written, or None.
 
@@ -125,7 +135,7 @@ def newest_complete(
             continue
         try:
             info = CheckpointInfo.of(storage, _fitting(folder, step, paths))
-            if wanted(info):
+            if wanted(info.step, info.meta):
                 return CheckpointInfo.of(storage, verified(storage, step)) if thorough else info
             tell(f"Passing over checkpoint {folder.url}: the run went back from its steps.")
         except CheckpointVersionError as error:
@@ -180,11 +190,14 @@ def write_part(folder: Storage, part: Part, data: bytes) -> None:
             folder.write(part.name, data)
 
 
-def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] = lambda: None) -> CheckpointInfo:
+def publish(
+    storage: Storage, manifest: Manifest, *, check: Callable[[], None] = lambda: None, wanted: Wanted = any_of_them
+) -> CheckpointInfo:
     """Write the manifest, which makes the checkpoint complete. Its parts are stored already.
 
     A damaged checkpoint of the same step is replaced, and one of another state that an earlier owner of the run wrote: it
-    did so when it had been superseded, which shows in the state where sums are not exact. All other whole ones stay.
+    did so when it had been superseded, which shows in the state where sums are not exact; and one that is not `wanted`. All other
+    whole ones stay.
     Args: `check` raises unless the writer owns the run; it is called right before anything is written.
     Raises: CheckpointError when a whole one of another state or one of another version is there, or a part is not there;
     StorageError; what `check` raises.
@@ -207,7 +220,8 @@ def publish(storage: Storage, manifest: Manifest, *, check: Callable[[], None] =
         there = None
     if there is not None and there.tensors == manifest.tensors:
         return CheckpointInfo.of(storage, there)
-    if there is not None and there.owner_epoch >= manifest.owner_epoch:
+    in_place = there is not None and wanted(there.step, there.meta)
+    if there is not None and in_place and there.owner_epoch >= manifest.owner_epoch:
         raise CheckpointError(f"checkpoint {folder.url} is complete already and holds another state; it was left alone")
     check()
     folder.write(MANIFEST, manifest.to_json())

@@ -19,19 +19,27 @@ from elastic_lm.storage import Storage
 @dataclass(frozen=True)
 class Retention:
     """Which complete checkpoints stay: the `newest` ones, for good those of every multiple of `every_steps`, and of all that
-    there are the `best` ones, whose loss was lowest.
+    there are the `best` ones, whose loss was lowest. With `reach_steps`, also the newest of those that are at least so many steps
+    older than the newest one, or the oldest where none is: one to go back to.
     """
 
     newest: int
     every_steps: int | None = None
     best: int = 0
+    reach_steps: int | None = None
 
     def keeps(self, losses: Mapping[int, float | None]) -> set[int]:
         """Of these steps, each with its loss if that is known. Of equal losses the newer is the better."""
         milestones = {step for step in losses if self.every_steps and step % self.every_steps == 0}
         known = {step: loss for step, loss in losses.items() if loss is not None}
         best = sorted(known, key=lambda step: (known[step], -step))[: self.best]
-        return {*sorted(losses)[-self.newest :], *milestones, *best}
+        return {*sorted(losses)[-self.newest :], *milestones, *best, *self._anchor(losses)}
+
+    def _anchor(self, steps: Collection[int]) -> set[int]:
+        if self.reach_steps is None or not steps:
+            return set()
+        old = [step for step in steps if step <= max(steps) - self.reach_steps]
+        return {max(old, default=min(steps))}
 
 
 def prune(
@@ -42,23 +50,26 @@ def prune(
     seen: dict[int, Found] | None = None,
     dry_run: bool = False,
     check: Callable[[], None] = lambda: None,
+    wanted: registry.Wanted = registry.any_of_them,
 ) -> list[int]:
     """Delete the complete checkpoints that do not stay, and what unfinished or damaged ones have left behind.
 
     What is newer than every complete one stays: an unfinished one may be about to finish. So do the steps `spared`, and what
     another version of elastic-lm has written. `seen`: complete ones that an earlier call has looked at and need not be read
     again, as long as their manifests are there; it is brought up to date.
-    Args: `check` raises unless whoever deletes owns the run; it is called before each checkpoint that goes.
+    Args: `check` raises unless whoever deletes owns the run; it is called before each checkpoint that goes. A complete one that
+    is not `wanted` goes, too.
     Returns: the steps that were deleted, or would be.
     """
     there = registry.listed(storage)
     found = _look_at(storage, there, {} if seen is None else seen)
-    complete = {step: one.loss for step, one in found.items() if one.state == "complete"}
+    whole = {step: one for step, one in found.items() if one.state == "complete"}
+    complete = {step: one.loss for step, one in whole.items() if wanted(step, one.meta)}
     if not complete:
         return []
     foreign = {step for step, one in found.items() if one.state == "other version"}
     kept = retention.keeps(complete) | foreign | set(spared)
-    deleted = [step for step in sorted(there) if step not in kept and step < max(complete)]
+    deleted = [step for step in sorted(there) if step not in kept and (step < max(complete) or step in whole)]
     for step in deleted if not dry_run else ():
         check()
         for path in sorted(there[step], key=lambda path: not path.endswith(MANIFEST)):

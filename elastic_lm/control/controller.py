@@ -111,6 +111,11 @@ class Control:
         members = ((self._members.get(m), part) for m, part in zip(lease.members, lease.assignments, strict=True))
         return {m.member_id: (m.micro_batch_s, len(part)) for m, part in members if m is not None and m.micro_batch_s}
 
+    def heeds(self, report: LeaseReport) -> bool:
+        """Whether it is of a member, and of the lease that is out; any other changes nothing."""
+        lease = self._current.lease
+        return report.member_id in self._members and lease is not None and report.generation == lease.generation
+
     def _dispatch(self, event: ev.Input, now: float) -> None:
         match event:
             case ev.Tick():

@@ -141,7 +141,7 @@ CATALOGUE: dict[EventKind, Kind] = {
         "before are not the run's any more.",
         {
             "number": "how often it has, from 1",
-            "cause": "`loss`, `gradient norm` or `not finite`",
+            "cause": "`loss`, `gradient norm`, or `poisoned`: a step that came to nothing",
             "first_step": "first step of the spike",
             "last_step": "last step of the spike",
             "left_out": "half-open ranges of batches that are left out from now on, and were not before",

@@ -37,7 +37,7 @@ class Origin:
         Raises: CheckpointError saying which there are; ConfigError when there is no such run; StorageError.
         """
         folder = run.folder()
-        chosen = _chosen(run, registry.found(folder), step)
+        chosen = _chosen(run, _of_run(run, registry.found(folder)), step)
         try:
             manifest = registry.manifest_of(folder, chosen.step)
         except NotFoundError as error:
@@ -60,6 +60,12 @@ class Origin:
             )
         fingerprint = self.config.identity_fingerprint()
         return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
+
+
+def _of_run(run: RunAddress, there: list[Found]) -> list[Found]:
+    """Without what the run went back from: it is to be deleted."""
+    rewinds = _rewinds(run)
+    return [found for found in there if found.state != "complete" or rewinds.keep(found.step, found.meta)]
 
 
 def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
@@ -110,7 +116,7 @@ def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
             continue
         was = rewinds.as_was(candidate, manifest.meta)
         if was.identity_fingerprint() == fingerprint:
-            return rewinds.applied(was) if rewinds.keep(manifest.step, manifest.meta) else was
+            return rewinds.applied(was)
     raise CheckpointError(
         f"the checkpoint of step {manifest.step} in {run.folder().url} was trained with a config that this version does not "
         f"understand (its fingerprint is {str(fingerprint)[:12]}); fork with the version of elastic-lm that wrote it"

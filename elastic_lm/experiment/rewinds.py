@@ -39,8 +39,9 @@ Skip = tuple[tuple[int, int], ...]
 class Rewind:
     """One time that the run went back. `number` counts from 1.
 
-    `cause`: "loss", "gradient norm" or "not finite"; `reason` says it in a sentence. Steps [first_step, last_step] are why.
-    `to_step`: steps that stay. `before` and `after`: `training.skip` until then and from then on. `time_s`: unix time.
+    `cause`: "loss", "gradient norm" or "poisoned"; `reason` says it in a sentence. Steps [first_step, last_step] are why.
+    `to_step`: steps that stay. `before` and `after`: `training.skip` until then and from then on. `fingerprint`: of the run's
+    identity from then on. `time_s`: unix time.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Rewind:
     to_step: int
     before: Skip
     after: Skip
+    fingerprint: str
     time_s: float = 0.0
 
     @classmethod
@@ -61,7 +63,16 @@ class Rewind:
         left_out = batch_of(to_step, skip), batch_of(to_step + rules.skip_batches - 1, skip) + 1
         after = merged((*skip, left_out))
         return cls(
-            number, spike.cause, str(spike), spike.first_step, spike.last_step, to_step, skip, after, time.time()
+            number=number,
+            cause=spike.cause,
+            reason=str(spike),
+            first_step=spike.first_step,
+            last_step=spike.last_step,
+            to_step=to_step,
+            before=skip,
+            after=after,
+            fingerprint=with_skip(config, after).identity_fingerprint(),
+            time_s=time.time(),
         )
 
     @property
@@ -104,7 +115,14 @@ class Rewinds:
     def load(cls, folder: Storage) -> Rewinds:
         """Raises: CheckpointError when one is damaged; StorageError."""
         names = sorted(name for name in folder.list(f"{FOLDER}/") if _PATH.fullmatch(name))
-        return cls(tuple(_read(folder, name) for name in names))
+        made = tuple(_read(folder, name) for name in names)
+        for number, rewind in enumerate(made, 1):
+            if rewind.number != number or (number > 1 and rewind.before != made[number - 2].after):
+                raise CheckpointError(
+                    f"{folder.url}/{_name(rewind.number)} does not follow on the rewind before it, whose file is missing or is "
+                    "another one; put it back, or fork the run from a checkpoint (elastic-lm fork)"
+                )
+        return cls(made)
 
     def __len__(self) -> int:
         return len(self.made)
@@ -119,9 +137,14 @@ class Rewinds:
         return with_skip(config, self.made[-1].after)
 
     def as_was(self, config: RunConfig, meta: Mapping[str, Any]) -> RunConfig:
-        """`config` as it was when the checkpoint with this `meta` was written, as far as that is the rewinds' doing."""
+        """`config` as it was when the checkpoint with this `meta` was written, as far as that is the rewinds' doing.
+
+        One that leaves out others of its own stays what it is.
+        """
         place = self._place_of(meta)
-        return config if place is None else with_skip(config, self._skips()[place])
+        if place is None or self._place(config.training.skip) is None:
+            return config
+        return with_skip(config, self._skips()[place])
 
     def keep(self, step: int, meta: Mapping[str, Any]) -> bool:
         """Whether the checkpoint of this step, with this `meta`, is one of the run that it is now."""
@@ -172,15 +195,15 @@ def decide(folder: Storage, rewind: Rewind) -> None:
 def clear(folder: Storage, rewinds: Rewinds, check: Callable[[], None]) -> list[int]:
     """Delete what belongs to steps that the run went back from: checkpoints, and what their weights were found to be worth.
 
-    Once for each rewind, however often it is called. `check` raises unless the run is one's own, before each deletion.
+    Such a checkpoint may be stored late, by a write that hung: so they are looked for each time, and the results once for each
+    rewind. `check` raises unless the run is one's own, before each deletion.
     Returns: the steps of the checkpoints that are gone.    Raises: StorageError.
     """
-    gone: list[int] = []
+    gone = _clear_checkpoints(folder, rewinds, check)
     for rewind in rewinds:
         done = _name(rewind.number).replace(".json", ".cleared")
         if folder.exists(done):
             continue
-        gone += _clear_checkpoints(folder, rewinds, check)
         for name in folder.list(f"{evaluation_file.FOLDER}/"):
             if (place := evaluation_file.place_of(name)) is not None and place[0] > rewind.to_step:
                 check()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 LEAST_SIGMA = 0.01  # of the median loss: below that the rest of a smooth curve would stand out
 LEAST_LOG_SIGMA = 0.05  # of a gradient's norm: a twentieth of it
-LOSS, GRADIENT, NOT_FINITE = "loss", "gradient norm", "not finite"
+LOSS, GRADIENT, POISONED = "loss", "gradient norm", "poisoned"  # causes; of the last control hears first
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,6 @@ class SpikeRules:
     loss_z: float
     gradient_z: float | None
     steps_in_a_row: int
-
-    @property
-    def history_steps(self) -> int:
-        """Committed steps after which a detector that has seen none before judges as one that has seen all."""
-        return self.window_steps + 2 * self.steps_in_a_row
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,8 @@ class _Usual:
         if number - median < limit * least or number <= median:  # most steps are done here
             return None
         deviations = sorted(abs(each - median) for each in self._sorted)
-        z = (number - median) / max(MAD_TO_SIGMA * _median(deviations), least)
+        scale = max(MAD_TO_SIGMA * _median(deviations), least)
+        z = (number - median) / scale if scale else 0.0  # of a loss that is always zero nothing can be said
         return z if z >= limit else None
 
 

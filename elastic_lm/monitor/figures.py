@@ -57,6 +57,7 @@ class Figures:
         self._mfu = Mfu()
         self._run = run
         self._next_step = 0
+        self._resume_step: int | None = None
         self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._set("run_info", 1, run, version)
         self._end("")
@@ -112,10 +113,22 @@ class Figures:
                 self._evaluate(event)
             case EventKind.REWOUND if event.step is not None:
                 self._add("steps_given_up_total", fields["num_steps"])
-                self._next_step = min(self._next_step, event.step)
-                self._set("step", self._next_step)
+                self._go_back(event.step)
             case _:
                 pass
+
+    def _go_back(self, step: int) -> None:
+        self._next_step = min(self._next_step, step)
+        self._set("step", self._next_step)
+        told = {name: self._values[name].get((), 0) for name in ("checkpoint_step", "evaluation_step")}
+        if (
+            told["checkpoint_step"] > step
+        ):  # it is deleted; the one that the run goes on from is told with its beginning
+            self._values["checkpoint_step"] = {} if self._resume_step is None else {(): self._resume_step}
+        if told["evaluation_step"] > step:
+            for name in self._values:
+                if name.startswith("evaluation_") and not name.endswith("_total"):
+                    self._values[name] = {}
 
     def _evaluate(self, event: Event) -> None:
         found = HeldOutScore.of(event)
@@ -148,6 +161,7 @@ class Figures:
         """An attempt: what it is configured to do replaces what the last one was."""
         self._end("")
         self._set("attempt", event.attempt)
+        self._resume_step = event.fields.get("resume_step")
         for name, part, field in CONFIGURED:
             value = event.fields["config"].get(part, {}).get(field)
             self._values[name] = {} if value is None else {(): value}

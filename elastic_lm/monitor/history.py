@@ -104,6 +104,7 @@ class History:
                     del steps[step]
                 for step in [step for step in self.evaluations if step > event.step]:
                     del self.evaluations[step]
+                self.checkpoints = [saved for saved in self.checkpoints if (saved.step or 0) <= event.step]
             case EventKind.RUN_FINISHED:
                 self.verdict, self.message = event.fields["verdict"], event.message
             case _:

@@ -97,10 +97,6 @@ class Plan:
         names = sorted({*before, *now})
         return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
-    def is_wanted(self, checkpoint: CheckpointInfo) -> bool:
-        """Whether the run may go on from it."""
-        return self.rewinds.keep(checkpoint.step, checkpoint.meta)
-
     @property
     def resume_step(self) -> int | None:
         """Steps that the newest complete checkpoint has applied, which is the next one to train; None without one."""
@@ -120,6 +116,7 @@ class Coordinator:
         self._host = ray.util.get_node_ip_address()
         self._meeting: RendezvousServer | None = None
         self._verdict: act.Verdict | None = None
+        self._taker = secrets.token_hex(8)  # of commands
         config = plan.config
         self._meta: dict[str, Any] = {
             "fingerprint": config.identity_fingerprint(),
@@ -156,12 +153,18 @@ class Coordinator:
         patience.outlast(f"place for a rewind in {self._plan.config.run_url}", lambda _: self._decide(rewind))
         failpoints.hit("coordinator.rewound")
         self._verdict = verdict
+        self._mailbox.hand_over.remote()  # what is asked for from now on is for who comes next
         self._publisher.close()
         return RunResult(verdict.kind, verdict.message, verdict.step)
 
     def _decide(self, rewind: Rewind) -> None:
         """Raises: StorageError; SupersededError."""
-        self._check_before_publishing()  # the log has the spike that is the reason
+        if self._superseded is not None:
+            raise SupersededError(self._superseded)
+        self._owner.check()
+        if not self._recorder.flush():
+            raise StorageError("the event log does not hold the spike")
+        self._owner.check()
         rewinds.decide(self._plan.run_storage, rewind)
 
     # -- services ----------------------------------------------------------------------------------------------------
@@ -208,18 +211,18 @@ class Coordinator:
             on_lost=lambda node_id: self._inbox.put(ev.NodeLost(node_id)),
         )
         stack.callback(self._nodes.close)
-        ray.get(self._mailbox.hand_over.remote())
         self._await_command()
 
     def _open_checkpoints(self, stack: ExitStack) -> None:
         plan, config = self._plan, self._plan.config
         self._publisher = Publisher(
             plan.run_storage,
-            Retention(config.checkpoint.keep, config.checkpoint.keep_every, config.checkpoint.keep_best),
+            retention_of(config),
             self._meta,
             self._inbox.put,
             owner_epoch=self._owner.epoch,
             check=self._check_before_publishing,
+            wanted=plan.rewinds.keep,
         )
         stack.callback(self._publisher.close)
         self._search = RestorableSearch(
@@ -228,7 +231,7 @@ class Coordinator:
             self._owner.check,
             self._on_restorable,
             lambda verdict, error: self._inbox.put(ev.CheckpointFound(None, (), verdict, error)),
-            plan.is_wanted,
+            plan.rewinds.keep,
         )
 
     def _open_members(self, stack: ExitStack, roster: Roster, found: list[Found]) -> None:
@@ -262,7 +265,12 @@ class Coordinator:
         self._superseded = sentence
 
     def _check_before_publishing(self) -> None:
-        """A checkpoint counts for an owner only, and when the log holds every step before it.    On the publisher's thread."""
+        """A checkpoint counts for an owner only, and when the log holds every step before it; none when the run goes back.
+
+        On the publisher's thread.
+        """
+        if self._rewinding.decided is not None:
+            raise StorageError("the run goes back to before a spike")
         if not self._recorder.flush():
             raise StorageError("the event log does not hold all steps before it")
         self._owner.check()
@@ -301,11 +309,12 @@ class Coordinator:
         """Long-poll the mailbox: the next command arrives as an event."""
 
         def done(future: Any) -> None:
-            if future.exception() is None:  # the mailbox lives as long as the driver; without it there are no commands
-                self._inbox.put(_input_of(future.result()))
+            # The mailbox lives as long as the driver; without it there are no commands, and with a successor none for us.
+            if future.exception() is None and (command := future.result()) is not None:
+                self._inbox.put(_input_of(command))
                 self._await_command()
 
-        self._mailbox.take.remote().future().add_done_callback(done)
+        self._mailbox.take.remote(self._taker).future().add_done_callback(done)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -361,13 +370,22 @@ class Coordinator:
             self._note_environment(event.report.environment)
         elif isinstance(event, ev.ReaderReplaced):
             self._members.set_readers(self._readers.readers)
-        if self._recorder.too_many_left_out is not None:
-            self._handle(ev.Spoiled("poisoned", self._recorder.too_many_left_out))
-        if self._recorder.spike is not None:
-            self._handle(self._rewinding.judge(self._recorder.spike))
-        if isinstance(event, ev.Reported) and (found := self._rewinding.judge_report(event.report)) is not None:
-            self._handle(found)
+        told = self._judge(event)
+        if isinstance(told, ev.SpikeFound):  # before control can call it the run's end
+            self._handle(told)
         self._handle(event)
+        if isinstance(told, ev.Spoiled):  # when control knows of everybody who holds what is to be saved
+            self._handle(told)
+
+    def _judge(self, event: ev.Input) -> ev.SpikeFound | ev.Spoiled | None:
+        """Whether there is a point in training on."""
+        if self._recorder.spike is not None:
+            return self._rewinding.judge(self._recorder.spike)
+        if self._recorder.too_many_left_out is not None:
+            return ev.Spoiled("poisoned", self._recorder.too_many_left_out)
+        if isinstance(event, ev.Reported) and self._control.heeds(event.report):
+            return self._rewinding.judge_report(event.report)
+        return None
 
     def _handle(self, event: ev.Input) -> None:
         for action in self._control.handle(event, time.monotonic()):
@@ -494,6 +512,14 @@ class Coordinator:
 def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
     """Its address, and the digests that its writer gave it."""
     return {} if checkpoint is None else {"url": checkpoint.url, **checkpoint.meta.get("digest", {})}
+
+
+def retention_of(config: RunConfig) -> Retention:
+    """Where the run may go back, one stays that it could go back to from any step behind the newest."""
+    checkpoint, spikes = config.checkpoint, config.spikes
+    may_go_back = "rewind" in (spikes.policy, config.training.on_nonfinite)
+    reach = spikes.rewind_steps + spikes.steps_in_a_row if may_go_back else None
+    return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 
 
 def roster_of(plan: Plan) -> Roster:

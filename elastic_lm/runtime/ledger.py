@@ -75,6 +75,10 @@ class Ledger:
         """Records of the committed steps from this one on, as far as they are kept."""
         return tuple(self._committed[s] for s in range(step, self.next_step) if s in self._committed)
 
+    def kept(self) -> tuple[StepRecord, ...]:
+        """Of the last `KEPT_STEPS` committed steps, as far as they are known."""
+        return tuple(self._committed.values())
+
     def last(self) -> StepRecord | None:
         """Of those that were not left out."""
         return next((record for record in reversed(self._committed.values()) if not record.refused), None)

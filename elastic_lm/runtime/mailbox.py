@@ -53,6 +53,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._takers: list[str] = []  # the last one takes
         self._standing: dict[str, Command] = {}  # the last one of each kind in STANDING
         self._news: list[News] = []
         self._dropped = 0
@@ -60,7 +61,7 @@ class Mailbox:
         self._status: dict[str, Any] = {}
         self._num_attempts = 0
         self._attempts_in_vain = 0  # since the step went on
-        self._step_before = -1
+        self._progress_before = (0, -1)  # how often the run went back, and its step
         self._place: Place | None = None
         self._last_failure = KILLED
 
@@ -70,9 +71,13 @@ class Mailbox:
             self._standing[command.kind] = command
         await self._commands.put(command)
 
-    async def take(self) -> Command:
-        """The coordinator's long poll: the next command."""
-        return await self._commands.get()
+    async def take(self, taker: str = "") -> Command | None:
+        """The coordinator's long poll: the next command. Another taker than before is its successor; None: that is there."""
+        if taker not in self._takers:
+            if self._takers:
+                await self.hand_over()
+            self._takers.append(taker)
+        return await self._commands.get() if taker == self._takers[-1] else None
 
     async def publish(self, news: list[News], status: dict[str, Any]) -> None:
         """What the coordinator has to tell: news for people, and the latest status."""
@@ -98,16 +103,17 @@ class Mailbox:
 
     async def begin_attempt(self, place: Place) -> Attempt:
         """A coordinator's process starts, in this place."""
-        step = self._status.get("step", -1)
-        if step != self._step_before:  # it goes back when the run does
-            self._step_before, self._attempts_in_vain, self._last_failure = step, 0, KILLED
+        progress = self._status.get("num_rewinds", 0), self._status.get("step", -1)
+        if progress > self._progress_before:
+            self._progress_before, self._attempts_in_vain, self._last_failure = progress, 0, KILLED
         self._attempts_in_vain += 1
         self._num_attempts += 1
+        await self.hand_over()
         before, self._place = self._place, place
         return Attempt(self._num_attempts, self._attempts_in_vain, self._last_failure, before)
 
     async def hand_over(self) -> None:
-        """What is to be done is another coordinator's from now on, maybe one in the same process.
+        """What is to be done is another coordinator's from now on, maybe one in the same process that is not there yet.
 
         It gets a queue of its own: an earlier one still waits at the old one, and would take from it.
         """

@@ -33,9 +33,7 @@ def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
     config = rewinds.applied(config)
     order = manifest.order(**config.order_fields())
     skipped: list[str] = []
-    newest = registry.newest_complete(
-        run_storage, on_skipped=skipped.append, thorough=False, wanted=lambda info: rewinds.keep(info.step, info.meta)
-    )
+    newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False, wanted=rewinds.keep)
     begins_at, problem = 0, None
     try:
         begins_at = check_beginning(run_storage, None if newest is None else newest.step, skipped)
@@ -43,9 +41,12 @@ def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
         if not may_be_held:
             raise
         problem = error
-    config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None)
+    config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None and not rewinds)
     if newest is not None:
         _check_identity(rewinds.as_was(config, newest.meta), newest)
+    elif rewinds and config.identity_fingerprint() != rewinds.made[-1].fingerprint:
+        told = "; ".join(_changes(config, _begun(run_storage)))
+        raise _other_identity(config, f"went back to step {rewinds.made[-1].to_step} and", told)
     return Plan(
         config=config,
         spec=config.engine_spec(manifest.vocab_size, manifest.special_ids),
@@ -111,18 +112,22 @@ def _check_identity(config: RunConfig, newest: CheckpointInfo) -> None:
     """A run goes on only as what it began."""
     if newest.meta.get("fingerprint") == config.identity_fingerprint():
         return
-    told = "; ".join(_changes(config, newest.meta.get("config"))) or "its fingerprint differs"
-    raise CheckpointError(
-        f"run {config.name} in {config.storage} has a checkpoint of step {newest.step} that was trained with other "
-        f"settings: {told}. Set them back to resume it. Other settings make another run: one that goes on from here with "
-        f"them (elastic-lm fork {config.run_url} --name {config.name}-2 --set ...), or one that begins at step 0 (--set "
-        f"name={config.name}-2)"
+    told = "; ".join(_changes(config, newest.meta.get("config")))
+    raise _other_identity(config, f"has a checkpoint of step {newest.step} that", told)
+
+
+def _other_identity(config: RunConfig, what: str, told: str) -> CheckpointError:
+    return CheckpointError(
+        f"run {config.name} in {config.storage} {what} was trained with other settings: {told or 'its fingerprint differs'}. Set "
+        "them back to resume it. Other settings make another run: one that goes on from here with them (elastic-lm fork "
+        f"{config.run_url} --name {config.name}-2 --set ...), or one that begins at step 0 (--set name={config.name}-2)"
     )
 
 
 def _changes(config: RunConfig, began: Any) -> list[str]:
     """What differs from the config in a checkpoint; nothing when another version wrote one that is not understood."""
     try:
-        return config.identity_changes(RunConfig(**began)) if isinstance(began, dict) else []
+        began = RunConfig(**began) if isinstance(began, dict) else began
+        return config.identity_changes(began) if isinstance(began, RunConfig) else []
     except ConfigError:
         return []

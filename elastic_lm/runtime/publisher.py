@@ -42,7 +42,7 @@ class _Attempt:
 class Publisher:
     """`meta` goes into every manifest. `deliver` gets `Published`, on a thread of the publisher's.
 
-    `check` raises unless the owner of this epoch still owns the run.
+    `check` raises unless the owner of this epoch still owns the run. What is not `wanted` is in nobody's way.
     """
 
     def __init__(
@@ -54,8 +54,9 @@ class Publisher:
         *,
         owner_epoch: int = 0,
         check: Callable[[], None] = lambda: None,
+        wanted: registry.Wanted = registry.any_of_them,
     ) -> None:
-        self._owner_epoch, self._check = owner_epoch, check
+        self._owner_epoch, self._check, self._wanted = owner_epoch, check, wanted
         self._storage, self._retention, self._meta, self._deliver = storage, retention, meta, deliver
         self._attempt: _Attempt | None = None  # the one that is not given up
         self._leftovers = Leftovers(storage, self._step_under_way, check)
@@ -118,7 +119,7 @@ class Publisher:
         meta = {**self._meta, "digest": digests} | ({} if attempt.loss is None else {"loss": attempt.loss})
         try:
             manifest = Manifest(attempt.step, parts, meta, self._owner_epoch)
-            info = registry.publish(self._storage, manifest, check=self._check)
+            info = registry.publish(self._storage, manifest, check=self._check, wanted=self._wanted)
         except Exception as error:
             if not isinstance(error, ElasticLMError):
                 logger.exception("The manifest of step %d could not be written.", attempt.step)
@@ -145,6 +146,13 @@ class Publisher:
         under_way = self._attempt
         spared = {attempt.step} if under_way is None else {attempt.step, under_way.step}
         try:
-            retention.prune(self._storage, self._retention, spared=spared, seen=self._seen, check=self._check)
+            retention.prune(
+                self._storage,
+                self._retention,
+                spared=spared,
+                seen=self._seen,
+                check=self._check,
+                wanted=self._wanted,
+            )
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint
             logger.warning("Old checkpoints could not be deleted: %s", error)

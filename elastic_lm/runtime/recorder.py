@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from typing import Any
 
 from elastic_lm import __version__
@@ -102,6 +103,7 @@ class Recorder:
         if (news := news_of(started)) is not None:
             self._news.append(news)
         self._begin_at(started.fields["resume_step"] or 0)
+        self._num_rewinds = len(rewinds)
         for rewind in rewinds[self._spikes.num_rewinds :]:
             self.emit(_rewound(rewind, self._ledger.next_step))
             self._go_back(rewind.to_step)
@@ -141,8 +143,10 @@ class Recorder:
     def _go_back(self, step: int) -> None:
         """What was told of steps from this one on is not the run's any more."""
         self._ledger.go_back(step)
-        self._num_left_out, self.too_many_left_out = 0, None
-        self._spikes.go_back(self._ledger.since(step - self._spikes.history_steps))
+        kept = self._ledger.kept()
+        self._num_left_out = sum(1 for _ in takewhile(lambda record: record.refused > 0, reversed(kept)))
+        self.too_many_left_out = None
+        self._spikes.go_back(kept)
         self.logged_step = min(self.logged_step, step)
         self.evaluated = {evaluated for evaluated in self.evaluated if evaluated <= step}
         if self._last_evaluation is not None and self._last_evaluation.step > step:
@@ -269,6 +273,7 @@ class Recorder:
         status = {
             **status_of_control(),
             "step": self._ledger.next_step,
+            "num_rewinds": self._num_rewinds,
             "metrics_address": self._exporter.address,
             "run_url": self._run_url,
         }

@@ -30,7 +30,7 @@ class RestorableSearch:
         check: Callable[[], None],
         on_found: Callable[[CheckpointInfo | None, list[str]], None],
         on_failed: Callable[[str, str], None],
-        wanted: Callable[[CheckpointInfo], bool] = lambda info: True,
+        wanted: registry.Wanted = registry.any_of_them,
     ) -> None:
         self._storage, self._timeout_s, self._check = storage, timeout_s, check
         self._on_found, self._on_failed, self._wanted = on_found, on_failed, wanted

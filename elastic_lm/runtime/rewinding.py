@@ -5,7 +5,7 @@ from __future__ import annotations
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
-from elastic_lm.experiment.spikes import NOT_FINITE, Spike
+from elastic_lm.experiment.spikes import POISONED, Spike
 from elastic_lm.protocol import LeaseEnd, LeaseReport
 
 
@@ -34,7 +34,7 @@ class Rewinding:
         wanted = self._config.training.on_nonfinite == "rewind" and self._has_room
         if not wanted or report.end is not LeaseEnd.POISONED or report.error_step is None:
             return None
-        spike = Spike(report.error_step, report.error_step, NOT_FINITE, reason=report.error or "")
+        spike = Spike(report.error_step, report.error_step, POISONED, reason=report.error or "")
         return self._go_back(Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at))
 
     @property

@@ -29,29 +29,24 @@ class SpikeWatch:
         self.found: Spike | None = None
         self.num_rewinds = 0
 
-    @property
-    def history_steps(self) -> int:
-        return 0 if self._rules is None else self._rules.history_steps
-
     def observe(self, record: StepRecord) -> None:
         """The step is committed."""
         if self._detector is None:
             return
         found = self._detector.observe(record.step, record.loss, record.grad_norm, left_out=record.refused > 0)
-        if found is not None and self._is_heeded:
-            self.found = self.found or found
+        self.found = (self.found or found) if self._is_heeded else None
 
     def recall(self, event: Event) -> None:
         """An event of an earlier attempt; its steps are observed, too."""
         if event.kind is EventKind.RUN_STARTED:
             self._is_heeded = _policy_of(event.fields["config"]) == self._policy
-        elif event.kind is EventKind.RUN_FINISHED and not self._rewinds:
+        elif event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "spiked" and not self._rewinds:
             self.found = None
         elif event.kind is EventKind.REWOUND:
-            self.num_rewinds += 1
+            self.num_rewinds = max(self.num_rewinds, event.fields["number"])
 
     def go_back(self, records: Iterable[StepRecord]) -> None:
-        """The run has; these are its last steps now."""
+        """The run has; these are its last steps now, as far as they are known."""
         if self._rules is None:
             return
         self._detector = SpikeDetector(self._rules)

@@ -15,7 +15,7 @@ from typing import Any
 
 from elastic_lm.events.types import Event
 from elastic_lm.tracking.folder_lock import FolderLock
-from elastic_lm.tracking.sink import point_of
+from elastic_lm.tracking.sink import Point, point_of
 
 OURS = ".elastic-lm"  # the end of the names of our event files; others in the folder are left alone
 
@@ -33,6 +33,7 @@ class TensorBoard:
         self._file = folder / _new_name()
         self._part = folder / f"{secrets.token_hex(4)}{OURS}.part"  # not a name that TensorBoard looks at
         self._next_step = 0
+        self._evaluation: tuple[Point, float] | None = None  # the last one, and its unix time
 
     def open(self) -> None:
         from tensorboardX.record_writer import RecordWriter
@@ -46,15 +47,23 @@ class TensorBoard:
         self._begin_again(0)  # a TensorBoard that has seen the file before forgets it
 
     def write(self, event: Event) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
         if (point := point_of(event)) is None:
             return
         if point.is_step and point.step < self._next_step:
             self._begin_again(point.step)
-        self._next_step = point.step + 1 if point.is_step else self._next_step
+            if self._evaluation is not None and self._evaluation[0].step == point.step:
+                self._show(*self._evaluation)  # it comes before that step, and stays
+        if point.is_step:
+            self._next_step = point.step + 1
+        else:
+            self._evaluation = point, event.time_s
+        self._show(point, event.time_s)
+
+    def _show(self, point: Point, time_s: float) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in point.scalars.items()]
-        self._put(step=point.step, wall_time=event.time_s, summary=Summary(value=values))
+        self._put(step=point.step, wall_time=time_s, summary=Summary(value=values))
 
     def caught_up(self) -> None:
         before = list(self._folder.glob(f"events.out.tfevents.*{OURS}"))

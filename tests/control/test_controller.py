@@ -2057,6 +2057,7 @@ def test_fork_without_a_checkpoint_never_begins_anew() -> None:
     run = found("w0", "w1", begins_elsewhere=True)
     returns(run, "w1", 0, whole=False)
     run.dies("w0")
+    run.wait(run.spec.join_batch_s, beating="w1")
     assert len(run.all(act.FindCheckpoint)) == 1
     assert not run.all(act.Grant)
     run.tell(ev.CheckpointFound(None, (), "failed", "the state it was forked with is not there"))

@@ -120,17 +120,17 @@ def test_successor_gets_what_was_not_taken_and_what_still_holds() -> None:
 
     async def story() -> None:
         mailbox = Mailbox()
-        await mailbox.hand_over()
+        await mailbox.begin_attempt(HERE)
         await mailbox.post(small)
         await mailbox.post(large)
         assert [await mailbox.take(), await mailbox.take()] == [small, large]
         waiting = asyncio.create_task(mailbox.take())  # by a coordinator that dies now
         await asyncio.sleep(0)
-        await mailbox.hand_over()
+        await mailbox.begin_attempt(HERE)
         await mailbox.post(drain)
         await mailbox.post(STOP)
         assert [await mailbox.take(), await mailbox.take()] == [large, drain]
-        await mailbox.hand_over()
+        await mailbox.begin_attempt(HERE)
         assert [await mailbox.take(), await mailbox.take()] == [large, STOP]
         assert not waiting.done()
         waiting.cancel()
@@ -143,11 +143,11 @@ def test_successor_is_told_who_was_leaving() -> None:
 
     async def story() -> None:
         mailbox = Mailbox()
-        await mailbox.hand_over()
+        await mailbox.begin_attempt(HERE)
         await mailbox.post(Command("drain", {"node_id": "n"}))
         await mailbox.take()
         await mailbox.publish([], {"members": {name: {"leaving": cause} for name, cause in leaving.items()}})
-        await mailbox.hand_over()
+        await mailbox.begin_attempt(THERE)
         await mailbox.post(STOP)
         assert [await mailbox.take(), await mailbox.take()] == [Command("drain", {"member_id": "w1"}), STOP]
 
