@@ -154,3 +154,24 @@ def test_loss_that_is_no_number_is_none(run: Storage, loss: object) -> None:
     save(run, 10, loss=loss)
     (found,) = registry.found(run)
     assert found.loss is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([100, 200, 300, 400], {200, 400}),  # 400 - 150 or earlier
+        ([200, 250, 251], {200, 251}),  # none is old enough yet: the oldest
+        ([100, 250, 251, 252], {100, 252}),  # whatever the others are
+        ([100, 102, 252], {102, 252}),
+        ([300], {300}),
+    ],
+)
+def test_one_to_go_back_to_stays(steps: list[int], kept: set[int]) -> None:
+    assert Retention(1, reach_steps=150).keeps(dict.fromkeys(steps)) == kept
+
+
+def test_what_the_run_went_back_from_goes_and_counts_for_nothing(run: Storage) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    assert retention.prune(run, Retention(1), wanted=lambda step, meta: step != 30) == [10, 30]
+    assert [found.step for found in registry.found(run)] == [20]

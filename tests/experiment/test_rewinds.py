@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import Manifest, folder_of
 from elastic_lm.config import RunConfig
+from elastic_lm.data.manifest import Manifest as Corpus
 from elastic_lm.data.order import batch_of
 from elastic_lm.errors import CheckpointError
 from elastic_lm.experiment import rewinds
+from elastic_lm.experiment.origin import Origin
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import Spike
+from elastic_lm.run_address import RunAddress
+from elastic_lm.runtime.plan import make_plan
+from elastic_lm.sample_loss import SampleLoss
 from elastic_lm.storage import Storage
-from tests.solo import solo_config
+from tests.experiment.parents import address_of
+from tests.solo import Solo, solo_config
 
 SPIKES = {"policy": "rewind", "rewind_steps": 10, "skip_batches": 30, "steps_in_a_row": 3}
 
@@ -100,6 +108,8 @@ def test_checkpoints_of_what_stays_are_kept(config: RunConfig) -> None:
     assert Rewinds().keep(500, was)
     assert made.as_was(made.applied(config), was) == config
     assert made.as_was(config, {}) == config
+    other = config.replace("training.skip=[[1, 2]]")
+    assert made.as_was(other, was) == other
 
 
 def test_record_is_read_as_it_was_written(config: RunConfig) -> None:
@@ -135,3 +145,112 @@ def test_run_without_any(config: RunConfig) -> None:
 def test_skip_in_the_record_is_what_a_fork_would_be_told(config: RunConfig) -> None:
     body = json.loads(Rewind.of(spike(100), config, number=3).to_json())
     assert (body["number"], body["after"], body["first_step"], body["last_step"]) == (3, [[90, 120]], 100, 102)
+
+
+def test_rewind_that_does_not_follow_on_the_one_before_is_told(config: RunConfig) -> None:
+    folder = Storage.open(config.run_url)
+    first = Rewind.of(spike(100), config, number=1)
+    rewinds.decide(folder, Rewind.of(spike(200), after(config, first), number=2))
+    with pytest.raises(CheckpointError, match=r"rewinds/0002.json does not follow on the rewind before it"):
+        Rewinds.load(folder)  # the first is missing
+    rewinds.decide(folder, Rewind.of(spike(90), config, number=1))
+    with pytest.raises(CheckpointError, match=r"rewinds/0002.json does not follow on the rewind before it"):
+        Rewinds.load(folder)
+
+
+# -- a run that went back ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def went_back(small_corpus: str, tmp_path: Path) -> RunConfig:
+    """Trained to step 2 and then to 4, with checkpoints there, and back to step 2 for a spike in step 3."""
+    chosen = {"policy": "rewind", "rewind_steps": 1, "skip_batches": 4, "steps_in_a_row": 1}
+    config = solo_config(small_corpus, f"file://{tmp_path}", spikes=chosen, checkpoint={"every_steps": 2})
+    Solo(config).train(2)
+    Solo(config).train(4)
+    rewinds.decide(Storage.open(config.run_url), Rewind.of(spike(3, 3), make_plan(config).config, number=1))
+    return config
+
+
+def test_run_goes_on_from_before_the_spike(went_back: RunConfig) -> None:
+    plan = make_plan(went_back)
+    assert (plan.resume_step, plan.config.training.skip) == (2, ((2, 6),))
+    assert plan.skipped == (
+        f"Passing over checkpoint {went_back.run_url}/checkpoints/step-00000004: the run went back from its steps.",
+    )
+    assert make_plan(plan.config).config == plan.config  # by the config that is stored then
+
+
+@pytest.mark.parametrize("change", ["training.skip=[[4, 6]]", "training.skip=[[2, 6], [9, 10]]", "training.seed=9"])
+def test_other_settings_are_refused_as_before(change: str, went_back: RunConfig) -> None:
+    with pytest.raises(CheckpointError, match=f"other settings: {change.partition('=')[0]}: "):
+        make_plan(went_back.replace(change))
+
+
+def test_other_settings_are_refused_where_no_checkpoint_is_left(went_back: RunConfig) -> None:
+    folder = Storage.open(went_back.run_url)
+    for path in folder.list(folder_of(2)):
+        folder.delete(path)
+    assert make_plan(went_back).resume_step is None
+    with pytest.raises(
+        CheckpointError, match=r"went back to step 2 and was trained with other settings: .*seed: 0 -> 9"
+    ):
+        make_plan(went_back.replace("training.seed=9"))
+
+
+def test_what_was_gone_back_from_is_deleted(went_back: RunConfig) -> None:
+    folder, made = Storage.open(went_back.run_url), Rewinds.load(Storage.open(went_back.run_url))
+    for step in (2, 3, 4):
+        folder.write(f"evaluations/step-{step:08d}/held_out.json", b"{}")
+    asked: list[bool] = []
+    assert rewinds.clear(folder, made, lambda: asked.append(True)) == [4]
+    assert [found.step for found in registry.found(folder)] == [2]
+    assert folder.list("evaluations/") == ["evaluations/step-00000002/held_out.json"]
+    assert len(asked) == 3
+    folder.write("evaluations/step-00000004/held_out.json", b"{}")  # of the weights that the run has there now
+    assert rewinds.clear(folder, made, lambda: asked.append(True)) == []
+    assert len(folder.list("evaluations/")) == 2
+    assert len(asked) == 3
+
+
+def late(config: RunConfig) -> Storage:
+    """What was cleared away comes back: its manifest was on its way."""
+    folder = Storage.open(config.run_url)
+    kept = {path: folder.read(path) for path in folder.list(folder_of(4))}
+    rewinds.clear(folder, Rewinds.load(folder), lambda: None)
+    for path, data in kept.items():
+        folder.write(path, data)
+    return folder
+
+
+def test_checkpoint_that_is_stored_late_is_nobodys(went_back: RunConfig) -> None:
+    folder = late(went_back)
+    assert make_plan(went_back).resume_step == 2
+    origin = Origin.of(address_of(went_back))
+    assert (origin.step, origin.config.training.skip) == (2, ((2, 6),))
+    assert rewinds.clear(folder, Rewinds.load(folder), lambda: None) == [4]
+
+
+def test_checkpoint_that_is_stored_late_is_in_nobodys_way(went_back: RunConfig) -> None:
+    folder = late(went_back)
+    before, keep = registry.manifest_of(folder, 4), Rewinds.load(folder).keep
+    (part, *others) = before.parts
+    changed = dataclasses.replace(part, tensors=dict(list(part.tensors.items())[1:]))
+    now = Manifest(4, (changed, *others), meta(make_plan(went_back).config), before.owner_epoch)
+    with pytest.raises(CheckpointError, match="is complete already and holds another state"):
+        registry.publish(folder, now)
+    registry.publish(folder, now, wanted=keep)
+    assert registry.manifest_of(folder, 4).meta == now.meta
+
+
+def test_loss_of_a_step_as_it_was_takes_no_weights_of_another_order(went_back: RunConfig) -> None:
+    folder, corpus = Storage.open(went_back.run_url), Corpus.load(Storage.open(went_back.data.tokens))
+    rewinds.clear(folder, Rewinds.load(folder), lambda: None)
+    Solo(went_back).train(3)
+    config = RunAddress.at(went_back.run_url).stored_config()
+    assert SampleLoss(folder, config, corpus, before=3).step == 3
+    assert SampleLoss(folder, config, corpus, before=3, at_most=2).step == 2
+    for path in folder.list(folder_of(2)):
+        folder.delete(path)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 2 or earlier any more"):
+        SampleLoss(folder, config, corpus, before=3, at_most=2)

@@ -189,6 +189,19 @@ def test_run_that_goes_back_counts_on_and_stands_at_an_earlier_step() -> None:
     assert told == [4, 7, 1, 3]
 
 
+def test_what_is_deleted_with_a_rewind_is_not_told_any_more() -> None:
+    saved, start = (
+        at(9, EventKind.CHECKPOINT_SAVED, step=60, seconds=1.0),
+        at(10, EventKind.RUN_STARTED, attempt=2, config={}, resume_step=50),
+    )
+    figures = after([saved, evaluated(9, 60), start, rewound(11, 52)])
+    assert (figures.value("checkpoint_step"), figures.value("evaluation_step")) == (50, None)
+    assert figures.value("evaluation_loss_nats") is None
+    assert figures.value("evaluations_total") == 1
+    figures = after([saved, evaluated(9, 60), start, rewound(11, 60)])
+    assert (figures.value("checkpoint_step"), figures.value("evaluation_step")) == (60, 60)
+
+
 def test_step_of_another_version_that_tells_of_no_refusal_counts() -> None:
     event = committed(4, 0, loss=3.0)
     event.fields.pop("refused", None)

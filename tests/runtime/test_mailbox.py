@@ -180,3 +180,50 @@ def is_there(run: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_commands_between_two_coordinators_of_one_process_are_the_second_ones() -> None:
+    drain = Command("drain", {"node_id": "n"})
+
+    async def story() -> None:
+        mailbox = Mailbox()
+        earlier = asyncio.create_task(mailbox.take("a"))
+        await asyncio.sleep(0)
+        await mailbox.hand_over()  # it ends, and nobody is there yet
+        await mailbox.post(drain)
+        await asyncio.sleep(0)
+        assert not earlier.done()
+        assert await mailbox.take("b") == drain
+        assert await mailbox.take("a") is None
+        await mailbox.post(STOP)
+        assert await mailbox.take("b") == STOP
+        earlier.cancel()
+
+    play(story())
+
+
+def test_earlier_coordinator_takes_nothing_from_its_successor() -> None:
+    async def story() -> None:
+        mailbox = Mailbox()
+        await mailbox.post(STOP)
+        assert await mailbox.take("a") == STOP
+        later = asyncio.create_task(mailbox.take("b"))
+        await asyncio.sleep(0)
+        assert await later == STOP  # it holds until further notice
+        assert await mailbox.take("a") is None
+
+    play(story())
+
+
+def test_going_back_and_forth_is_no_progress() -> None:
+    async def story() -> None:
+        mailbox = Mailbox()
+        counted = []
+        for number in range(6):
+            counted.append((await mailbox.begin_attempt(HERE)).number_in_vain)
+            await mailbox.publish([], {"step": 45 - number % 2})
+        assert counted == [1, 1, 2, 3, 4, 5]
+        await mailbox.publish([], {"step": 20, "num_rewinds": 1})
+        assert (await mailbox.begin_attempt(HERE)).number_in_vain == 1
+
+    play(story())

@@ -16,6 +16,7 @@ from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.rewinds import Rewind
 from elastic_lm.protocol import Evaluation, Generation, StepRecord
+from elastic_lm.run import Run
 from elastic_lm.runtime.recorder import Recorder
 from elastic_lm.storage import Storage
 from tests.solo import Unheard, solo_config, status
@@ -325,6 +326,53 @@ def test_spike_that_was_trained_through_under_other_rules_is_past(config: RunCon
     assert now.spike is not None and now.spike.first_step == 60
     after.end()
     before.end()
+
+
+def test_spike_that_was_trained_through_later_is_past(watched: Attempts) -> None:
+    """The attempt that found it died; somebody then wanted none of it."""
+    spiking(watched)[0].close()
+    between = Attempts(watched.config.replace("spikes.policy=ignore"))
+    recorder = between.begin(2)
+    assert recorder.spike is None
+    recorder.enter(steps(35, 60))
+    between.end()
+    again = Attempts(watched.config)
+    assert again.begin(3).spike is None
+    again.end()
+
+
+def test_spike_that_nobody_heeded_because_the_run_was_stopping_is_not_past(config: RunConfig) -> None:
+    attempts = Attempts(config.replace("spikes={policy: stop, window_steps: 20}"))
+    first = attempts.begin(1)
+    first.enter((*steps(0, 30), *steps(30, 33, loss=9.0)))
+    first.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "stopped", "reason": "SIGTERM"}))
+    first.close()
+    assert attempts.begin(2).spike is not None
+    attempts.end()
+
+
+def test_steps_that_were_left_out_before_the_place_gone_back_to_count_on(watched: Attempts) -> None:
+    recorder = watched.begin(1)
+    recorder.enter((*steps(0, 22), *(replace(s, refused=1) for s in steps(22, 30)), *steps(30, 33, loss=9.0)))
+    assert recorder.spike is not None
+    rewind = Rewind.of(recorder.spike, watched.config, number=1)
+    recorder.close()
+    second = watched.begin(2, rewinds=[rewind])  # steps 22, 23 and 24 stay
+    second.enter(tuple(replace(s, refused=1) for s in steps(25, 31)))
+    assert second.too_many_left_out is None
+    second.enter((replace(record(31), refused=1),))
+    assert second.too_many_left_out is not None and "the last 10 steps up to 31" in second.too_many_left_out
+
+
+def test_result_of_the_log_is_that_of_the_recorder(watched: Attempts) -> None:
+    recorder, rewind = spiking(watched)
+    recorder.close()
+    second = watched.begin(2, rewinds=[rewind])
+    mine = second.figures()["loss"]
+    second.emit(Event(EventKind.RUN_FINISHED, "Ends.", step=25, fields={"verdict": "stopped", "reason": "enough"}))
+    second.close()
+    told = Run.open(watched.config.run_url).result
+    assert told is not None and told.metrics["loss"] == mine == 2.5
 
 
 def test_spike_that_has_stopped_a_run_is_past_when_it_goes_on(config: RunConfig) -> None:
