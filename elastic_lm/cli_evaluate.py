@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elastic_lm import completion
-from elastic_lm.terminal import deliver, told_errors
+from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
@@ -32,23 +33,34 @@ def evaluate(
         str, typer.Option(help="held_out and YAML files of your own, with commas between.", metavar="TASK,...")
     ] = "held_out",
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many held-out samples.", metavar="N")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="On so many workers of the Ray cluster at RAY_ADDRESS.", metavar="N")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a line for each task.")] = False,
 ) -> None:
     """Tell how good a run's model is, with 95 % intervals.
 
-    On this machine's CPU, also while the run trains. The task held_out is the loss on text that the corpus keeps from training;
-    others are multiple choice, pairs of sentences, BLEU and a scorer of your own: docs/evaluation.md. Results are kept in the
-    run's folder, below evaluations/.
+    On this machine's CPU, or with --workers shared out over a cluster, also while the run trains. The task held_out is the loss
+    on text that the corpus keeps from training; others are multiple choice, pairs of sentences, BLEU and a scorer of your own:
+    docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
+        from elastic_lm.monitor.evaluating import Display
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
 
         name, step = split_step(run)
         found = Run.open(name)
-        for result in found.evaluate(*[task.strip() for task in tasks.split(",")], step=step, samples=samples):
+        asked = [task.strip() for task in tasks.split(",")]
+        display = None if as_json else Display()
+        results = found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
+        for result in results if display is None else display.waiting_for(results):
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
             result.store(found.address.folder())
+
+
+def _tell(sentence: str) -> None:
+    say(sentence, sys.stderr)
 
 
 def _rows(result: Result) -> Iterator[str]:

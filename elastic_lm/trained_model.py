@@ -40,7 +40,7 @@ class ModelInterface:
     vocab_size: int
 
     @cached_property
-    def token_bytes_V(self) -> Tensor:
+    def token_bytes(self) -> Tensor:
         """UTF-8 bytes of text that each token stands for, int64 [V]."""
         return torch.tensor([self.encoder.num_bytes(token) for token in range(self.vocab_size)])
 

@@ -107,7 +107,7 @@ class Batches:
         for number in range(self.start, self.stop):
             tokens_BS = torch.from_numpy(self.source.batch(number).astype(np.int64))
             measured = measure(model.module, objective, tokens_BS.to(model.device), number)
-            found.append((measured, int(model.token_bytes_V[tokens_BS[:, 1:]].sum())))
+            found.append((measured, int(model.token_bytes[tokens_BS[:, 1:]].sum())))
         return found
 
     def num_tokens(self, answer: list[tuple[Measure, int]]) -> int:

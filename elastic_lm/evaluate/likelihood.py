@@ -5,7 +5,8 @@ hidden and all others in sight: the pseudo-log-likelihood (Salazar et al. 2020).
 the one before, in training as here; to a model that sees both sides it ends with that token, too.
 
 Invariant: sequences are never padded: those of equal length are read together, so that no token is there which the text does
-not have. Which are read together follows from all readings of a task, not from who reads them. Softmax in fp64, over all rows of the model.
+not have. Which are read together follows from all readings of a task, not from who reads them. Softmax in fp64, over all rows
+of the model.
 
 Shapes: B sequences, T tokens, N places, V vocabulary.
 """

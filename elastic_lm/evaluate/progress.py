@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` pieces of all tasks together, the last of them of the task `stage`. `tokens`: read for them or written."""
+    """`done` of `total` pieces of all tasks together, the last one of the task `stage`. `tokens`: read for them, or written."""
 
     stage: str
     done: int
