@@ -138,12 +138,12 @@ class Run:
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write the run's report, one HTML file, to `path` or into its folder.    Returns: where it is."""
-        from elastic_lm.monitor import report
+        from elastic_lm.monitor import report, task_results
 
         if path is None:
             self.address.log()
             return report.write(self.name, self.address.folder())
-        page = report.render(self.name, self.events())
+        page = report.render(self.name, self.events(), task_results.newest(self.address.folder()))
         try:
             Path(path).write_text(page, encoding="utf-8")
         except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 from elastic_lm.config import RunConfig
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
-from elastic_lm.evaluate import evaluation, held_out, likelihood
+from elastic_lm.evaluate import held_out, likelihood
 from elastic_lm.run import Run
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from elastic_lm.runtime.evaluators import OnCluster
@@ -56,7 +55,7 @@ def half(text: str) -> float:
 
 
 def slow_task(folder: Path) -> str:
-    return write(folder, PROMPTS * 3, name="slow", kind="safety", scorer=f"{__name__}:half", max_new_tokens=1)
+    return write(folder, PROMPTS * 8, name="slow", kind="safety", scorer=f"{__name__}:half", max_new_tokens=1)
 
 
 def nothing_is_left(cluster: LocalCluster) -> bool:
@@ -119,14 +118,21 @@ def test_worker_that_finds_no_checkpoint_any_more_is_done_without(
     cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
 ) -> None:
     """As when the run deletes old ones while it trains. When nobody has the model, that is the error."""
-    names, folder, said = ["held_out", slow_task(tmp_path)], Storage.open(evaluated.run_url), list[str]()
+    names, folder, said = [slow_task(tmp_path), "held_out"], Storage.open(evaluated.run_url), list[str]()
     expected = results(evaluated, names)
-    coming = evaluation.evaluate(folder, evaluated, names, answerer=OnCluster(2, said.append))
-    first = next(coming)
-    for path in folder.list("checkpoints/"):
-        folder.delete(path)
-    os.kill(processes_titled(cluster, "ray::Evaluator")[0], signal.SIGKILL)
-    assert [json.dumps(result.as_dict()) for result in (first, *coming)] == expected
+    at_work: set[int] = set()
+
+    def both_have_it() -> bool:
+        at_work.update(processes_titled(cluster, "ray::Evaluator.answer"))
+        return len(at_work) == 2
+
+    with ThreadPoolExecutor(1) as pool:
+        evaluating = pool.submit(results, evaluated, names, OnCluster(2, said.append))
+        wait_for(lambda: both_have_it() or evaluating.done(), timeout_s=WAIT_S, what="two workers with the model")
+        for path in folder.list("checkpoints/"):
+            folder.delete(path)
+        os.kill(min(at_work), signal.SIGKILL)
+        assert evaluating.result(WAIT_S) == expected
     assert any("A worker of the evaluation has no model (the run in" in sentence for sentence in said)
     with pytest.raises(CheckpointError, match="has no complete checkpoint yet"):
         results(evaluated, names, OnCluster(2))
