@@ -24,12 +24,14 @@ from elastic_lm.evaluate.assignments import Assignments
 from elastic_lm.evaluate.pieces import Answer, Piece, Subject
 from elastic_lm.runtime import cluster
 from elastic_lm.runtime.placement import worker_options
+from elastic_lm.runtime.roster import reap
 from elastic_lm.trained_model import TrainedModel
 
 PATIENCE_S = 300.0  # for a first worker: an autoscaler's node takes minutes
 POLL_S = 1.0
 MAX_LOSSES = 5  # in a row, of workers that took the same place, with nothing answered in between
 MOST_CHARACTERS = 200  # of what Ray says of a death
+HUNG_S = 30.0  # with a piece that others have answered meanwhile
 NICENESS = 4  # above what Ray starts workers with: those of a run on the same machine go first
 
 
@@ -40,9 +42,9 @@ class Evaluator:
         self._subject, self._pieces = subject, pieces
         self._model: TrainedModel | None = None
 
-    def locate(self) -> str:
-        """The node's id: it has been placed."""
-        return str(ray.get_runtime_context().get_node_id())
+    def locate(self) -> tuple[str, int]:
+        """Node id and process id: it has been placed."""
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def load(self) -> None:
         """Read the model's weights, verified.    Raises: as `TrainedModel.load`."""
@@ -97,6 +99,8 @@ class _Place:
 
     number: int
     handle: Any = None
+    process: tuple[str, int] | None = None  # node id and process id
+    asked_at: float = 0.0
     stage: _Stage = _Stage.PLACING
     is_idle: bool = False
     losses: int = 0
@@ -115,11 +119,17 @@ class _Crew:
         self._places = [_Place(number) for number in range(num_workers)]
         self._calls: dict[ray.ObjectRef, _Place] = {}
         self._alone_since = time.monotonic()
+        self._last_words = ""  # of a place that was given up
 
     def answers(self) -> Generator[Answer, None, None]:
         for place in self._places:
             self._start(place)
         while not self._assignments.done:
+            if not self._calls:
+                raise ClusterError(
+                    f"workers of the evaluation died {self._last_words}; look into the logs of the cluster, or evaluate in this "
+                    "process: leave --workers out"
+                )
             heard, _ = ray.wait(list(self._calls), timeout=POLL_S)
             for reference in heard:
                 self._hear(self._calls.pop(reference), reference)
@@ -127,9 +137,12 @@ class _Crew:
             self._check_patience()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, also one that is frozen and hears nothing."""
         for place in self._places:
             self._end(place)
+        for place in self._calls.values():
+            if place.stage is _Stage.ANSWERING and time.monotonic() - place.asked_at > HUNG_S and place.process:
+                reap(*place.process, title=f"ray::{Evaluator.__name__}")
 
     def _start(self, place: _Place) -> None:
         place.handle, place.stage, place.is_idle = self._new(), _Stage.PLACING, False
@@ -150,7 +163,7 @@ class _Crew:
             return
         else:
             if place.stage is _Stage.PLACING:
-                place.stage = _Stage.LOADING
+                place.stage, place.process = _Stage.LOADING, found
                 self._calls[place.handle.load.remote()] = place
                 return
             if place.stage is _Stage.ANSWERING:
@@ -163,6 +176,7 @@ class _Crew:
         number = self._assignments.give(place.number)
         place.is_idle = number is None
         if number is not None:
+            place.asked_at = time.monotonic()
             self._calls[place.handle.answer.remote(number)] = place
 
     def _unable(self, place: _Place, cause: BaseException) -> None:
@@ -181,13 +195,10 @@ class _Crew:
         if place.losses <= MAX_LOSSES:
             self._choices.tell(f"A worker of the evaluation is lost: {kind}. Another takes its place.")
             self._start(place)
+        else:
+            self._last_words = f"{place.losses} times in a row, at last because of {why}"
         for idle in [other for other in self._places if other.is_idle]:
             self._ask(idle)
-        if not self._calls:
-            raise ClusterError(
-                f"workers of the evaluation died {place.losses} times in a row, at last because of {why}; look into the logs of "
-                "the cluster, or evaluate in this process: leave --workers out"
-            )
 
     def _end(self, place: _Place) -> None:
         if place.handle is not None:

@@ -16,6 +16,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate import held_out, likelihood
 from elastic_lm.run import Run
+from elastic_lm.runtime import evaluators
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
@@ -63,8 +64,8 @@ def nothing_is_left(cluster: LocalCluster) -> bool:
 
 
 @pytest.mark.timeout(240)
-def test_bits_are_those_of_one_process_also_when_workers_are_killed(
-    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
+def test_bits_are_those_of_one_process_also_when_workers_are_killed_and_hang(
+    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [*tasks_of(tmp_path, "causal"), slow_task(tmp_path)]
     expected = results(evaluated, names)
@@ -73,22 +74,26 @@ def test_bits_are_those_of_one_process_also_when_workers_are_killed(
     assert "Evaluating with 2 workers of 1 CPU each, as the run's have; free now: 6 CPUs." in said
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
 
-    killed: set[int] = set()
+    monkeypatch.setattr(evaluators, "HUNG_S", 0.0)
+    hit: list[int] = []
 
-    def kill_one() -> bool:
-        for pid in processes_titled(cluster, "ray::Evaluator.answer"):
+    def kill_one_and_freeze_one() -> bool:
+        for pid in set(processes_titled(cluster, "ray::Evaluator.answer")) - set(hit):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
-        return len(killed) >= 2
+                os.kill(pid, (signal.SIGKILL, signal.SIGSTOP)[len(hit)])
+                hit.append(pid)
+            if len(hit) == 2:
+                return True
+        return False
 
     said.clear()
     with ThreadPoolExecutor(1) as pool:
         evaluating = pool.submit(results, evaluated, names, OnCluster(2, said.append))
-        wait_for(lambda: kill_one() or evaluating.done(), timeout_s=WAIT_S, what="two workers to kill")
+        wait_for(lambda: kill_one_and_freeze_one() or evaluating.done(), timeout_s=WAIT_S, what="two workers to hit")
         assert evaluating.result(WAIT_S) == expected
-    assert len(killed) >= 2
-    assert sum("is lost: ActorDiedError. Another takes its place." in sentence for sentence in said) >= 2
+    assert len(hit) == 2
+    assert "A worker of the evaluation is lost: ActorDiedError. Another takes its place." in said
+    wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the end of the frozen one, too")
 
 
 def test_what_a_user_is_to_correct_is_told_as_by_one_process(
