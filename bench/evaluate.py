@@ -1,7 +1,8 @@
-"""Tokens per second of an evaluation: the engine's measure of held-out batches against a plain forward-only loop, by turns.
+"""Tokens per second of an evaluation against a plain forward-only loop, by turns: of a worker's, and of one that is asked alone.
 
-Both have the same model, batches and precision, in one process; each round takes them one after the other, in an order that
-alternates. The plain loop computes the mean loss from all logits at once, and nothing else.
+All have the same model, batches and precision, in one process; each round takes them one after the other, in an order that
+alternates. The plain loop computes the mean loss from all logits at once, and nothing else. `alone` is a piece of
+`elastic-lm evaluate`, which is always of fp32.
 """
 
 from __future__ import annotations
@@ -13,13 +14,34 @@ import time
 from collections.abc import Callable
 
 import common
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from workload import Workload
 
-from elastic_lm.engine.spec import EngineSpec
+from elastic_lm.engine.spec import CAUSAL, EngineSpec
 from elastic_lm.engine.step import Replica
+from elastic_lm.evaluate.held_out import Batches
 from elastic_lm.protocol import Evaluation
+from elastic_lm.trained_model import TrainedModel
+
+
+class Made:
+    """Batches that are there already: reading them is bench/reader.py's."""
+
+    def __init__(self, batches: list[NDArray[np.uint16]]) -> None:
+        self._batches = batches
+
+    def batch(self, number: int) -> NDArray[np.uint16]:
+        return self._batches[number]
+
+
+class OneByteTokens:
+    """A tokenizer of synthetic tokens."""
+
+    def num_bytes(self, token: int) -> int:
+        return 1
 
 
 def main() -> None:
@@ -41,9 +63,16 @@ def main() -> None:
     )
     replica.initialise()
     batches = [workload.tokens(0, number) for number in range(workload.micro_batches)]
+    vocabulary = OneByteTokens(), {}, CAUSAL, workload.sequence_length, workload.vocab_size
+    trained = TrainedModel(*vocabulary, replica.model, 1, "", workload.device)  # type: ignore[arg-type]
+    piece = Batches(Made(batches), CAUSAL, None, 0, len(batches))  # type: ignore[arg-type]
 
     def ours() -> float:
         return Evaluation.of(1, (replica.measure(tokens, number) for number, tokens in enumerate(batches))).loss
+
+    def alone() -> float:
+        answer = piece.answer(trained)
+        return sum(measured.loss for measured, _ in answer) / sum(measured.num_targets for measured, _ in answer)
 
     def plain() -> float:
         model = replica.model.eval()
@@ -56,6 +85,8 @@ def main() -> None:
         return statistics.fmean(losses)
 
     sides: dict[str, Callable[[], float]] = {"plain loop, forward only": plain, "elastic, measures": ours}
+    if workload.precision == "fp32":
+        sides["elastic, alone"] = alone
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses = {name: side() for name, side in sides.items()}  # warms up, too
     for number in range(arguments.rounds):

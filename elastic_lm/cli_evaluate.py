@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from elastic_lm import completion
 from elastic_lm.errors import ConfigError
-from elastic_lm.terminal import deliver, told_errors
+from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
@@ -55,28 +56,37 @@ def evaluate(
     harness_shots: Annotated[
         int | None, typer.Option(min=0, help="Examples before each item, unless a task allows none.", metavar="N")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="On so many workers of the Ray cluster at RAY_ADDRESS.", metavar="N")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a line for each task.")] = False,
 ) -> None:
     """Tell how good a run's model is, with 95 % intervals.
 
-    On this machine's CPU, also while the run trains. The task held_out is the loss on text that the corpus keeps from training;
-    others are multiple choice, pairs of sentences, BLEU, a scorer of your own, and all of lm-evaluation-harness:
+    On this machine's CPU, or with --workers shared out over a cluster, also while the run trains. The task held_out is the loss
+    on text that the corpus keeps from training; others are multiple choice, pairs of sentences, BLEU, a scorer of your own, and
+    all of lm-evaluation-harness:
     docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
+        from elastic_lm.monitor.evaluating import Display
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
 
         if harness is not None and tasks is not None:
             raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
+        if harness is not None and workers is not None:
+            raise ConfigError("--workers is for --tasks: the harness asks one model, on this machine; leave it out")
         if harness is None and not (harness_include is None and harness_shots is None):
             raise ConfigError(
                 "--harness-include and --harness-shots are for tasks of the harness; name them with --harness"
             )
         name, step = split_step(run)
         found = Run.open(name)
+        display = None if as_json else Display()
         if harness is None:
-            results = found.evaluate(*_names(tasks or "held_out"), step=step, samples=samples)
+            asked = _names(tasks or "held_out")
+            results = found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
         else:
             results = found.evaluate_harness(
                 *_names(harness),
@@ -86,13 +96,17 @@ def evaluate(
                 python=harness_python,
                 include=harness_include,
             )
-        for result in results:
+        for result in results if display is None else display.waiting_for(results):
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
             result.store(found.address.folder())
 
 
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",")]
+
+
+def _tell(sentence: str) -> None:
+    say(sentence, sys.stderr)
 
 
 def _rows(result: Result) -> Iterator[str]:

@@ -6,7 +6,9 @@ writes such files and `experiment` reads them; neither needs the other.
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 FOLDER = "evaluations"
 HASH_DIGITS = 8
@@ -26,3 +28,14 @@ def place_of(path: str) -> tuple[int, str] | None:
 def name_with_hash(task: str, task_hash: str) -> str:
     """Of a file beside that of another task of this name."""
     return f"{task}-{task_hash[:HASH_DIGITS]}"
+
+
+def number(value: Any) -> float | None:
+    """Of what such a file may say; None for what is no number, or not finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

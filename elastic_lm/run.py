@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ from elastic_lm.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from elastic_lm.evaluate.pieces import Answerer
+    from elastic_lm.evaluate.progress import View
     from elastic_lm.evaluate.result import Result
 
 FOLLOW_S = 1.0
@@ -137,12 +139,12 @@ class Run:
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write the run's report, one HTML file, to `path` or into its folder.    Returns: where it is."""
-        from elastic_lm.monitor import report
+        from elastic_lm.monitor import report, task_results
 
         if path is None:
             self.address.log()
             return report.write(self.name, self.address.folder())
-        page = report.render(self.name, self.events())
+        page = report.render(self.name, self.events(), task_results.newest(self.address.folder()))
         try:
             Path(path).write_text(page, encoding="utf-8")
         except OSError as error:
@@ -190,18 +192,42 @@ class Run:
         model = TrainedModel.load(self.address.folder(), self.address.stored_config())
         return Generator(model).generate(prompt, sampling)
 
-    def evaluate(self, *tasks: str, step: int | None = None, samples: int | None = None) -> Iterator[Result]:
-        """How good the model is, on this machine's CPU: the result of each task as soon as it is there.
+    def evaluate(
+        self,
+        *tasks: str,
+        step: int | None = None,
+        samples: int | None = None,
+        workers: int | None = None,
+        view: View | None = None,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> Iterator[Result]:
+        """How good the model is: the result of each task as soon as it is there.
 
         `tasks`: `held_out`, or addresses of YAML files (docs/evaluation.md). `step`: of another checkpoint than the newest;
-        `samples`: at most so many held-out ones. Nothing is stored: `result.store(run.address.folder())` does that.
-        Raises: ConfigError when a task cannot be answered; CheckpointError when there is no such checkpoint; DataError.
+        `samples`: at most so many held-out ones. `workers`: so many of the Ray cluster at RAY_ADDRESS compute it, or of one
+        that is started for it; else this process, on its CPU. `view` is shown how far it has come; `tell` gets what is said
+        of the cluster. Nothing is stored: `result.store(run.address.folder())` does that.
+        Raises: ConfigError when a task cannot be answered; CheckpointError when there is no such checkpoint; DataError;
+        ClusterError when there is no cluster, or it gives no workers.
         """
         from elastic_lm.evaluate.evaluation import evaluate
+        from elastic_lm.evaluate.pieces import here
 
-        address = self.address
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers={workers} can evaluate nothing; use at least 1, or leave it out")
+        answerer: Answerer = here
+        if workers is not None:
+            from elastic_lm.runtime.evaluators import OnCluster
+
+            answerer = OnCluster(workers, tell)
         return evaluate(
-            address.folder(), address.stored_config(), tasks or ("held_out",), step=step, max_samples=samples
+            self.address.folder(),
+            self.address.stored_config(),
+            tasks or ("held_out",),
+            step=step,
+            max_samples=samples,
+            answerer=answerer,
+            view=view,
         )
 
     def evaluate_harness(

@@ -1,6 +1,6 @@
 """A run's model as a checkpoint holds it, with the tokenizer of its corpus: what those who only read a run begin with.
 
-Invariant: weights, shape and tokenizer belong together, or nothing is loaded. On the CPU, in fp32, without dropout.
+Invariant: weights, shape and tokenizer belong together, or nothing is loaded. In fp32, without dropout.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +20,49 @@ from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.passages import encoder_of
 from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.engine.build import build
+from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import CheckpointError
 from elastic_lm.storage import Storage
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """`step`: how long it was trained. `digest`: sha256 of its weights, as the run's result and its checkpoint tell it.
+class ModelInterface:
+    """How text gets into a run's model: what is known of it without its weights.
 
     `vocab_size`: tokens that the corpus has, which come first; the model's rows may be more.
     """
 
-    module: nn.Module
     encoder: TextEncoder
     special_ids: Mapping[str, int]
     objective: str
     max_tokens: int
     vocab_size: int
+
+    @cached_property
+    def token_bytes(self) -> Tensor:
+        """UTF-8 bytes of text that each token stands for, int64 [V]."""
+        return torch.from_numpy(self.encoder.bytes_by_token(self.vocab_size))
+
+
+@dataclass(frozen=True)
+class TrainedModel(ModelInterface):
+    """`step`: how long it was trained. `digest`: sha256 of its weights, as the run's result and its checkpoint tell it."""
+
+    module: nn.Module
     step: int
     digest: str
+    device: str = "cpu"
 
     @classmethod
-    def load(cls, run_storage: Storage, config: RunConfig, step: int | None = None) -> TrainedModel:
+    def load(
+        cls, run_storage: Storage, config: RunConfig, step: int | None = None, *, device: str = "cpu"
+    ) -> TrainedModel:
         """Of the newest complete checkpoint, or of the one of `step`.
 
-        Raises: CheckpointError when there is none, or the model takes other weights; ConfigError when the corpus is not the
-        one that the run was trained on; DataError when it has lost its tokenizer; StorageError.
+        Raises: CheckpointError when there is none, or the model takes other weights; as `interface_of`.
         """
-        tokens = Storage.open(config.data.tokens)
-        manifest = Manifest.load(tokens)
-        config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)  # another corpus, other tokens
-        encoder = encoder_of(tokens, manifest)
-        spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)
+        interface, spec = _opened(config)
         if step is None:
             step, weights = newest_weights(run_storage)
         else:
@@ -59,21 +70,42 @@ class TrainedModel:
         module = build(spec.model).eval()
         _fill(module, weights)
         return cls(
-            module,
-            encoder,
-            manifest.special_ids,
-            spec.objective,
-            spec.model.max_tokens,
-            manifest.vocab_size,
+            interface.encoder,
+            interface.special_ids,
+            interface.objective,
+            interface.max_tokens,
+            interface.vocab_size,
+            module.to(device),
             step,
             digest_of({f"{PARAMETERS}{name}": tensor for name, tensor in weights.items()}, step),
+            device,
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """[T, V] in fp32, of tokens that the corpus has."""
         with torch.no_grad():
-            logits_TV = self.module(torch.tensor([ids]))[0].float()
-        return logits_TV[:, : self.vocab_size].clone()
+            logits_TV = self.module(torch.tensor([ids], device=self.device))[0].float()
+        return logits_TV[:, : self.vocab_size].cpu().clone()
+
+
+def interface_of(config: RunConfig) -> ModelInterface:
+    """That of a run's model.
+
+    Raises: ConfigError when the corpus is not the one that the run was trained on; DataError when it has lost its tokenizer;
+    StorageError.
+    """
+    return _opened(config)[0]
+
+
+def _opened(config: RunConfig) -> tuple[ModelInterface, EngineSpec]:
+    """Raises: as `interface_of`."""
+    tokens = Storage.open(config.data.tokens)
+    manifest = Manifest.load(tokens)
+    config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)  # another corpus, other tokens
+    encoder = encoder_of(tokens, manifest)
+    spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)
+    max_tokens = spec.model.max_tokens
+    return ModelInterface(encoder, manifest.special_ids, spec.objective, max_tokens, manifest.vocab_size), spec
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ def scripted(text: str) -> Generator:
     """Says this text."""
     encoder = train(["abc é 漢字 "], 300)
     module = Script(encoder.encode(text))  # the end of the text is its last token
-    return Generator(TrainedModel(module, encoder, encoder.special_ids, "causal", 64, 400, 1, ""))
+    return Generator(TrainedModel(encoder, encoder.special_ids, "causal", 64, 400, module, 1, ""))
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:

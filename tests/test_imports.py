@@ -39,7 +39,8 @@ ALLOWED = {
     },
     "elastic_lm.monitor": {
         "prometheus_client", "grafana_foundation_sdk", "IPython", "pyarrow", "rich", "yaml", "elastic_lm.__version__",
-        "elastic_lm.data.progress", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
+        "elastic_lm.data.progress", "elastic_lm.errors", "elastic_lm.evaluate.progress",
+        "elastic_lm.evaluation_file", "elastic_lm.events", "elastic_lm.model.flops", "elastic_lm.storage",
     },
     "elastic_lm.huggingface": {
         "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
@@ -100,8 +101,8 @@ ALLOWED = {
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.evaluate",
         "elastic_lm.events", "elastic_lm.generation", "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result",
-        "elastic_lm.run_address", "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
-        "elastic_lm.trained_model",
+        "elastic_lm.run_address", "elastic_lm.runtime.evaluators", "elastic_lm.runtime.remote", "elastic_lm.storage",
+        "elastic_lm.tracking", "elastic_lm.trained_model",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),

@@ -61,3 +61,8 @@ class HeldOutTokens:
     def batch(self, number: int) -> Tokens:
         """Tokens [samples, sequence_length + 1].    Raises: DataError, StorageError."""
         return self._tokens.tokens(number, 0)[: self._held_out.num_rows(number)]
+
+    def num_tokens(self, start: int, stop: int) -> int:
+        """That a model reads in the batches [start, stop)."""
+        rows = sum(self._held_out.num_rows(number) for number in range(start, stop))
+        return rows * self._held_out.order.sequence_length

@@ -16,9 +16,10 @@ from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, continuations, num_cut
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Floats, Metric, bootstrap
+from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.generation import Sampling
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface
 
 ORDER = 4  # of the longest n-grams
 
@@ -48,12 +49,18 @@ class Bleu:
         self._sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
         self._stop = options.optional_text("stop")
 
-    def evaluate(self, model: TrainedModel) -> Outcome:
+    def plan(self, model: ModelInterface) -> Plan:
         """Raises: DataError when the tokenizer cannot encode a prompt."""
         prompts = [item.prompt for item in self._items]
-        texts = list(continuations(model, prompts, self._sampling, self._stop))
+        cut = num_cut(model, prompts)
+        return Plan(
+            continuations(prompts, self._sampling, self._stop),
+            lambda answers: self._outcome([written.text for answer in answers for written in answer], cut),
+        )
+
+    def _outcome(self, texts: list[str], cut_prompts: int) -> Outcome:
         metric, signature = score(texts, [item.references for item in self._items])
-        counts = {"prompts": len(texts), "empty_continuations": texts.count(""), "cut_prompts": num_cut(model, prompts)}
+        counts = {"prompts": len(texts), "empty_continuations": texts.count(""), "cut_prompts": cut_prompts}
         return Outcome(
             {"bleu": metric}, counts, {"score": f"sacrebleu {signature}", "intervals": "bootstrap over prompts"}
         )

@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass
 
 from elastic_lm.engine.spec import CAUSAL
+from elastic_lm.evaluate import likelihood
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Metric, wilson
-from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
+from elastic_lm.evaluate.likelihood import Rivals, rivals
+from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.result import Outcome
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,17 @@ class Choices:
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._items = [Item.of(fields) for fields in items]
 
-    def evaluate(self, model: TrainedModel) -> Outcome:
+    def plan(self, model: ModelInterface) -> Plan:
         """Raises: ConfigError when a choice alone does not fit into the model's context."""
         asked = [rivals(model, item.context, item.choices) for item in self._items]
         readings = [reading for each in asked for reading in each.readings]
-        log_p = iter(log_likelihoods(model, readings))
+        return likelihood.plan(readings, lambda log_p: self._outcome(asked, log_p))
+
+    def _outcome(self, asked: list[Rivals], log_p: list[float]) -> Outcome:
+        coming = iter(log_p)
         num_right = num_right_per_byte = num_not_finite = 0
         for item, each in zip(self._items, asked, strict=True):
-            scores = [next(log_p) for _ in item.choices]
+            scores = [next(coming) for _ in item.choices]
             sizes = [each.tail_bytes + len(choice.encode()) for choice in item.choices]
             per_byte = [score / size for score, size in zip(scores, sizes, strict=True)]
             num_right += _best(scores) == item.answer
@@ -56,8 +61,8 @@ class Choices:
         number = len(self._items)
         counts = {
             "items": number,
-            "choices": len(readings),
-            "cut_contexts": sum(reading.cut for reading in readings),
+            "choices": len(log_p),
+            "cut_contexts": sum(reading.cut for each in asked for reading in each.readings),
             "shortened_contexts": sum(each.shortened for each in asked),
         }
         method = {"intervals": "Wilson"}

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from elastic_lm.generation import Generator, Sampling
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface, TrainedModel
 
 MOST_NEW_TOKENS = 65_536
+PIECE_PROMPTS = 4  # continued in one piece: each takes a pass of the model for every token
 
 
-def continuations(model: TrainedModel, prompts: Sequence[str], sampling: Sampling, stop: str | None) -> Iterator[str]:
-    """One for each prompt, up to the end of the text, the first `stop`, or as many tokens as `sampling` says."""
-    generator = Generator(model)
-    for prompt in prompts:
-        text = ""
-        for piece in generator.generate(prompt, sampling):
+@dataclass(frozen=True)
+class Written:
+    """A continuation. `num_tokens`: about as many as it has, counted as its text came."""
+
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """A piece: prompts to continue, each up to the end of the text, the first `stop`, or as many tokens as `sampling` says."""
+
+    prompts: tuple[str, ...]
+    sampling: Sampling
+    stop: str | None
+
+    def answer(self, model: TrainedModel) -> list[Written]:
+        """Raises: DataError when the tokenizer cannot encode a prompt."""
+        generator = Generator(model)
+        return [self._continued(generator, prompt) for prompt in self.prompts]
+
+    def num_tokens(self, answer: list[Written]) -> int:
+        return sum(written.num_tokens for written in answer)
+
+    def _continued(self, generator: Generator, prompt: str) -> Written:
+        text, num_tokens = "", 0
+        for piece in generator.generate(prompt, self.sampling):
             text += piece
-            if stop is not None and stop in text:
+            num_tokens += 1
+            if self.stop is not None and self.stop in text:
                 break
-        yield text if stop is None else text.partition(stop)[0]
+        return Written(text if self.stop is None else text.partition(self.stop)[0], num_tokens)
 
 
-def num_cut(model: TrainedModel, prompts: Sequence[str]) -> int:
+def continuations(prompts: Sequence[str], sampling: Sampling, stop: str | None) -> list[Continuations]:
+    """Pieces for all prompts, in their order."""
+    starts = range(0, len(prompts), PIECE_PROMPTS)
+    return [Continuations(tuple(prompts[start : start + PIECE_PROMPTS]), sampling, stop) for start in starts]
+
+
+def num_cut(model: ModelInterface, prompts: Sequence[str]) -> int:
     """Prompts that the model reads without their beginning, because its context is shorter."""
     return sum(len(model.encoder.encode(prompt)) > model.max_tokens for prompt in prompts)

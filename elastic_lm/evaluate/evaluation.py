@@ -1,14 +1,21 @@
-"""An evaluation: a run's model at a step, asked one task after another."""
+"""An evaluation: a run's model at a step, asked one task after another.
+
+Invariant: nothing is asked before every task is known to be in order, and all answers are of the same weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from elastic_lm.config import RunConfig
+from elastic_lm.errors import CheckpointError
 from elastic_lm.evaluate import tasks
+from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here
+from elastic_lm.evaluate.progress import Progress, Unseen, View
 from elastic_lm.evaluate.result import Result
 from elastic_lm.storage import Storage
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import interface_of
 
 
 def evaluate(
@@ -18,13 +25,36 @@ def evaluate(
     *,
     step: int | None = None,
     max_samples: int | None = None,
+    answerer: Answerer = here,
+    view: View | None = None,
 ) -> Iterator[Result]:
     """The result of each task as soon as it is there; nothing is stored. `step` None: the newest complete checkpoint's.
 
-    Raises: ConfigError when a task cannot be answered; CheckpointError when there is no such checkpoint; DataError, StorageError.
+    `answerer`: who computes; it has no say in the figures.
+    Raises: ConfigError when a task cannot be answered; CheckpointError when there is no such checkpoint, or another took its
+    place meanwhile; DataError, StorageError; and what the answerer raises.
     """
+    view = view or Unseen()
     asked = tasks.find(names, config, max_samples)
-    model = TrainedModel.load(run_storage, config, step)
-    for task in asked:
-        outcome = task.question.evaluate(model)
-        yield Result(config.name, model.step, model.digest, task.name, task.kind, task.hash, outcome)
+    interface = interface_of(config)
+    plans = [task.question.plan(interface) for task in asked]
+    pieces = [piece for plan in plans for piece in plan.pieces]
+    done = tokens = 0
+    first: Answer | None = None
+    view.show(Progress(asked[0].name, done, len(pieces), tokens))
+    with closing(answerer(Subject(run_storage, config, step), pieces)) as answers:
+        for task, plan in zip(asked, plans, strict=True):
+            values = []
+            for piece in plan.pieces:
+                answer = next(answers)
+                first = first or answer
+                if (answer.step, answer.weights) != (first.step, first.weights):
+                    raise CheckpointError(
+                        f"the checkpoint of step {answer.step} changed while it was evaluated: its weights were "
+                        f"{first.weights[:8]} and are {answer.weights[:8]}; evaluate it again"
+                    )
+                values.append(answer.value)
+                done, tokens = done + 1, tokens + piece.num_tokens(answer.value)
+                view.show(Progress(task.name, done, len(pieces), tokens))
+            assert first is not None, "every task has a piece"
+            yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, plan.outcome(values))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +20,13 @@ from elastic_lm.data.held_out import HeldOut, HeldOutTokens
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.engine.measure import measure
 from elastic_lm.engine.objectives import find_objective
-from elastic_lm.engine.spec import CAUSAL, MASKED
+from elastic_lm.engine.spec import CAUSAL, MASKED, MaskingSpec
 from elastic_lm.evaluate.intervals import Metric, ratio
+from elastic_lm.evaluate.pieces import PIECE_TOKENS, Plan
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.protocol import Measure
 from elastic_lm.storage import Storage
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface, TrainedModel
 
 NAME = "held_out"
 BITS = math.log(2)  # nats of a bit
@@ -49,15 +52,20 @@ class HeldOutText:
         objective = {name: value for name, value in config.objective.identity().items() if name != "z_loss"}
         self.hash = hashlib.sha256(json.dumps([*asked, objective]).encode()).hexdigest()
 
-    def evaluate(self, model: TrainedModel) -> Outcome:
-        """Raises: DataError, StorageError."""
-        objective = find_objective(self._spec.objective, self._spec.masking)  # the loss is told without z_loss
-        tokens, measures, num_bytes = HeldOutTokens(self._tokens, self._held_out), [], []
-        bytes_V = model.encoder.bytes_by_token(model.vocab_size)
-        for number in range(self._held_out.num_batches):
-            batch_BS = tokens.batch(number).astype(np.int64)
-            measures.append(measure(model.module, objective, torch.from_numpy(batch_BS), number))
-            num_bytes.append(int(bytes_V[batch_BS[:, 1:]].sum()))
+    def plan(self, model: ModelInterface) -> Plan:
+        source = HeldOutTokens(self._tokens, self._held_out)
+        size = max(1, PIECE_TOKENS // (self._held_out.order.micro_batch_size * self._spec.sequence_length))
+        number = self._held_out.num_batches
+        return Plan(
+            [
+                Batches(source, self._spec.objective, self._spec.masking, start, min(start + size, number))
+                for start in range(0, number, size)
+            ],
+            self._outcome,
+        )
+
+    def _outcome(self, answers: Sequence[list[tuple[Measure, int]]]) -> Outcome:
+        measures = [measured for answer in answers for measured, _ in answer]
         counts = {
             "samples": self._held_out.num_samples,
             "batches": len(measures),
@@ -65,6 +73,7 @@ class HeldOutText:
         }
         metrics = self._metrics(measures)
         if self._spec.objective == CAUSAL:
+            num_bytes = [size for answer in answers for _, size in answer]
             counts["bytes"] = sum(num_bytes)
             metrics["bits_per_byte"] = ratio([each.loss / BITS for each in measures], num_bytes)
         return Outcome(metrics, counts, {"intervals": "ratio estimator over batches"})
@@ -76,3 +85,30 @@ class HeldOutText:
             return {"loss": loss}
         hits = [each.num_correct or 0 for each in measures]
         return {"loss": loss, "perplexity": loss.through(math.exp), "accuracy": ratio(hits, targets)}
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A piece: held-out batches [start, stop), of each its measure, and the UTF-8 bytes of its text but the first tokens.
+
+    `source` keeps the windows that it has read, for all pieces that share it.
+    """
+
+    source: HeldOutTokens
+    objective: str
+    masking: MaskingSpec | None
+    start: int
+    stop: int
+
+    def answer(self, model: TrainedModel) -> list[tuple[Measure, int]]:
+        """Raises: ConfigError when the user's objective cannot be imported; DataError, StorageError."""
+        objective = find_objective(self.objective, self.masking)  # the loss is told without z_loss
+        found = []
+        for number in range(self.start, self.stop):
+            tokens_BS = torch.from_numpy(self.source.batch(number).astype(np.int64))
+            measured = measure(model.module, objective, tokens_BS.to(model.device), number)
+            found.append((measured, int(model.token_bytes[tokens_BS[:, 1:]].sum())))
+        return found
+
+    def num_tokens(self, answer: list[tuple[Measure, int]]) -> int:
+        return self.source.num_tokens(self.start, self.stop)

@@ -5,7 +5,8 @@ hidden and all others in sight: the pseudo-log-likelihood (Salazar et al. 2020).
 the one before, in training as here; to a model that sees both sides it ends with that token, too.
 
 Invariant: sequences are never padded: those of equal length are read together, so that no token is there which the text does
-not have. Softmax in fp64, over all rows of the model.
+not have. Which are read together follows from all readings of a task, not from who reads them. Softmax in fp64, over all rows
+of the model.
 
 Shapes: B sequences, T tokens, N places, V vocabulary.
 """
@@ -13,15 +14,17 @@ Shapes: B sequences, T tokens, N places, V vocabulary.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.pieces import PIECE_TOKENS, Plan
+from elastic_lm.evaluate.result import Outcome
 from elastic_lm.model.transformer import GPT
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface, TrainedModel
 
 BATCH_TOKENS = 1024  # read at once: with a vocabulary of 50,000 their logits take 200 MB
 
@@ -51,7 +54,7 @@ class Rivals:
     shortened: bool
 
 
-def rivals(model: TrainedModel, context: str, texts: Sequence[str]) -> Rivals:
+def rivals(model: ModelInterface, context: str, texts: Sequence[str]) -> Rivals:
     """To a causal model. What is too long loses tokens of the context, from its beginning.
 
     A token may join the context's end with a text's beginning. Then the tokens from there on are asked for, of every text: the
@@ -74,12 +77,12 @@ def rivals(model: TrainedModel, context: str, texts: Sequence[str]) -> Rivals:
     )
 
 
-def continuation(model: TrainedModel, context: str, text: str) -> Reading:
+def continuation(model: ModelInterface, context: str, text: str) -> Reading:
     """Of one text.    Raises: as `rivals`."""
     return rivals(model, context, [text]).readings[0]
 
 
-def _from(model: TrainedModel, text: str, whole: Sequence[int], start: int) -> Reading:
+def _from(model: ModelInterface, text: str, whole: Sequence[int], start: int) -> Reading:
     """All tokens read, and those from `start` on asked for.    Raises: ConfigError when they are too many."""
     num_asked = len(whole) - start
     if num_asked > model.max_tokens:
@@ -93,7 +96,7 @@ def _from(model: TrainedModel, text: str, whole: Sequence[int], start: int) -> R
     return Reading(tuple(read), tuple(places), tuple(ids[-num_asked:]), cut=len(read) < len(ids) - 1)
 
 
-def hidden_one_by_one(model: TrainedModel, text: str) -> list[Reading]:
+def hidden_one_by_one(model: ModelInterface, text: str) -> list[Reading]:
     """The whole text, to a model that fills in masks.    Raises: ConfigError when it is too long."""
     end, mask = model.special_ids["end_of_text"], model.special_ids["mask"]
     ids = [end, *model.encoder.encode(text)]
@@ -113,6 +116,50 @@ class Score:
     is_most_probable: bool
 
 
+@dataclass(frozen=True)
+class Likelihoods:
+    """A piece: readings whose log-likelihoods are asked for, a list of floats. They are whole batches of a task's."""
+
+    readings: tuple[Reading, ...]
+
+    def answer(self, model: TrainedModel) -> list[float]:
+        return log_likelihoods(model, self.readings)
+
+    def num_tokens(self, answer: list[float]) -> int:
+        return sum(len(reading.ids) for reading in self.readings)
+
+
+def plan(readings: Sequence[Reading], outcome: Callable[[list[float]], Outcome]) -> Plan:
+    """`outcome` takes the log-likelihoods in the order of the readings."""
+    shares = _shares(readings)
+
+    def outcome_of(answers: Sequence[list[float]]) -> Outcome:
+        found = [0.0] * len(readings)
+        for numbers, log_p in zip(shares, answers, strict=True):
+            for number, each in zip(numbers, log_p, strict=True):
+                found[number] = each
+        return outcome(found)
+
+    return Plan([Likelihoods(tuple(readings[number] for number in numbers)) for numbers in shares], outcome_of)
+
+
+def _shares(readings: Sequence[Reading]) -> list[list[int]]:
+    """Numbers of readings: batches one after the other, up to PIECE_TOKENS at a time.
+
+    A piece alone makes the same batches again: of each length all but the last are full, and that one stays the last.
+    """
+    shares: list[list[int]] = []
+    room = 0
+    for numbers in _batches(readings):
+        size = len(numbers) * len(readings[numbers[0]].ids)
+        if size > room:
+            shares.append([])
+            room = PIECE_TOKENS
+        shares[-1] += numbers
+        room -= size
+    return shares
+
+
 def log_likelihoods(model: TrainedModel, readings: Sequence[Reading]) -> list[float]:
     """Of each reading its targets' log-probabilities, summed."""
     return [score.log_p for score in scores(model, readings)]
@@ -124,25 +171,30 @@ def scores(model: TrainedModel, readings: Sequence[Reading]) -> list[Score]:
     for numbers in _batches(readings):
         batch = [readings[number] for number in numbers]
         sizes = [len(reading.places) for reading in batch]
-        log_p_N, best_N = _log_probabilities(model.module, batch)
+        log_p_N, best_N = _log_probabilities(model.module, batch, model.device)
         for number, part_N, is_best_N in zip(numbers, log_p_N.split(sizes), best_N.split(sizes), strict=True):
             found[number] = Score(float(part_N.sum()), bool(is_best_N.all()))
     return [found[number] for number in range(len(readings))]
 
 
 @torch.no_grad()
-def _log_probabilities(module: nn.Module, batch: Sequence[Reading]) -> tuple[Tensor, Tensor]:
-    """Of all targets of sequences that are equally long, in their order; and whether each is the most probable token."""
-    tokens_BT = torch.tensor([reading.ids for reading in batch])
+def _log_probabilities(module: nn.Module, batch: Sequence[Reading], device: str) -> tuple[Tensor, Tensor]:
+    """Of all targets of sequences that are equally long, in their order; and whether each is the most probable token.
+
+    Both on the host.
+    """
+    tokens_BT = torch.tensor([reading.ids for reading in batch], device=device)
     length = tokens_BT.shape[1]
-    places_N = torch.tensor([row * length + place for row, reading in enumerate(batch) for place in reading.places])
-    targets_N = torch.tensor([target for reading in batch for target in reading.targets])
+    places = [row * length + place for row, reading in enumerate(batch) for place in reading.places]
+    places_N = torch.tensor(places, device=device)
+    targets_N = torch.tensor([target for reading in batch for target in reading.targets], device=device)
     if isinstance(module, GPT):  # computes no other logits
         logits_NV = module(tokens_BT, places_N)
     else:
         logits_NV = module(tokens_BT).flatten(0, 1)[places_N]
     log_p_NV = logits_NV.double().log_softmax(-1)
-    return log_p_NV.gather(1, targets_N[:, None])[:, 0], log_p_NV.argmax(-1) == targets_N
+    best_N = log_p_NV.argmax(-1) == targets_N
+    return log_p_NV.gather(1, targets_N[:, None])[:, 0].cpu(), best_N.cpu()
 
 
 def _batches(readings: Sequence[Reading]) -> Iterator[list[int]]:

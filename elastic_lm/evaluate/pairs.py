@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from elastic_lm.engine.spec import CAUSAL, MASKED
 from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate import likelihood
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Metric, bootstrap, wilson
-from elastic_lm.evaluate.likelihood import Reading, continuation, hidden_one_by_one, log_likelihoods
+from elastic_lm.evaluate.likelihood import Reading, continuation, hidden_one_by_one
+from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.result import Outcome
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,34 @@ class Pairs:
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._items = [Item.of(fields) for fields in items]
 
-    def evaluate(self, model: TrainedModel) -> Outcome:
+    def plan(self, model: ModelInterface) -> Plan:
         """Raises: ConfigError when a sentence does not fit into the model's context: half of one is another."""
-        scores = _sentences(model, [text for item in self._items for text in (item.more, item.less)])
-        leads = [more - less for more, less in zip(scores[::2], scores[1::2], strict=True)]
-        ties = sum(lead == 0 for lead in leads)
-        number = len(leads)
-        counts = {"pairs": number, "ties": ties}
-        method = {
-            "score": "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens",
-            "intervals": "Wilson; bootstrap over pairs",
-        }
-        if num_not_finite := sum(not math.isfinite(lead) for lead in leads):
-            counts["not_finite"] = num_not_finite
-            return Outcome({"share_more": Metric(None), "mean_lead": Metric(None)}, counts, method)
-        metrics = {
-            "share_more": wilson(sum(lead > 0 for lead in leads) + ties / 2, number),
-            "mean_lead": bootstrap([[lead, 1] for lead in leads], lambda sums: float(sums[0] / sums[1])),
-        }
-        return Outcome(metrics, counts, method)
+        sentences = [_readings(model, text) for item in self._items for text in (item.more, item.less)]
+        score = "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens"
+
+        def outcome(log_p: list[float]) -> Outcome:
+            coming = iter(log_p)
+            return _outcome([sum(next(coming) for _ in sentence) for sentence in sentences], score)
+
+        return likelihood.plan([reading for sentence in sentences for reading in sentence], outcome)
 
 
-def _sentences(model: TrainedModel, texts: list[str]) -> list[float]:
-    """Their (pseudo-)log-likelihoods, in nats."""
-    parts = [_readings(model, text) for text in texts]
-    log_p = iter(log_likelihoods(model, [reading for part in parts for reading in part]))
-    return [sum(next(log_p) for _ in part) for part in parts]
+def _outcome(scores: list[float], score: str) -> Outcome:
+    """Of (pseudo-)log-likelihoods in nats, those of `more` and `less` by turns."""
+    leads = [more - less for more, less in zip(scores[::2], scores[1::2], strict=True)]
+    ties = sum(lead == 0 for lead in leads)
+    number = len(leads)
+    counts = {"pairs": number, "ties": ties}
+    method = {"score": score, "intervals": "Wilson; bootstrap over pairs"}
+    if num_not_finite := sum(not math.isfinite(lead) for lead in leads):
+        counts["not_finite"] = num_not_finite
+        return Outcome({"share_more": Metric(None), "mean_lead": Metric(None)}, counts, method)
+    metrics = {
+        "share_more": wilson(sum(lead > 0 for lead in leads) + ties / 2, number),
+        "mean_lead": bootstrap([[lead, 1] for lead in leads], lambda sums: float(sums[0] / sums[1])),
+    }
+    return Outcome(metrics, counts, method)
 
 
-def _readings(model: TrainedModel, text: str) -> list[Reading]:
+def _readings(model: ModelInterface, text: str) -> list[Reading]:
     return [continuation(model, "", text)] if model.objective == CAUSAL else hidden_one_by_one(model, text)

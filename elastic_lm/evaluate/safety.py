@@ -8,17 +8,19 @@ worse. It sees the continuation alone. A share above the threshold of such a sco
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from elastic_lm.engine.objectives import load_function
 from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.errors import ConfigError
-from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, continuations, num_cut
+from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, Continuations, continuations, num_cut
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import bootstrap, wilson
+from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.generation import Sampling
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface, TrainedModel
 
 
 class Safety:
@@ -30,7 +32,7 @@ class Safety:
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._prompts = [fields.text("prompt", empty=True) for fields in items]
         self._scorer = options.text("scorer")
-        self._score: Callable[[str], Any] = load_function(self._scorer, f"{options.source}: scorer")
+        load_function(self._scorer, f"{options.source}: scorer")
         self._threshold = options.number("threshold", 0, 1, 0.5)
         self._sampling = Sampling(
             temperature=options.number("temperature", 0, 100, 0),
@@ -39,10 +41,14 @@ class Safety:
         )
         self._stop = options.optional_text("stop")
 
-    def evaluate(self, model: TrainedModel) -> Outcome:
-        """Raises: ConfigError when the scorer fails, or says what is no number in [0, 1]; DataError."""
-        texts = list(continuations(model, self._prompts, self._sampling, self._stop))
-        scores = [self._scored(text) for text in texts]
+    def plan(self, model: ModelInterface) -> Plan:
+        """Raises: DataError when the tokenizer cannot encode a prompt."""
+        cut = num_cut(model, self._prompts)
+        pieces = [Judged(each, self._scorer) for each in continuations(self._prompts, self._sampling, self._stop)]
+        return Plan(pieces, lambda answers: self._outcome([verdict for answer in answers for verdict in answer], cut))
+
+    def _outcome(self, verdicts: list[Verdict], cut_prompts: int) -> Outcome:
+        scores = [verdict.score for verdict in verdicts]
         above = sum(score >= self._threshold for score in scores)
         return Outcome(
             {
@@ -50,10 +56,10 @@ class Safety:
                 "mean": bootstrap([[score, 1] for score in scores], lambda sums: float(sums[0] / sums[1])),
             },
             {
-                "prompts": len(texts),
+                "prompts": len(scores),
                 "above": above,
-                "empty_continuations": texts.count(""),
-                "cut_prompts": num_cut(model, self._prompts),
+                "empty_continuations": sum(verdict.is_empty for verdict in verdicts),
+                "cut_prompts": cut_prompts,
             },
             {
                 "scorer": self._scorer,
@@ -62,13 +68,39 @@ class Safety:
             },
         )
 
-    def _scored(self, text: str) -> float:
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the scorer said of a continuation."""
+
+    score: float
+    is_empty: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A piece: continuations, and the verdict of `scorer`, by its import path, on each."""
+
+    continuations: Continuations
+    scorer: str
+
+    def answer(self, model: TrainedModel) -> list[Verdict]:
+        """Raises: ConfigError when the scorer fails, says what is no number in [0, 1], or cannot be imported; DataError."""
+        score = load_function(self.scorer, "scorer")
+        written = self.continuations.answer(model)
+        return [Verdict(self._scored(score, each.text), not each.text, each.num_tokens) for each in written]
+
+    def num_tokens(self, answer: list[Verdict]) -> int:
+        return sum(verdict.num_tokens for verdict in answer)
+
+    def _scored(self, score: Callable[[str], Any], text: str) -> float:
         try:
-            score = float(self._score(text))
+            found = float(score(text))
         except Exception as error:
             raise ConfigError(
-                f"scorer={self._scorer} failed on {text[:40]!r}: {type(error).__name__}: {error}; correct it"
+                f"scorer={self.scorer} failed on {text[:40]!r}: {type(error).__name__}: {error}; correct it"
             ) from error
-        if not 0 <= score <= 1:
-            raise ConfigError(f"scorer={self._scorer} said {score} of {text[:40]!r}; it must be a number in [0, 1]")
-        return score
+        if not 0 <= found <= 1:
+            raise ConfigError(f"scorer={self.scorer} said {found} of {text[:40]!r}; it must be a number in [0, 1]")
+        return found

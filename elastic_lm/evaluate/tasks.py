@@ -21,10 +21,10 @@ from elastic_lm.evaluate.choices import Choices
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.held_out import HeldOutText
 from elastic_lm.evaluate.pairs import Pairs
-from elastic_lm.evaluate.result import Outcome
+from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.safety import Safety
 from elastic_lm.storage import Storage
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import ModelInterface
 
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (Choices, Pairs, Bleu, Safety)}
 SUFFIXES = (".yaml", ".yml")
@@ -34,7 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class Question(Protocol):
     """What a task asks of a model."""
 
-    def evaluate(self, model: TrainedModel) -> Outcome: ...
+    def plan(self, model: ModelInterface) -> Plan:
+        """Raises: ConfigError when an item does not fit this model; DataError."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 from elastic_lm.checkpoint.layout import MANIFEST, folder_of, steps_in
 from elastic_lm.config import CONFIG_FILE
+from elastic_lm.evaluation_file import number
 from elastic_lm.events import segments
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment import lineage
-from elastic_lm.experiment.evaluations import number
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.ownership import FOLDER as OWNER
 from elastic_lm.storage import Storage

@@ -8,13 +8,11 @@ What is not of this shape is passed over: a comparison is not to fail for one fi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from elastic_lm.errors import NotFoundError
-from elastic_lm.evaluation_file import FOLDER, HASH_DIGITS, name_with_hash, place_of
+from elastic_lm.evaluation_file import FOLDER, HASH_DIGITS, name_with_hash, number, place_of
 from elastic_lm.storage import Storage
 
 
@@ -70,14 +68,3 @@ def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
         if (value := number(values.get("value"))) is not None:
             low, high = number(values.get("low")), number(values.get("high"))
             yield Measured(step, task, str(name), value, low, high, task_hash)
-
-
-def number(value: Any) -> float | None:
-    """None for what is none, or not finite."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None

@@ -28,7 +28,9 @@ from elastic_lm import __version__
 from elastic_lm.events.types import Event
 from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.metrics import PREFIX, by_name
+from elastic_lm.monitor.task_results import TaskWatcher
 from elastic_lm.monitor.visitors import Visitors
+from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(self.figures))
         self._server: _Server | None = None
+        self._tasks: TaskWatcher | None = None
         self.visitors = Visitors()
         self.sentence = "No metrics endpoint, as configured."
 
@@ -76,6 +79,11 @@ class Exporter:
         """Take the event into account."""
         self.figures.observe(event)
 
+    def watch(self, run_storage: Storage) -> None:
+        """From now on tell the results of tasks in the run's folder, too. Without an endpoint there is nobody to tell."""
+        if self._server is not None and self._tasks is None:
+            self._tasks = TaskWatcher(run_storage, self.figures.tell_tasks)
+
     def text(self) -> str:
         """What a scrape returns."""
         return generate_latest(self._registry).decode()
@@ -94,6 +102,8 @@ class Exporter:
                 self.visitors.await_all(LAST_SCRAPE_S)
             self._server.stop()
             self._server = None
+        if self._tasks is not None:
+            self._tasks.close()
 
     def _open(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         for candidate in range(port, min(port + PORTS_TRIED, 65_536)):

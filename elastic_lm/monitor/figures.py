@@ -18,6 +18,7 @@ from elastic_lm.monitor.goodput import Goodput
 from elastic_lm.monitor.held_out import HeldOutScore
 from elastic_lm.monitor.metrics import CAUSES, LEAVES, LOSSES, PHASES, RECENT_STEPS, VERDICTS, by_name
 from elastic_lm.monitor.mfu import Mfu
+from elastic_lm.monitor.task_results import TaskResult
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ CONFIGURED = (
     ("workers_max", "workers", "max"),
     ("checkpoint_interval_steps", "checkpoint", "every_steps"),
 )
+
+TASK_METRICS = ("task_figure", "task_figure_low", "task_figure_high", "task_step")
 
 
 class Figures:
@@ -141,6 +144,17 @@ class Figures:
         }
         for name, number in told.items():
             self._values[f"evaluation_{name}"] = {} if number is None else {(): number}
+
+    def tell_tasks(self, results: Iterable[TaskResult]) -> None:
+        """These, and none that were told before, are what the run's model came to when it was asked alone."""
+        told: dict[str, dict[Labels, float]] = {name: {} for name in TASK_METRICS}
+        for result in results:
+            told["task_step"][(result.task,)] = result.step
+            for figure in result.figures:
+                for name, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high)):
+                    if number is not None:
+                        told[f"task_figure{name}"][(result.task, figure.name)] = number
+        self._values.update(told)
 
     def values(self) -> Iterator[tuple[str, Labels, float]]:
         """(name without prefix, label values, value), in the order of the catalogue."""

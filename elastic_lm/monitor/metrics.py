@@ -47,6 +47,9 @@ PHASES = ("data", "compute", "reduce", "optimizer")
 # Of the last steps, and of all workers: few values, however many there are.
 STEP_STATISTICS = ("median", "p95")
 WORKER_STATISTICS = ("fastest", "median", "slowest")
+# Tasks that are told, and figures of each.
+MOST_TASKS = 16
+MOST_FIGURES = 4
 # How a run ends. Whatever else control says is told as `other`.
 VERDICTS = ("done", "stopped", "failed_bug", "poisoned", "spiked", "data_error", "unavailable", "failed", "other")
 
@@ -80,6 +83,16 @@ CATALOGUE = (
         "evaluation_nats_per_byte", "gauge", "nats/byte", "Held-out loss by UTF-8 byte, which compares over tokenizers."
     ),
     Metric("evaluations_total", "counter", "", "Evaluations on held-out text."),
+    Metric(
+        "task_figure",
+        "gauge",
+        "",
+        "What `elastic-lm evaluate` last found, in the figure's own unit.",
+        ("task", "figure"),
+    ),
+    Metric("task_figure_low", "gauge", "", "Lower end of its 95 % interval.", ("task", "figure")),
+    Metric("task_figure_high", "gauge", "", "Upper end of its 95 % interval.", ("task", "figure")),
+    Metric("task_step", "gauge", "steps", "Steps that the weights had then.", ("task",)),
     Metric("gradient_norm", "gauge", "", "Global L2 norm of the last gradient before clipping."),
     Metric("learning_rate", "gauge", "", "Learning rate of the last committed step."),
     Metric("tokens_per_second", "gauge", "tokens/s", "Committed tokens by wall time, over the last half minute."),
@@ -176,6 +189,8 @@ def markdown() -> str:
         "`cause` of `lost_worker_seconds`: the same as of `lost_seconds_total`, and `warm_up` (workers that start while",
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
         "`rewind` (steps that the run went back from) and `unnamed` (the rest).",
+        "`task` and `figure`: as in `evaluations/step-*/TASK.json` of the run's folder, which is looked at every minute: of",
+        f"each task the newest step, of up to {MOST_TASKS} tasks up to {MOST_FIGURES} figures.",
         f"`phase`: {', '.join(PHASES)}.",
         f"`statistic` of `recent_step_seconds`: {', '.join(STEP_STATISTICS)} (95 of 100 steps took no longer).",
         f"`statistic` of `worker_micro_batch_seconds`: {', '.join(WORKER_STATISTICS)}, of the workers that train.",

@@ -200,6 +200,28 @@ HELD_OUT = Row(
     ),
 )
 
+TASKS = Row(
+    "Tasks",
+    (
+        Panel(
+            "Figures",
+            "What `elastic-lm evaluate` last found of each task, in the figure's own unit, with its 95 % interval.",
+            (
+                Query(value("task_figure", "task, figure"), "{{task}} {{figure}}"),
+                Query(value("task_figure_low", "task, figure"), "{{task}} {{figure}}, at least"),
+                Query(value("task_figure_high", "task, figure"), "{{task}} {{figure}}, at most"),
+            ),
+            width=16,
+        ),
+        Panel(
+            "Step of the weights",
+            "Of each task, how long the weights were trained that it was last asked of.",
+            (Query(value("task_step", "task"), "{{task}}"),),
+            kind="bargauge",
+        ),
+    ),
+)
+
 SPEED = Row(
     "Speed",
     (
@@ -397,7 +419,7 @@ CHECKPOINTS = Row(
     ),
 )
 
-ROWS = (PROGRESS, LEARNING, HELD_OUT, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
+ROWS = (PROGRESS, LEARNING, HELD_OUT, TASKS, SPEED, WORKERS, GOODPUT, CHECKPOINTS)
 
 MARKS = (
     Mark("Rescales", counted("rescales_total", "cause", without=ROUTINE), CAUSE, "blue"),

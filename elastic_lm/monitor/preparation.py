@@ -1,25 +1,16 @@
-"""The display of a preparation: a bar on a terminal, a plain line now and then anywhere else.
-
-Invariant: a terminal that is narrow, knows no Unicode or goes away costs the display, never the preparation. `frame` is a pure
-function of figures and width. Trade-off: parts take seconds, so the bar has a thread of its own that keeps its clock going.
-"""
+"""The display of a preparation: a bar on a terminal, a plain line now and then anywhere else."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from elastic_lm.data.progress import Progress, View
-from elastic_lm.monitor.live import NARROWEST
+from elastic_lm.monitor.bar import Bar, suits
 from elastic_lm.monitor.progress import clock
 
 WORDS = {
@@ -30,8 +21,6 @@ WORDS = {
 }
 LEARNING = "tokenizer: learning"  # once its text is read
 LINE_S = 5.0  # between two plain lines
-FRAME_S = 0.1  # between two drawings, whatever happens
-TICK_S = 1.0  # between two drawings when nothing happens
 LEAST_RATE_S = 1.0  # before a rate means anything
 
 
@@ -39,11 +28,16 @@ LEAST_RATE_S = 1.0  # before a rate means anything
 def watching(tell: Callable[[str], None], console: Console | None = None) -> Iterator[View]:
     """The view that suits where standard output goes: a bar on a terminal, else lines through `tell`."""
     console = console or Console(highlight=False)
-    if console.is_terminal and not console.is_dumb_terminal and console.width >= NARROWEST:
-        with Bar(console) as view:
+    if suits(console):
+        with bar(console) as view:
             yield view
     else:
         yield Lines(tell)
+
+
+def bar(console: Console, now: Callable[[], float] = time.monotonic) -> Bar[Progress]:
+    """A view for people at a terminal; a context manager."""
+    return Bar(console, _Paces(now).pace, now)
 
 
 @dataclass(frozen=True)
@@ -103,25 +97,6 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.1f} TB"
 
 
-def frame(pace: Pace, width: int, *, plain: bool = False) -> Text:
-    """One line of at most `width` columns, with as many of the figures as fit. `plain`: ASCII only."""
-    words = pace.title
-    for number, part in enumerate(pace.parts()):
-        longer = f"{words}{', ' if number else ' '}{part}"
-        if len(longer) > width - 1:
-            break
-        words = longer
-    room = min(40, width - len(words) - 2)
-    if pace.share is None or room < 4:
-        line = Text(words, no_wrap=True)
-    else:
-        full = math.floor(pace.share * room)
-        full_mark, rest_mark = ("#", "-") if plain else ("━", "─")
-        line = Text.assemble((full_mark * full, "cyan"), (rest_mark * (room - full), "dim"), f" {words}", no_wrap=True)
-    line.truncate(width)
-    return line
-
-
 class _Paces:
     """Keeps the time, of the whole and since the stage first got somewhere: what comes before that has no rate."""
 
@@ -156,58 +131,3 @@ class Lines:
         if self._now() - self._told_s >= LINE_S:
             self._told_s = self._now()
             self._tell(f"{pace.title} {', '.join(pace.parts())}")
-
-
-class Bar:
-    """A view for people at a terminal; a context manager. What it has drawn last is cleared when it is left."""
-
-    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._now = console, now
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._paces = _Paces(now)
-        self._last: Progress | None = None
-        self._drawn_s = -math.inf
-        self._gone = False
-        self._lock = threading.Lock()
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="bar", daemon=True)
-
-    def __enter__(self) -> Bar:
-        self._draw(self._live.start)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._left.set()
-        self._thread.join()
-        self._gone = False  # whatever became of the terminal: what `start` put in the place of standard output goes
-        self._draw(self._live.stop)
-
-    def show(self, progress: Progress) -> None:
-        with self._lock:
-            is_new = self._last is None or progress.stage != self._last.stage
-            self._last = progress
-            if is_new or self._now() - self._drawn_s >= FRAME_S:
-                self._refresh(progress)
-
-    def _tick(self) -> None:
-        while not self._left.wait(TICK_S):
-            with self._lock:
-                if self._last is not None:
-                    self._refresh(self._last)
-
-    def _refresh(self, progress: Progress) -> None:
-        self._drawn_s = self._now()
-        line = frame(
-            self._paces.pace(progress), self._console.width, plain=not self._console.encoding.startswith("utf")
-        )
-        self._draw(self._live.update, line, refresh=True)
-
-    def _draw(self, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """A terminal that has gone away is no reason to stop."""
-        if self._gone:
-            return
-        try:
-            act(*arguments, **options)
-        except (OSError, ValueError):
-            self._gone = True

@@ -1,4 +1,4 @@
-"""The report: one HTML file per run that needs nothing else, computed from the event log.
+"""The report: one HTML file per run that needs nothing else, computed from the event log and the results of tasks.
 
 Charts are SVG and can be read without a script; with one, values are told under the pointer and news can be searched.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import datetime
 import html
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
+from elastic_lm.monitor import task_results
 from elastic_lm.monitor.chart import Chart, Line, Mark, duration
 from elastic_lm.monitor.history import History
 from elastic_lm.monitor.progress import TONES
+from elastic_lm.monitor.task_results import Figure, TaskResult
 from elastic_lm.storage import Storage
 
 FILE = "report.html"
@@ -46,17 +48,22 @@ PARTS = (  # of a step, as its record names them
 
 
 def write(name: str, run_storage: Storage) -> str:
-    """Render from the run's log into its folder.    Returns: the report's address.    Raises: StorageError."""
-    run_storage.write(FILE, render(name, read(run_storage.child("events"))).encode())
+    """Render from the run's log and its results of tasks into its folder.
+
+    Returns: the report's address.    Raises: StorageError.
+    """
+    page = render(name, read(run_storage.child("events")), task_results.newest(run_storage))
+    run_storage.write(FILE, page.encode())
     return f"{run_storage.url}/{FILE}"
 
 
-def render(name: str, events: Iterable[Event]) -> str:
-    """The page about the run `name`."""
+def render(name: str, events: Iterable[Event], results: Sequence[TaskResult] = ()) -> str:
+    """The page about the run `name`. `results`: of tasks that its model was asked alone."""
     history = History.of(events)
     sections = [
         _summary(history),
         *_charts(history),
+        *_tasks(results),
         _workers(history),
         _lost_time(history),
         _news(history),
@@ -222,6 +229,31 @@ def _workers(history: History) -> str:
         else '<p class="empty">Nothing yet.</p>'
     )
     return f"<section><h2>Workers</h2>{body}</section>"
+
+
+def _tasks(results: Sequence[TaskResult]) -> list[str]:
+    """A row for each figure that `elastic-lm evaluate` has found; no section without any."""
+    rows = [
+        f"<tr><td>{html.escape(result.task)}</td><td>{result.step:,}</td><td>{html.escape(_words(figure.name))}</td>"
+        f"<td>{figure.value:,.4f}</td><td>{_interval(figure)}</td></tr>"
+        for result in results
+        for figure in result.figures
+    ]
+    if not rows:
+        return []
+    head = "<tr><th>task</th><th>step</th><th>figure</th><th>value</th><th>95 % interval</th></tr>"
+    return [
+        "<section><h2>Evaluations</h2><p>What <code>elastic-lm evaluate</code> found, of each task at its newest step</p>"
+        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div></section>'
+    ]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _interval(figure: Figure) -> str:
+    return "–" if figure.low is None or figure.high is None else f"{figure.low:,.4f} to {figure.high:,.4f}"
 
 
 def _lost_time(history: History) -> str:

@@ -18,7 +18,7 @@ RAY_PORT_NAME = "metrics"  # so KubeRay calls the port of every pod
 # Written by Ray on the head node, with the addresses of all nodes; Prometheus reads it again when it changes.
 RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
 INTERVAL = "15s"
-SAMPLE_LIMIT = 500  # a run has about 100 series, whatever the number of its workers: more would be a fault of ours
+SAMPLE_LIMIT = 500  # a run has about 100 series, whatever the number of its workers, and 208 of tasks at the most
 
 
 def prometheus_config() -> dict[str, Any]:

@@ -98,6 +98,7 @@ class Recorder:
         metrics = config.metrics
         # Now, and not before: a scrape never sees a counter that was behind.
         self._exporter.open(metrics.host, metrics.port, metrics.tls_certificate, metrics.tls_key)
+        self._exporter.watch(run_storage)
         self._trackers = Trackers(config, lambda: self._earlier(run_storage.child("events")))
         self._news.append(News(self._exporter.sentence))
         if (news := news_of(started)) is not None:

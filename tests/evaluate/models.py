@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, TextEncoder, train
+from elastic_lm.evaluate.result import Outcome
+from elastic_lm.evaluate.tasks import Question
 from elastic_lm.trained_model import TrainedModel
 
 END = ""  # stands for the token between documents
@@ -69,7 +71,7 @@ class Alike(nn.Module):
 
 def trained(module: nn.Module, objective: str = "causal", max_tokens: int = 16) -> TrainedModel:
     encoder = byte_encoder()
-    return TrainedModel(module, encoder, encoder.special_ids, objective, max_tokens, encoder.vocab_size, 1, "0" * 64)
+    return TrainedModel(encoder, encoder.special_ids, objective, max_tokens, encoder.vocab_size, module, 1, "0" * 64)
 
 
 def bigrams(chances: dict[tuple[str, str], float], **more: int) -> TrainedModel:
@@ -77,3 +79,9 @@ def bigrams(chances: dict[tuple[str, str], float], **more: int) -> TrainedModel:
 
 
 REST = math.log(1 / SMALLEST_VOCABULARY)  # of any character behind one that nothing is known of
+
+
+def outcome_of(question: Question, model: TrainedModel) -> Outcome:
+    """What the model comes to, all pieces answered here one after the other."""
+    plan = question.plan(model)
+    return plan.outcome([piece.answer(model) for piece in plan.pieces])

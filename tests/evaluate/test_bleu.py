@@ -12,7 +12,7 @@ import sacrebleu
 from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.bleu import score
 from elastic_lm.evaluate.intervals import Metric
-from tests.evaluate.models import END, bigrams
+from tests.evaluate.models import END, bigrams, outcome_of
 
 TEXTS = [
     "the cat sat on the mat", "a dog runs over the river and sleeps", "", "slowly, slowly .", "it is what it is",
@@ -59,7 +59,7 @@ def test_model_is_asked_for_its_most_probable_continuations(tmp_path: Path) -> N
     scores = []
     for option, text in (("max_new_tokens: 9", "b!?;"), ("max_new_tokens: 2", "b!"), ("stop: '?'", "b!")):
         (tmp_path / "mine.yaml").write_text(f"kind: bleu\ndata: items.jsonl\n{option}\n")
-        outcome = tasks.load(str(tmp_path / "mine.yaml"), "causal").question.evaluate(bigrams(chances))
+        outcome = outcome_of(tasks.load(str(tmp_path / "mine.yaml"), "causal").question, bigrams(chances))
         expected = sacrebleu.corpus_bleu([text, ""], [["b!?;", "b"], ["d", None]], force=True)  # type: ignore[list-item]
         assert outcome.metrics["bleu"].value == expected.score
         assert outcome.counts == {"prompts": 2, "empty_continuations": 1, "cut_prompts": 0}

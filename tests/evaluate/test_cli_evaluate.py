@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import pytest
 
+from elastic_lm.errors import ClusterError, ConfigError
 from elastic_lm.evaluate.intervals import Metric
+from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
 from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.experiment import evaluations
 from elastic_lm.run import Run
@@ -117,3 +121,41 @@ def test_another_task_of_the_same_name_is_kept_beside(tmp_path: Path) -> None:
     folder.write("evaluations/step-00000006/held_out.json", b"{")
     store(first, 5.0)
     assert evaluations.found(folder)[0].value == 5.0
+
+
+def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Crew:
+        def __init__(self, num_workers: int, tell: Callable[[str], None]) -> None:
+            self._tell = tell
+            seen.append(num_workers)
+
+        def __call__(self, subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
+            self._tell("Evaluating with 3 workers.")
+            yield from here(subject, pieces)
+
+    monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", Crew)
+    alone = run("evaluate", address, "--samples", "4", "--json")
+    shared = run("evaluate", address, "--samples", "4", "--json", "--workers", "3")
+    assert (shared.exit_code, shared.stdout, shared.stderr) == (0, alone.stdout, "Evaluating with 3 workers.\n")
+    assert seen == [3]
+    assert run("evaluate", address, "--workers", "0").exit_code == 2
+    with pytest.raises(ConfigError, match="workers=0 can evaluate nothing; use at least 1"):
+        list(Run.open(address).evaluate(workers=0))
+
+
+def test_nothing_is_kept_of_a_task_whose_workers_are_lost(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
+        yield from itertools.islice(here(subject, pieces), len(pieces) - 1)
+        raise ClusterError("workers of the evaluation died 6 times in a row")
+
+    monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: broken)
+    monkeypatch.setattr("elastic_lm.evaluate.held_out.PIECE_TOKENS", 32)
+    folder = Storage.open(address)
+    folder.delete("evaluations/step-00000006/held_out.json")
+    told = run("evaluate", address, "--workers", "2")
+    assert told.exit_code == 4 and told.stderr == "elastic-lm: workers of the evaluation died 6 times in a row\n"
+    assert told.stdout == "" and not folder.exists("evaluations/step-00000006/held_out.json")

@@ -29,7 +29,7 @@ from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 from tests.evaluate import fake_harness
-from tests.evaluate.models import REST, bigrams, token
+from tests.evaluate.models import REST, bigrams, outcome_of, token
 from tests.test_cli import run
 
 GONE_S = 20.0
@@ -456,7 +456,7 @@ def _offline(cache: Path) -> dict[str, str]:
 def test_harness_counts_as_our_own_tasks(real: dict[str, Result], causal_run: RunConfig, harness_tasks: Path) -> None:
     model = TrainedModel.load(Storage.open(causal_run.run_url), causal_run)
     choices, pairs = (
-        tasks.load(str(harness_tasks / "ours" / f"{kind}.yml"), "causal").question.evaluate(model).metrics
+        outcome_of(tasks.load(str(harness_tasks / "ours" / f"{kind}.yml"), "causal").question, model).metrics
         for kind in ("choices", "pairs")
     )
     animals = real["animals"].outcome

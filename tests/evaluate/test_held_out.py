@@ -20,6 +20,7 @@ from elastic_lm.evaluate.intervals import ratio
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
+from tests.evaluate.models import outcome_of
 
 
 def model_of(config: RunConfig) -> TrainedModel:
@@ -32,7 +33,7 @@ def held_out(config: RunConfig) -> tuple[HeldOut, Storage]:
 
 
 def test_figures_are_those_of_the_exported_model(causal_run: RunConfig, tmp_path: Path) -> None:
-    outcome = HeldOutText(causal_run).evaluate(model_of(causal_run))
+    outcome = outcome_of(HeldOutText(causal_run), model_of(causal_run))
     Run.open(causal_run).export_model(tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     part, tokens = held_out(causal_run)
@@ -75,7 +76,7 @@ def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None
     alike = sum(int((row[1:] == row[:-1]).sum()) for row in rows)
     number = 32 * len(rows)
     model = dataclasses.replace(model_of(causal_run), module=Knows())
-    metrics = HeldOutText(causal_run).evaluate(model).metrics
+    metrics = outcome_of(HeldOutText(causal_run), model).metrics
     assert metrics["loss"].value == pytest.approx(
         math.log(301) - alike / number * math.log(2), rel=1e-6
     )  # fp32 softmax
@@ -84,7 +85,7 @@ def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None
 
 def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:
     few = HeldOutText(causal_run, 3)
-    outcome = few.evaluate(model_of(causal_run))
+    outcome = outcome_of(few, model_of(causal_run))
     assert (outcome.counts["samples"], outcome.counts["targets"]) == (3, 96)
     everything = HeldOutText(causal_run)
     assert few.hash != everything.hash and everything.hash == HeldOutText(causal_run, 10**9).hash
@@ -93,15 +94,15 @@ def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:
 def test_task_is_the_same_with_z_loss(causal_run: RunConfig) -> None:
     plain, drifting = HeldOutText(causal_run), HeldOutText(causal_run.replace("objective.z_loss=0.5"))
     assert plain.hash == drifting.hash
-    assert drifting.evaluate(model_of(causal_run)) == plain.evaluate(model_of(causal_run))
+    assert outcome_of(drifting, model_of(causal_run)) == outcome_of(plain, model_of(causal_run))
 
 
 def test_masked_model_is_asked_for_what_is_hidden(masked_run: RunConfig) -> None:
-    outcome = HeldOutText(masked_run).evaluate(model_of(masked_run))
+    outcome = outcome_of(HeldOutText(masked_run), model_of(masked_run))
     assert outcome.metrics.keys() == {"loss", "perplexity", "accuracy"}  # no bits per byte: not every byte is asked for
     share = outcome.counts["targets"] / (32 * outcome.counts["samples"])
     assert share == pytest.approx(0.15, abs=0.05)
-    assert HeldOutText(masked_run).evaluate(model_of(masked_run)) == outcome
+    assert outcome_of(HeldOutText(masked_run), model_of(masked_run)) == outcome
 
 
 def half_squared(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
@@ -111,7 +112,7 @@ def half_squared(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
 
 def test_users_objective_tells_its_loss_alone(causal_run: RunConfig) -> None:
     config = causal_run.replace(f"objective.name={__name__}:half_squared")
-    outcome = HeldOutText(config).evaluate(model_of(causal_run))
+    outcome = outcome_of(HeldOutText(config), model_of(causal_run))
     assert outcome.metrics.keys() == {"loss"}
     assert outcome.counts["targets"] == 7 * outcome.counts["batches"]
 

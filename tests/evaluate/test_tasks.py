@@ -20,7 +20,7 @@ from elastic_lm.evaluate.intervals import Metric, wilson
 from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.evaluate.tasks import Task
-from tests.evaluate.models import END, Alike, Neighbours, bigrams, trained
+from tests.evaluate.models import END, Alike, Neighbours, bigrams, outcome_of, trained
 
 CHOICE = {"context": "a", "choices": ["b", "c"], "answer": 0}
 PAIR = {"more": "ab", "less": "ac"}
@@ -69,7 +69,7 @@ def test_choices_by_hand(tmp_path: Path) -> None:
             "answer": 0,
         },  # nothing is known: the shortest; by byte all are alike
     ]
-    outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
+    outcome = outcome_of(asked(tmp_path, items, kind="choices").question, model)
     assert outcome.metrics == {"accuracy": wilson(2, 3), "accuracy_per_byte": wilson(2, 3)}
     assert outcome.counts == {"items": 3, "choices": 7, "cut_contexts": 0, "shortened_contexts": 0}
 
@@ -77,7 +77,7 @@ def test_choices_by_hand(tmp_path: Path) -> None:
 def test_contexts_that_lose_their_beginning_are_counted(tmp_path: Path) -> None:
     model = bigrams({("a", "b"): 0.5}, max_tokens=4)
     items = [{**CHOICE, "context": "x" * 20 + "a"}, CHOICE]
-    outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
+    outcome = outcome_of(asked(tmp_path, items, kind="choices").question, model)
     assert outcome.metrics["accuracy"].value == 1.0
     assert outcome.counts["cut_contexts"] == 2  # both choices of the first
 
@@ -95,17 +95,17 @@ def test_choices_that_join_with_the_context_are_compared_over_the_same_span(tmp_
     scores = log_likelihoods(model, found.readings)
     assert scores == pytest.approx([-len(each.targets) * math.log(encoder.vocab_size) for each in found.readings])
     items = [{"context": "it is un", "choices": ["happy", "zip"], "answer": 0}, {**CHOICE, "context": "it is "}]
-    counts = asked(tmp_path, items, kind="choices").question.evaluate(model).counts
+    counts = outcome_of(asked(tmp_path, items, kind="choices").question, model).counts
     assert counts["shortened_contexts"] == 1
 
 
 def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
     model = bigrams({("a", "b"): math.nan})
     items = [CHOICE, {**CHOICE, "context": "x"}]
-    outcome = asked(tmp_path, items, kind="choices").question.evaluate(model)
+    outcome = outcome_of(asked(tmp_path, items, kind="choices").question, model)
     assert outcome.metrics == {"accuracy": Metric(None), "accuracy_per_byte": Metric(None)}
     assert (outcome.counts["items"], outcome.counts["not_finite"]) == (2, 1)
-    outcome = asked(tmp_path, [PAIR, {"more": "x", "less": "y"}], kind="pairs").question.evaluate(model)
+    outcome = outcome_of(asked(tmp_path, [PAIR, {"more": "x", "less": "y"}], kind="pairs").question, model)
     assert outcome.metrics == {"share_more": Metric(None), "mean_lead": Metric(None)}
     assert (outcome.counts["pairs"], outcome.counts["not_finite"]) == (2, 1)
 
@@ -116,7 +116,7 @@ def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
 def test_pairs_by_hand(tmp_path: Path) -> None:
     model = bigrams({(END, "a"): 0.5, ("a", "b"): 0.25, ("a", "c"): 0.125})
     items = [PAIR, {"more": "ac", "less": "ab"}, {"more": "ax", "less": "ay"}, {"more": "ab", "less": "x"}]
-    outcome = asked(tmp_path, items, kind="pairs").question.evaluate(model)
+    outcome = outcome_of(asked(tmp_path, items, kind="pairs").question, model)
     assert outcome.metrics["share_more"] == wilson(2.5, 4)
     lead = (math.log(0.125) - math.log(0.5 / 260)) / 4  # the first two cancel out, the third is a tie
     assert outcome.metrics["mean_lead"].value == pytest.approx(lead)
@@ -127,7 +127,7 @@ def test_pairs_by_hand(tmp_path: Path) -> None:
 def test_masked_model_scores_pairs_by_pseudo_likelihood(tmp_path: Path) -> None:
     model = trained(Neighbours(), "masked")
     there, back = (
-        asked(tmp_path, [item], "masked", kind="pairs").question.evaluate(model).metrics["mean_lead"].value or 0
+        outcome_of(asked(tmp_path, [item], "masked", kind="pairs").question, model).metrics["mean_lead"].value or 0
         for item in (PAIR, {"more": "ac", "less": "ab"})
     )
     assert there == -back != 0
@@ -138,7 +138,7 @@ def test_sentence_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="has 17 tokens, and the model's context is 16; shorten it, or leave the item out"
     ):
-        question.evaluate(bigrams({}))
+        outcome_of(question, bigrams({}))
 
 
 # -- safety ----------------------------------------------------------------------------------------------------------
@@ -149,13 +149,13 @@ CHAIN = {("a", "b"): 0.9, ("b", "c"): 0.9, ("c", END): 0.9, ("x", "b"): 0.9, ("y
 def test_safety_by_hand(tmp_path: Path) -> None:
     """Behind a and x comes bc, of which half is b; behind b comes c, of which nothing is; behind y comes the end."""
     items = [{"prompt": prompt} for prompt in ("a", "x", "b", "y", "z" * 30 + "a")]
-    outcome = asked(tmp_path, items, kind="safety", scorer=SCORER).question.evaluate(bigrams(CHAIN))
+    outcome = outcome_of(asked(tmp_path, items, kind="safety", scorer=SCORER).question, bigrams(CHAIN))
     assert outcome.metrics["share_above"] == wilson(3, 5)
     assert outcome.metrics["mean"].value == pytest.approx(1.5 / 5)
     assert outcome.counts == {"prompts": 5, "above": 3, "empty_continuations": 1, "cut_prompts": 1}
-    outcome = asked(tmp_path, items, kind="safety", scorer=SCORER, threshold=0.51).question.evaluate(bigrams(CHAIN))
+    outcome = outcome_of(asked(tmp_path, items, kind="safety", scorer=SCORER, threshold=0.51).question, bigrams(CHAIN))
     assert outcome.metrics["share_above"] == wilson(0, 5)
-    outcome = asked(tmp_path, items, kind="safety", scorer=SCORER, stop="c").question.evaluate(bigrams(CHAIN))
+    outcome = outcome_of(asked(tmp_path, items, kind="safety", scorer=SCORER, stop="c").question, bigrams(CHAIN))
     assert outcome.metrics["mean"].value == pytest.approx(3 / 5)
     assert outcome.counts["empty_continuations"] == 2
 
@@ -163,7 +163,7 @@ def test_safety_by_hand(tmp_path: Path) -> None:
 def test_texts_are_drawn_where_there_is_a_temperature(tmp_path: Path) -> None:
     model = bigrams({("a", "b"): 0.5, ("a", "c"): 0.5, ("b", END): 1.0, ("c", END): 1.0})
     found = [
-        asked(tmp_path, [PROMPT], kind="safety", scorer=SCORER, temperature=1.0, seed=seed).question.evaluate(model)
+        outcome_of(asked(tmp_path, [PROMPT], kind="safety", scorer=SCORER, temperature=1.0, seed=seed).question, model)
         for seed in range(20)
     ]
     assert {outcome.metrics["mean"].value for outcome in found} == {0.0, 1.0}
@@ -179,7 +179,7 @@ def test_texts_are_drawn_where_there_is_a_temperature(tmp_path: Path) -> None:
 def test_scorer_that_does_not_do_is_told(scorer: str, message: str, tmp_path: Path) -> None:
     question = asked(tmp_path, [PROMPT], kind="safety", scorer=scorer).question
     with pytest.raises(ConfigError, match=message):
-        question.evaluate(bigrams(CHAIN))
+        outcome_of(question, bigrams(CHAIN))
 
 
 # -- what is wrong with a task ---------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_items_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert tasks.load("tasks/mine.yaml", "causal").name == "mine"
     shutil.copy("data/items.jsonl", "items.jsonl")
     Path("here.yaml").write_text("kind: pairs\ndata: items.jsonl\n")
-    assert tasks.load("here.yaml", "causal").question.evaluate(bigrams({})) == Outcome(
+    assert outcome_of(tasks.load("here.yaml", "causal").question, bigrams({})) == Outcome(
         {"share_more": wilson(0.5, 1), "mean_lead": Metric(0.0)},
         {"pairs": 1, "ties": 1},
         {"score": "log-likelihood", "intervals": "Wilson; bootstrap over pairs"},

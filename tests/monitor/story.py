@@ -8,6 +8,7 @@ from typing import Any
 
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.metrics import CAUSES
+from elastic_lm.monitor.task_results import Figure, TaskResult
 
 
 def at(elapsed_s: float, kind: EventKind, *, attempt: int = 0, step: int | None = None, **fields: Any) -> Event:
@@ -130,3 +131,9 @@ HISTORY = [
     reformed(10, "failure", lost_s=0.5),
     *(committed(11 + step, 5 + step, world_size=1, step_s=2.0) for step in range(3)),
 ]
+
+# What the run's model came to when it was asked alone.
+TASK_RESULTS = (
+    TaskResult("capitals", 2, (Figure("accuracy", 0.5, 0.25, 0.75), Figure("accuracy_per_byte", 0.25, None, None))),
+    TaskResult("held_out", 4, (Figure("loss", 2.5, 2.25, 2.75),)),
+)

@@ -26,7 +26,10 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import exporter as exporter_module
 from elastic_lm.monitor.exporter import MAX_CONNECTIONS, Exporter
 from elastic_lm.monitor.metrics import CATALOGUE, PREFIX
-from tests.monitor.story import HISTORY, at, committed
+from elastic_lm.runtime.cluster import wait_for
+from elastic_lm.storage import Storage
+from tests.monitor.story import HISTORY, TASK_RESULTS, at, committed
+from tests.monitor.test_task_results import store
 
 
 class Endpoint(Exporter):
@@ -102,13 +105,38 @@ def test_scrape_parses_and_says_what_the_figures_say(start: Start) -> None:
 
 
 def test_families_have_the_catalogues_kind_and_help(start: Start) -> None:
-    text = start(*HISTORY, port=None).text()
+    exporter = start(*HISTORY, port=None)
+    exporter.figures.tell_tasks(TASK_RESULTS)
+    text = exporter.text()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for metric in CATALOGUE:
         # The parser takes the ending off a counter's name.
         family = families[PREFIX + (metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name)]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
         assert {sample.name for sample in family.samples} == {PREFIX + metric.name}  # neither _created nor the like
+
+
+def test_results_of_tasks_in_the_runs_folder_are_told(start: Start, tmp_path: Path) -> None:
+    """Without anybody's doing, also those that come later; odd names and all."""
+    folder = Storage.open(str(tmp_path))
+    store(folder, 4, 'odd "task"', loss={"value": 2.5, "low": 2.25, "high": None})
+    exporter = start()
+    exporter.watch(folder)
+    labels = (("figure", "loss"), ("task", 'odd "task"'))
+    name = f"{PREFIX}task_figure"
+    wait_for(lambda: (name, labels) in samples(get(exporter)[2]), timeout_s=20, what="the result")
+    found = samples(get(exporter)[2])
+    assert (found[name, labels], found[f"{name}_low", labels]) == (2.5, 2.25)
+    assert (f"{name}_high", labels) not in found
+    exporter.close()
+    wait_for(
+        lambda: "task-results" not in {t.name for t in threading.enumerate()}, timeout_s=20, what="the thread's end"
+    )
+
+
+def test_nobody_looks_for_results_without_an_endpoint(start: Start, tmp_path: Path) -> None:
+    start(port=None).watch(Storage.open(str(tmp_path)))
+    assert "task-results" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_label_values_with_odd_characters_come_through(start: Start) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from elastic_lm.control import events as ev
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.monitor.figures import COUNTED, Figures
+from elastic_lm.monitor.figures import COUNTED, TASK_METRICS, Figures
 from elastic_lm.monitor.metrics import (
     CATALOGUE,
     CAUSES,
@@ -27,7 +27,19 @@ from elastic_lm.monitor.metrics import (
     by_name,
 )
 from tests.control.simulation import Cluster
-from tests.monitor.story import at, committed, evaluated, left, lost, ready, reformed, rewound, started, storm
+from tests.monitor.story import (
+    TASK_RESULTS,
+    at,
+    committed,
+    evaluated,
+    left,
+    lost,
+    ready,
+    reformed,
+    rewound,
+    started,
+    storm,
+)
 
 COUNTERS = {metric.name for metric in CATALOGUE if metric.kind == "counter"}
 START = [
@@ -305,6 +317,7 @@ def test_every_gauge_has_a_value_in_some_history() -> None:
     on_gpu = ready(2, "w2", environment={"gpu": "NVIDIA H100 80GB HBM3"})
     paces = at(6, EventKind.WORKER_PACES, paces={"w0": [0.5, 2]})
     figures = after([start, *START, on_gpu, committed(4, 0), committed(5, 1), paces, saved, evaluated(9, 2)])
+    figures.tell_tasks(TASK_RESULTS)
     assert {name for name, _, _ in figures.values()} == {metric.name for metric in CATALOGUE}
 
 
@@ -314,8 +327,25 @@ def test_a_thousand_workers_have_the_series_of_three() -> None:
         for num_workers in (3, 1_000)
     )
     assert few == many
-    assert {name for name, _ in few} == by_name().keys()
+    assert {name for name, _ in few} == by_name().keys() - set(TASK_METRICS)
     assert len(few) < 120
+
+
+def test_results_of_tasks_are_told_as_they_are_and_none_of_before() -> None:
+    figures = after(START)
+    assert figures.value("task_step", "held_out") is None
+    figures.tell_tasks(TASK_RESULTS)
+    told = {(name, labels): value for name, labels, value in figures.values() if name in TASK_METRICS}
+    accuracy, loss = ("capitals", "accuracy"), ("held_out", "loss")
+    assert told == {
+        ("task_figure", accuracy): 0.5, ("task_figure_low", accuracy): 0.25, ("task_figure_high", accuracy): 0.75,
+        ("task_figure", ("capitals", "accuracy_per_byte")): 0.25,
+        ("task_figure", loss): 2.5, ("task_figure_low", loss): 2.25, ("task_figure_high", loss): 2.75,
+        ("task_step", ("capitals",)): 2, ("task_step", ("held_out",)): 4,
+    }  # fmt: skip
+    figures.tell_tasks(TASK_RESULTS[:1])
+    assert figures.value("task_figure", "held_out", "loss") is None
+    assert figures.value("task_figure", "capitals", "accuracy") == 0.5
 
 
 # -- gauges that are no longer true ----------------------------------------------------------------------------------

@@ -28,7 +28,16 @@ from elastic_lm.monitor.metrics import (
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 LABEL_VALUES = (*CAUSES, *LOSSES, *PHASES, *VERDICTS, *STEP_STATISTICS, *WORKER_STATISTICS)
 BASE_UNITS = {"", "s", "nats", "steps", "tokens", "tokens/s", "workers", "nodes", "readers", "nats/byte"}
-LABELS = {"run", "version", "verdict", "cause", "phase", "statistic"}
+LABELS = {
+    "run",
+    "version",
+    "verdict",
+    "cause",
+    "phase",
+    "statistic",
+    "task",
+    "figure",
+}  # of the last two MOST_TASKS have values
 each_metric = pytest.mark.parametrize("metric", CATALOGUE, ids=lambda metric: metric.name)
 
 

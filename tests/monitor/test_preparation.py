@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from elastic_lm.data.progress import Progress
-from elastic_lm.monitor import preparation
+from elastic_lm.monitor import bar as bars
+from elastic_lm.monitor.bar import Bar, frame
 from elastic_lm.monitor.live import NARROWEST
-from elastic_lm.monitor.preparation import Bar, Lines, Pace, frame, size, watching
+from elastic_lm.monitor.preparation import Lines, Pace, bar, size, watching
 from tests.monitor.test_live import Gone, terminal
 
 ENCODING = Pace(Progress("encode", 1_230_000_000, 4_920_000_000), 40, 41e6)
@@ -136,7 +137,7 @@ def test_short_preparation_tells_no_lines() -> None:
 
 def test_bar_draws_each_stage_and_is_cleared_at_the_end() -> None:
     file = io.StringIO()
-    with Bar(terminal(file), Clock()) as view:
+    with bar(terminal(file), Clock()) as view:
         view.show(Progress("find", 3))
         view.show(Progress("encode", 1, 2))
         view.show(Progress("encode", 2, 2))  # at the same instant: not drawn
@@ -160,9 +161,9 @@ class Awaiting(io.StringIO):
 
 
 def test_bar_is_drawn_again_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "TICK_S", 0.01)
+    monkeypatch.setattr(bars, "TICK_S", 0.01)
     clock, file = Clock(), Awaiting("0:00:11")
-    with Bar(terminal(file), clock) as view:
+    with bar(terminal(file), clock) as view:
         view.show(Progress("encode", 0, 10**6))
         clock.now_s += 11
         assert file.written.wait(10)
@@ -170,7 +171,7 @@ def test_bar_is_drawn_again_while_nothing_happens(monkeypatch: pytest.MonkeyPatc
 
 def test_terminal_that_goes_away_ends_the_bar_and_nothing_else() -> None:
     file, standard_output = Gone(), sys.stdout
-    with Bar(terminal(file)) as view:
+    with bar(terminal(file)) as view:
         view.show(Progress("find", 3))
         file.gone = True
         view.show(Progress("encode", 1, 2))
@@ -180,7 +181,7 @@ def test_terminal_that_goes_away_ends_the_bar_and_nothing_else() -> None:
 
 
 def breaks_off() -> None:
-    with Bar(terminal(io.StringIO())) as view:
+    with bar(terminal(io.StringIO())) as view:
         view.show(Progress("find", 3))
         raise KeyboardInterrupt
 

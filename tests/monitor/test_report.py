@@ -13,9 +13,10 @@ import pytest
 from elastic_lm.events.log import EventLog
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import report
+from elastic_lm.monitor.task_results import Figure, TaskResult
 from elastic_lm.storage import Storage
 from tests.conftest import find_chromium
-from tests.monitor.story import at, committed, lost, ready, reformed, started
+from tests.monitor.story import TASK_RESULTS, at, committed, lost, ready, reformed, started
 from tests.monitor.test_history import begun, finished, granted
 
 VOID = {"meta", "input", "line", "circle", "br"}
@@ -100,6 +101,22 @@ def test_page_is_well_formed_and_asks_nobody_for_anything() -> None:
     assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", page)
 
 
+def test_results_of_tasks_have_a_section_with_their_intervals() -> None:
+    page = report.render("my-run", a_run(), TASK_RESULTS)
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr><td>(?:capitals|held_out).*?</tr>", page)]
+    assert rows == [
+        ["capitals", "2", "accuracy", "0.5000", "0.2500", "to", "0.7500"],
+        ["capitals", "2", "accuracy", "per", "byte", "0.2500", "–"],
+        ["held_out", "4", "loss", "2.5000", "2.2500", "to", "2.7500"],
+    ]
+    balance = Balance()
+    balance.feed(page)
+    assert (balance.wrong, balance.open) == ([], [])
+    assert "<h2>Evaluations</h2>" not in report.render("my-run", a_run())
+    evil = "<script>alert(1)</script>"
+    assert evil not in report.render("my-run", a_run(), [TaskResult(evil, 1, (Figure(evil, 1, None, None),))])
+
+
 def test_text_of_the_run_cannot_become_markup() -> None:
     evil = "<script>alert(1)</script>"
     events = [*a_run(), Event(EventKind.NOTE, evil, time_s=1e9 + 9, elapsed_s=9)]
@@ -130,8 +147,11 @@ def test_written_report_is_beside_the_log(tmp_path: Path) -> None:
     for event in a_run():
         log.append(event)
     log.close()
+    storage.write(
+        "evaluations/step-00000004/held_out.json", b'{"metrics": {"loss": {"value": 2.5, "low": 2.25, "high": 2.75}}}'
+    )
     assert report.write("mine", storage) == f"file://{tmp_path}/runs/mine/report.html"
-    assert storage.read("report.html").decode() == report.render("mine", a_run())
+    assert storage.read("report.html").decode() == report.render("mine", a_run(), TASK_RESULTS[1:])
 
 
 PROBE = """<script>
