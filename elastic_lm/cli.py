@@ -32,6 +32,7 @@ from elastic_lm import (
 )
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
+    OF_VERDICT,
     CommandGroup,
     Exit,
     deliver,
@@ -50,15 +51,6 @@ if TYPE_CHECKING:
     from elastic_lm.result import RunResult
     from elastic_lm.storage import Storage
 
-
-OF_VERDICT = {
-    "done": Exit.DONE,
-    "stopped": Exit.STOPPED,
-    "data_error": Exit.DATA,
-    "unavailable": Exit.UNAVAILABLE,
-    "refused": Exit.USAGE,
-    "superseded": Exit.UNAVAILABLE,
-}
 
 PROGRAM = "elastic-lm"  # also where it is started by `python -m`
 

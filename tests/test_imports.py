@@ -87,7 +87,7 @@ ALLOWED = {
         "elastic_lm.trained_model",
     },
     "elastic_lm.experiment": {
-        "torch", "elastic_lm.__version__", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.config_text",
+        "torch", "pydantic", "elastic_lm.__version__", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.config_text",
         "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.monitor",
         "elastic_lm.ownership", "elastic_lm.protocol", "elastic_lm.result", "elastic_lm.run_address", "elastic_lm.storage",
     },
@@ -99,6 +99,11 @@ ALLOWED = {
         "elastic_lm.run_address", "elastic_lm.runtime.remote", "elastic_lm.storage", "elastic_lm.tracking",
         "elastic_lm.trained_model",
     },
+    "elastic_lm.experiments": {
+        "elastic_lm.config", "elastic_lm.data.manifest", "elastic_lm.errors", "elastic_lm.evaluate", "elastic_lm.experiment",
+        "elastic_lm.huggingface", "elastic_lm.result", "elastic_lm.run", "elastic_lm.run_address", "elastic_lm.runtime.plan",
+        "elastic_lm.runtime.trainer", "elastic_lm.storage", "elastic_lm.tracking.trackers",
+    },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),
     "elastic_lm.cli_checkpoints": {"typer", "elastic_lm"},
@@ -108,7 +113,7 @@ ALLOWED = {
     "elastic_lm.cli_estimate": {"typer", "elastic_lm"},
     "elastic_lm.cli_evaluate": {"typer", "elastic_lm"},
     "elastic_lm.cli_reference": {"typer", "elastic_lm.cli", "elastic_lm.terminal"},
-    "elastic_lm.cli_experiment": {"typer", "elastic_lm"},
+    "elastic_lm.cli_experiment": {"typer", "rich", "elastic_lm"},
     "elastic_lm.cli_jobs": {"typer", "elastic_lm"},
     "elastic_lm.cli_run": {"typer", "elastic_lm"},
     "elastic_lm.cli_runs": {"typer", "elastic_lm"},
@@ -116,7 +121,8 @@ ALLOWED = {
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
     "elastic_lm": {
-        "elastic_lm.config", "elastic_lm.events.types", "elastic_lm.result", "elastic_lm.run", "elastic_lm.runtime.trainer",
+        "elastic_lm.config", "elastic_lm.events.types", "elastic_lm.experiment.loop", "elastic_lm.experiments",
+        "elastic_lm.result", "elastic_lm.run", "elastic_lm.runtime.trainer",
     },
 }  # fmt: skip
 

@@ -49,6 +49,13 @@ class HeldOutText:
         objective = {name: value for name, value in config.objective.identity().items() if name != "z_loss"}
         self.hash = hashlib.sha256(json.dumps([*asked, objective]).encode()).hexdigest()
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what is told of this objective."""
+        if self._spec.objective not in (CAUSAL, MASKED):
+            return ("loss",)
+        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self._spec.objective == CAUSAL else ()))
+
     def evaluate(self, model: TrainedModel) -> Outcome:
         """Raises: DataError, StorageError."""
         objective = find_objective(self._spec.objective, self._spec.masking)  # the loss is told without z_loss
