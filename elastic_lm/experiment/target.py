@@ -15,7 +15,9 @@ from elastic_lm.errors import ConfigError
 
 HELD_OUT = "held_out"  # the task that a figure alone is of
 FORM = "TASK.FIGURE <= NUMBER, e.g. held_out.perplexity <= 30; with <=, <, >= or >"
-_TARGET = re.compile(r"\s*(?:(?P<task>[\w.-]+)\.)?(?P<figure>\w+)\s*(?P<sign><=|>=|<|>)\s*(?P<bound>\S+)\s*")
+_TARGET = re.compile(
+    r"\s*(?:(?P<task>[\w.-]+)\.)?(?P<figure>[A-Za-z_]\w*)\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^\s=<>]\S*)\s*"
+)
 
 
 @dataclass(frozen=True)
