@@ -26,6 +26,7 @@ from elastic_lm import (
     cli_evaluate,
     cli_experiment,
     cli_jobs,
+    cli_loop,
     cli_run,
     cli_runs,
     job_version,
@@ -67,6 +68,7 @@ app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_experiment.app)
+app.add_typer(cli_loop.app)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
