@@ -91,7 +91,7 @@ def _tree(target: Target, attempts: Sequence[Attempt]) -> str:
     rows = {node.attempt.number: row for row, node in enumerate(found)}
     drawn = [*(_edge(node, rows) for node in found if node.depth), *(_row(n, r, target) for r, n in enumerate(found))]
     return (
-        f'<section><h2>Attempts, each below the one that it is a fork of</h2><svg class="tree" '
+        f'<section><h2>Lineage</h2><svg class="tree" '
         f'viewBox="0 0 {WIDTH} {ROW * len(found)}" role="img" aria-label="Lineage of the attempts">{"".join(drawn)}</svg>'
         "</section>"
     )
@@ -159,7 +159,7 @@ def _chart(target: Target, attempts: Sequence[Attempt]) -> str:
         Line("best so far", *_columns(so_far), "c3", stepped=True),
         Line("target", ends, [target.bound, target.bound], "c2"),
     ]
-    return Chart(f"{_figure(target)} of {target.task}, attempt by attempt", "attempt", lines, ends_at=ends[1]).svg()
+    return Chart(f"{_figure(target).capitalize()} of {target.task}, attempt by attempt", "attempt", lines, ends_at=ends[1]).svg()
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
