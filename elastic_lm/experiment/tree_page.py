@@ -159,7 +159,9 @@ def _chart(target: Target, attempts: Sequence[Attempt]) -> str:
         Line("best so far", *_columns(so_far), "c3", stepped=True),
         Line("target", ends, [target.bound, target.bound], "c2"),
     ]
-    return Chart(f"{_figure(target).capitalize()} of {target.task}, attempt by attempt", "attempt", lines, ends_at=ends[1]).svg()
+    return Chart(
+        f"{_figure(target).capitalize()} of {target.task}, attempt by attempt", "attempt", lines, ends_at=ends[1]
+    ).svg()
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
