@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from elastic_lm import Experiment, Run, fit
+from elastic_lm import Experiment, Run, RunResult, fit
 from elastic_lm.config import RunConfig
 from elastic_lm.events.types import EventKind
 from elastic_lm.experiment.account import Account
@@ -206,3 +206,9 @@ def test_account_of_a_run_that_was_cut_short(base: RunConfig) -> None:
     last = {event.attempt: event.elapsed_s for event in events}
     assert done.seconds == pytest.approx(sum(last.values()))
     assert done.seconds > stopped.seconds > 0
+
+
+def test_account_takes_from_a_result_what_the_log_may_lack() -> None:
+    found = Account(None, "", 5, 5, 9.0).concluded(RunResult("done", "trained 7 steps", 7))
+    assert found == Account("done", "trained 7 steps", 7, 5, 9.0)
+    assert Account(None, "", 5, 5, 9.0).concluded(RunResult("failed", "lost")).step == 5

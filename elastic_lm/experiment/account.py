@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elastic_lm.events.log import read
 from elastic_lm.events.types import EventKind
+from elastic_lm.result import RunResult
 from elastic_lm.storage import Storage
 
 
@@ -22,6 +23,11 @@ class Account:
     step: int | None = None
     num_steps: int = 0
     seconds: float = 0.0
+
+    def concluded(self, result: RunResult) -> Account:
+        """With what its training has returned, which the log may lack where storage took no more."""
+        step = self.step if result.last_step is None else result.last_step
+        return replace(self, verdict=result.verdict, message=result.message, step=step)
 
     @classmethod
     def of(cls, run_storage: Storage) -> Account:

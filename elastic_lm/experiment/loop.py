@@ -61,6 +61,8 @@ class ExperimentResult:
     verdict: str
     message: str
     attempts: tuple[Attempt, ...]
+    tokens: int
+    hours: float
     url: str
     page: str | None = None
 
@@ -72,14 +74,6 @@ class ExperimentResult:
     @property
     def best(self) -> Attempt | None:
         return best(self.attempts, self.target)
-
-    @property
-    def tokens(self) -> int:
-        return tokens_of(self.attempts)
-
-    @property
-    def hours(self) -> float:
-        return seconds_of(self.attempts) / HOUR_S
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -136,12 +130,33 @@ class Loop:
             owner = self._acquire()
             try:
                 self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
+                self._journal.check(self.rehearsal.setup)
                 self._journal.adopt(self.rehearsal.setup)
                 verdict = self._go_on(owner)
             finally:
                 owner.release()
-        url, page = self._journal.folder.url, self._draw(verdict)
-        return ExperimentResult(self._plan.name, self._target, verdict.kind, verdict.message, self.attempts, url, page)
+        tokens, seconds = self._taken()
+        return ExperimentResult(
+            self._plan.name,
+            self._target,
+            verdict.kind,
+            verdict.message,
+            self.attempts,
+            tokens,
+            seconds / HOUR_S,
+            self._journal.folder.url,
+            self._draw(verdict),
+        )
+
+    def _taken(self) -> tuple[int, float]:
+        """(tokens, seconds) of all attempts, that which is under way among them."""
+        tokens, seconds = tokens_of(self.attempts), seconds_of(self.attempts)
+        for each in self.attempts:
+            if each.is_under_way:
+                config = self._beginning.config(each.number, self._begun)
+                account = self._trainer.account(config)
+                tokens, seconds = tokens + account.num_steps * config.batch.tokens, seconds + account.seconds
+        return tokens, seconds
 
     # -- what comes next ---------------------------------------------------------------------------------------------
 
@@ -252,7 +267,7 @@ class Loop:
                 return self._out_of_time()
             if result.verdict != DONE and result.verdict not in FAILURES:
                 return Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
-            account = replace(self._trainer.account(config), verdict=result.verdict, message=result.message)
+            account = self._trainer.account(config).concluded(result)
         assert account.verdict is not None
         figures = self._trainer.evaluate(config) if account.verdict == DONE else {}
         return Ended(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from elastic_lm.experiment.target import HELD_OUT, Target
 from elastic_lm.storage import Storage
 
 PLACE = ("name", "storage")  # of a run's config: an attempt has its own
+MOST_ATTEMPTS = 1_000  # each is gone through beforehand, which takes some 50 ms
 LAST_STEP = "training.steps"
 SUFFIXES = (".yaml", ".yml")
 
@@ -167,6 +169,11 @@ class Plan(Part):
         for name, values in self.grid.items():
             if not values:
                 raise ConfigError(f"grid: {name} has no values; give some, or leave the field out")
+        number = len(self.changes) + math.prod(len(values) for values in self.grid.values()) * bool(self.grid)
+        if number > MOST_ATTEMPTS:
+            raise ConfigError(
+                f"the plan has {number:,} attempts, and may have {MOST_ATTEMPTS:,}; leave out fields or values of its grid"
+            )
         planned = self.attempts()
         for each in planned:
             for name in each.changes:

@@ -126,6 +126,8 @@ def test_run_that_may_go_on_ends_the_loop_until_the_next_command(verdict: str, b
     assert (result.verdict, result.ok) == (verdict, False)
     assert result.message == f"lower-01: it was {verdict}; the same command goes on"
     assert [state for state, _ in told(result)] == ["done", "under way", "not begun", "not begun"]
+    assert TOKENS < result.tokens < 2 * TOKENS  # what it has trained on so far counts
+    assert result.hours == pytest.approx((STEPS + STEPS - 1) / 60)
     lines: list[str] = []
     result = loop_of(base, plan_of(), trainer, lines.append).run()
     assert lines[0] == "lower-01 goes on: optimizer.learning_rate=0.01; from scratch; 640 tokens."

@@ -83,6 +83,10 @@ def test_grid_is_all_combinations_the_last_field_fastest() -> None:
         ({"changes": None}, "neither changes nor a grid is given"),
         ({"grid": {"model.dropout": [0.1]}}, "both changes and grid are given"),
         ({"changes": None, "grid": {"model.dropout": []}}, "model.dropout has no values"),
+        (
+            {"changes": None, "grid": {"model.dropout": [0.1] * 40, "training.seed": [*range(26)]}},
+            "the plan has 1,040 attempts, and may have 1,000",
+        ),
         ({"changes": [{"name": "mine"}]}, "attempt 1 changes name"),
         ({"changes": [{}, {"storage": "s3://b"}]}, "attempt 2 changes storage"),
         ({"changes": [{"steps": 5}]}, "steps of an attempt count for forks, and parent: scratch makes none"),
