@@ -55,7 +55,6 @@ class Rehearsal:
         """
         configs = [_scratch(beginning, planned) for planned in beginning.planned]
         asked = _tasks(beginning, trainer, configs)
-        beginning.plan.wanted.check({name: task.figures for name, task in asked[0].items()})
         same_as = _repeated(beginning, configs)
         _check_tokenizers(beginning, configs)
         for number, config in enumerate(configs):
@@ -67,12 +66,18 @@ class Rehearsal:
         for number, num_tokens in _forks(beginning, configs):
             tokens[number] = num_tokens
         _check_budget(beginning, tokens)
-        prospects = (
-            Prospect(planned, config, found, num_tokens, same, _note(beginning, asked[0], asked[planned.number]))
-            for planned, config, num_tokens, same in zip(beginning.planned, configs, tokens, same_as, strict=True)
-            for found in [_changed(configs[0], config)]
+        prospects = tuple(
+            Prospect(
+                planned=beginning.planned[number],
+                config=config,
+                changes=_changed(configs[0], config),
+                tokens=tokens[number],
+                same_as=same_as[number],
+                note=_note(beginning, asked[0], asked[number]),
+            )
+            for number, config in enumerate(configs)
         )
-        return cls(tuple(prospects), _setup(beginning, configs[0], asked[0]))
+        return cls(prospects, _setup(beginning, configs[0], asked[0]))
 
 
 class _About:
@@ -97,7 +102,10 @@ def _scratch(beginning: Beginning, planned: Planned) -> RunConfig:
 
 
 def _tasks(beginning: Beginning, trainer: Trainer, configs: list[RunConfig]) -> list[Mapping[str, Asked]]:
-    """Of each attempt; attempts that differ in nothing that tasks depend on are asked the same."""
+    """Of each attempt; those that differ in nothing that tasks depend on are asked the same.
+
+    Raises: ConfigError when a task is broken, or none tells what is wanted.
+    """
     known: dict[str, Mapping[str, Asked]] = {}
     found = []
     for planned, config in zip(beginning.planned, configs, strict=True):
@@ -105,6 +113,7 @@ def _tasks(beginning: Beginning, trainer: Trainer, configs: list[RunConfig]) -> 
         if key not in known:
             with _About(planned):
                 known[key] = trainer.asked(config)
+                beginning.plan.wanted.check({name: task.figures for name, task in known[key].items()})
         found.append(known[key])
     return found
 

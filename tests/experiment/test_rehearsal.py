@@ -101,6 +101,8 @@ FORK: dict[str, Any] = {"parent": "base", "steps": 5}
         ({"target": "capitals.accuracy >= 0.5"}, ["which is not among tasks: held_out"]),
         ({"changes": [{"objective.name": "masked"}], "target": "bits_per_byte <= 3", "set_": ("objective.name=masked",)},
          ["held_out tells no bits_per_byte; it tells loss, perplexity, accuracy"]),
+        ({"changes": [{"objective.name": "masked"}], "target": "bits_per_byte <= 3"},
+         ["attempt 1 (objective.name=masked): ", "held_out tells no bits_per_byte"]),
         ({"set_": ("batch.sequence_length=4000",)}, ["there is nothing to evaluate on"]),
         # the budget
         ({"budget": {"tokens": 600}}, ["budget.tokens=600 does not allow one attempt: the base alone trains on 640 tokens"]),
