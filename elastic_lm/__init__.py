@@ -24,7 +24,7 @@ __all__ = [
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
     from elastic_lm.events.types import Event, EventKind
-    from elastic_lm.experiment.loop import ExperimentResult
+    from elastic_lm.experiment.result import ExperimentResult
     from elastic_lm.experiments import Experiment
     from elastic_lm.result import RunResult
     from elastic_lm.run import Run, RunStatus
@@ -34,7 +34,7 @@ _HOMES = {
     "Event": "elastic_lm.events.types",
     "EventKind": "elastic_lm.events.types",
     "Experiment": "elastic_lm.experiments",
-    "ExperimentResult": "elastic_lm.experiment.loop",
+    "ExperimentResult": "elastic_lm.experiment.result",
     "Run": "elastic_lm.run",
     "RunConfig": "elastic_lm.config",
     "RunResult": "elastic_lm.result",

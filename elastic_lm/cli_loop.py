@@ -15,8 +15,8 @@ from elastic_lm import completion
 from elastic_lm.terminal import OF_VERDICT, Exit, deliver, say, told_errors, visible
 
 if TYPE_CHECKING:
-    from elastic_lm.experiment.loop import ExperimentResult
     from elastic_lm.experiment.rehearsal import Prospect
+    from elastic_lm.experiment.result import ExperimentResult
     from elastic_lm.experiments import Experiment
 
 app = typer.Typer()

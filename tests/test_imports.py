@@ -122,7 +122,7 @@ ALLOWED = {
     "elastic_lm.cli": {"typer", "rich", "elastic_lm"},
     "elastic_lm.__main__": {"elastic_lm.cli"},
     "elastic_lm": {
-        "elastic_lm.config", "elastic_lm.events.types", "elastic_lm.experiment.loop", "elastic_lm.experiments",
+        "elastic_lm.config", "elastic_lm.events.types", "elastic_lm.experiment.result", "elastic_lm.experiments",
         "elastic_lm.result", "elastic_lm.run", "elastic_lm.runtime.trainer",
     },
 }  # fmt: skip

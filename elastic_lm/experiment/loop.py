@@ -10,8 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import ConfigError, OwnershipError, StorageError
@@ -30,66 +29,13 @@ from elastic_lm.experiment.attempt import (
 from elastic_lm.experiment.beginning import Beginning
 from elastic_lm.experiment.journal import FOLDER, Journal
 from elastic_lm.experiment.rehearsal import Rehearsal
-from elastic_lm.experiment.target import Target
+from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult, Verdict
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Trainer
 from elastic_lm.ownership import Ownership
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
-REACHED, EXHAUSTED, BUDGET = "reached", "exhausted", "budget"
 HOUR_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an experiment ended, or why it waits to be gone on with."""
-
-    kind: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ExperimentResult:
-    """What an experiment came to.
-
-    `verdict`: reached, exhausted (no attempt is left), budget (it is spent), or that of the run which ended it for now: stopped,
-    unavailable, data_error, superseded. `best`: the attempt with the best score; `tokens` and `hours`: of all together.
-    """
-
-    name: str
-    target: Target
-    verdict: str
-    message: str
-    attempts: tuple[Attempt, ...]
-    tokens: int
-    hours: float
-    url: str
-    page: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the target is reached."""
-        return self.verdict == REACHED
-
-    @property
-    def best(self) -> Attempt | None:
-        return best(self.attempts, self.target)
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        found = self.best
-        return {
-            "name": self.name,
-            "target": str(self.target),
-            "verdict": self.verdict,
-            "message": self.message,
-            "best": None if found is None else found.run,
-            "tokens": self.tokens,
-            "hours": self.hours,
-            "url": self.url,
-            "page": self.page,
-            "attempts": [each.as_json() for each in self.attempts],
-        }
 
 
 class Loop:
@@ -125,27 +71,29 @@ class Loop:
 
     def run(self) -> ExperimentResult:
         """Go on until there is a verdict.    Raises: OwnershipError when another process does; whatever a trainer raises."""
-        verdict = self._verdict()
-        if verdict is None:
-            owner = self._acquire()
-            try:
-                self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
-                self._journal.check(self.rehearsal.setup)
-                self._journal.adopt(self.rehearsal.setup)
-                verdict = self._go_on(owner)
-            finally:
-                owner.release()
+        if (verdict := self._verdict()) is not None:
+            return self._result(verdict)
+        owner = self._acquire()
+        try:
+            self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
+            self._journal.check(self.rehearsal.setup)
+            self._journal.adopt(self.rehearsal.setup)
+            return self._result(self._go_on(owner))
+        finally:
+            owner.release()
+
+    def _result(self, verdict: Verdict) -> ExperimentResult:
         tokens, seconds = self._taken()
         return ExperimentResult(
-            self._plan.name,
-            self._target,
-            verdict.kind,
-            verdict.message,
-            self.attempts,
-            tokens,
-            seconds / HOUR_S,
-            self._journal.folder.url,
-            self._draw(verdict),
+            name=self._plan.name,
+            target=self._target,
+            verdict=verdict.kind,
+            message=verdict.message,
+            attempts=self.attempts,
+            tokens=tokens,
+            hours=seconds / HOUR_S,
+            url=self._journal.folder.url,
+            page=self._draw(verdict),
         )
 
     def _taken(self) -> tuple[int, float]:

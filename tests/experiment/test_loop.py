@@ -13,8 +13,8 @@ import pytest
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ConfigError, OwnershipError, StorageError
 from elastic_lm.experiment.attempt import Attempt, Ended, parent_of
-from elastic_lm.experiment.loop import ExperimentResult
 from elastic_lm.experiment.plan import Planned
+from elastic_lm.experiment.result import ExperimentResult
 from elastic_lm.experiment.target import Target
 from elastic_lm.ownership import Ownership
 from elastic_lm.storage import Storage
