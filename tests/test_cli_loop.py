@@ -48,7 +48,7 @@ def written(base: RunConfig, folder: Path, **changes: Any) -> str:
 
 
 def test_learning_rate_a_hundred_times_too_high_is_mended(
-    base: RunConfig, tmp_path: Path, mailboxes: list[LocalMailbox]
+    base: RunConfig, tmp_path: Path, mailboxes: list[LocalMailbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = written(base, tmp_path)
     told = run("experiment", plan)
@@ -69,6 +69,11 @@ def test_learning_rate_a_hundred_times_too_high_is_mended(
     assert again.exit_code == 0
     assert again.stdout.splitlines() == [lines[0], *lines[-9:]]
     assert len(mailboxes) == 3
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    on_terminal = run("experiment", plan)
+    assert [line for line in on_terminal.stdout.splitlines() if line.startswith("\x1b[32mlower-02")]
 
 
 def test_forks_of_a_plan_are_real_ones(base: RunConfig, tmp_path: Path, mailboxes: list[LocalMailbox]) -> None:

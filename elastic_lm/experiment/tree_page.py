@@ -34,7 +34,7 @@ STYLE = """<style>
 
 def render(name: str, target: Target, verdict: str, message: str, attempts: Sequence[Attempt]) -> str:
     """The page of the experiment `name`, which has come to this verdict, or is `running`."""
-    tone = {"reached": "good", "running": ""}.get(verdict, "bad")
+    tone = {"reached": "good", "exhausted": "bad", "budget": "bad"}.get(verdict, "")
     sections = [
         STYLE,
         f'<section><p class="told {tone}">{html.escape(message)}.</p></section>',
