@@ -115,7 +115,7 @@ FORK: dict[str, Any] = {"parent": "base", "steps": 5}
         ({**FORK, "parent_step": 4, "set_": ("checkpoint.every_steps=4",)}, ["the nearest will be of step 8 ("]),
         ({**FORK, "parent_step": 12}, ["the nearest will be of step 10 ("]),
         ({**FORK, "changes": [{"model.width": 32}]}, ["the state of step 10 cannot take model.width: 16 -> 32"]),
-        ({**FORK, "changes": [{"model.num_heads": 2}]}, ["attempt 1", "they would mean something else"]),
+        ({**FORK, "changes": [{"model.num_heads": 2}]}, ["attempt 1", "would mean something else"]),
         ({**FORK, "changes": [{"optimizer.kind": "muon"}]}, ["cannot take", "optimizer.kind"]),
         ({**FORK, "changes": [{"skip": [[2, 5]]}]}, ["begins before batch 10, the first that the fork trains"]),
         ({**FORK, "changes": [{"training.skip": [[2, 5]]}]}, ["does not agree with what the 10 steps before"]),
