@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -28,7 +29,8 @@ from elastic_lm.run import Run
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
-RETRY_S = 5.0  # to stop a run that is only just starting
+RETRY_S = 1.0  # to stop a run that is only just starting
+JOIN_S = 5.0
 
 
 class Experiment:
@@ -137,26 +139,31 @@ class _Trainer:
 def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callable[[], bool]]:
     """The run is asked to stop, with a checkpoint, when it has been trained for so long. Yields: whether it was."""
     ended, asked = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        if ended.wait(limit_s):
-            return
-        while True:
-            try:
-                Run.open(config).stop("the hours of the experiment's budget are over")
-                asked.set()
-                return
-            except ElasticLMError:  # it has not come so far
-                if ended.wait(RETRY_S):
-                    return
-
     if limit_s is None:
         yield asked.is_set
         return
+    run, began_s = Run.open(config), time.monotonic()
+
+    def watch() -> None:
+        wait_s = min(limit_s, threading.TIMEOUT_MAX)
+        while not ended.wait(wait_s):
+            wait_s = RETRY_S
+            with contextlib.suppress(ElasticLMError):  # it has not come so far
+                if _trains(run, time.monotonic() - began_s):
+                    run.stop("the hours of the experiment's budget are over")
+                    asked.set()
+                    return
+
     watcher = threading.Thread(target=watch, name="budget", daemon=True)
     watcher.start()
     try:
         yield asked.is_set
     finally:
         ended.set()
-        watcher.join(RETRY_S)
+        watcher.join(JOIN_S)
+
+
+def _trains(run: Run, since_s: float) -> bool:
+    """Whether it has begun to, since so long ago: before that this process may not have joined the cluster that trains it."""
+    status = run.status()
+    return status.verdict == "running" and status.seconds_ago < since_s

@@ -158,6 +158,7 @@ def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(
         return ""
 
     monkeypatch.setattr(remote, "command", command)
+    monkeypatch.setattr("elastic_lm.experiments.RETRY_S", 0.1)
     plan = written(base.replace("training.steps=1000000"), tmp_path, budget={"hours": 0.5 / 3600})
     told = run("experiment", plan)
     assert told.exit_code == 1, told.stderr
