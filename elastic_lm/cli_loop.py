@@ -70,6 +70,7 @@ def _tell_result(result: ExperimentResult) -> None:
     from rich.text import Text
 
     from elastic_lm.experiment import tree
+    from elastic_lm.monitor.progress import clock
 
     console = Console(highlight=False)
     plain = not console.encoding.startswith("utf")
@@ -83,7 +84,7 @@ def _tell_result(result: ExperimentResult) -> None:
     say("")
     rows = [
         ("verdict", f"{result.verdict}: {result.message}"),
-        ("spent", f"{result.tokens:,} tokens, {result.hours:.2f} hours"),
+        ("spent", f"{result.tokens:,} tokens, trained for {clock(result.hours * 3600)}"),
         ("page", result.page or ""),
     ]
     say("\n".join(f"{name:>10}  {visible(value)}" for name, value in rows if value))

@@ -29,7 +29,7 @@ from elastic_lm.run import Run
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
-RETRY_S = 1.0  # to stop a run that is only just starting
+RETRY_S = 1.0  # between two looks at a run that is starting, or two words to one that does not hear
 JOIN_S = 5.0
 
 
@@ -137,7 +137,10 @@ class _Trainer:
 
 @contextlib.contextmanager
 def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callable[[], bool]]:
-    """The run is asked to stop, with a checkpoint, when it has been trained for so long. Yields: whether it was."""
+    """The run is asked to stop, with a checkpoint, when it has been trained for so long. Yields: whether it was.
+
+    Nobody asks before it trains: this process may not have joined the cluster yet.
+    """
     ended, asked = threading.Event(), threading.Event()
     if limit_s is None:
         yield asked.is_set
@@ -145,14 +148,16 @@ def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callabl
     run, began_s = Run.open(config), time.monotonic()
 
     def watch() -> None:
+        while not _trains(run, time.monotonic() - began_s):  # its time begins with its log, as it is counted there
+            if ended.wait(RETRY_S):
+                return
         wait_s = min(limit_s, threading.TIMEOUT_MAX)
         while not ended.wait(wait_s):
+            with contextlib.suppress(ElasticLMError):
+                run.stop("the hours of the experiment's budget are over")
+                asked.set()
+                return
             wait_s = RETRY_S
-            with contextlib.suppress(ElasticLMError):  # it has not come so far
-                if _trains(run, time.monotonic() - began_s):
-                    run.stop("the hours of the experiment's budget are over")
-                    asked.set()
-                    return
 
     watcher = threading.Thread(target=watch, name="budget", daemon=True)
     watcher.start()
@@ -164,6 +169,9 @@ def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callabl
 
 
 def _trains(run: Run, since_s: float) -> bool:
-    """Whether it has begun to, since so long ago: before that this process may not have joined the cluster that trains it."""
-    status = run.status()
+    """Whether its log tells that it has begun to, since so long ago."""
+    try:
+        status = run.status()
+    except ElasticLMError:
+        return False
     return status.verdict == "running" and status.seconds_ago < since_s
