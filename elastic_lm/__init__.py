@@ -8,11 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Event", "EventKind", "Run", "RunConfig", "RunResult", "RunStatus", "__version__", "fit"]
+__all__ = [
+    "Event",
+    "EventKind",
+    "Experiment",
+    "ExperimentResult",
+    "Run",
+    "RunConfig",
+    "RunResult",
+    "RunStatus",
+    "__version__",
+    "fit",
+]
 
 if TYPE_CHECKING:
     from elastic_lm.config import RunConfig
     from elastic_lm.events.types import Event, EventKind
+    from elastic_lm.experiment.result import ExperimentResult
+    from elastic_lm.experiments import Experiment
     from elastic_lm.result import RunResult
     from elastic_lm.run import Run, RunStatus
     from elastic_lm.runtime.trainer import fit
@@ -20,6 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Event": "elastic_lm.events.types",
     "EventKind": "elastic_lm.events.types",
+    "Experiment": "elastic_lm.experiments",
+    "ExperimentResult": "elastic_lm.experiment.result",
     "Run": "elastic_lm.run",
     "RunConfig": "elastic_lm.config",
     "RunResult": "elastic_lm.result",

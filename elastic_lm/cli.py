@@ -26,12 +26,14 @@ from elastic_lm import (
     cli_evaluate,
     cli_experiment,
     cli_jobs,
+    cli_loop,
     cli_run,
     cli_runs,
     job_version,
 )
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
+    OF_VERDICT,
     CommandGroup,
     Exit,
     deliver,
@@ -51,15 +53,6 @@ if TYPE_CHECKING:
     from elastic_lm.storage import Storage
 
 
-OF_VERDICT = {
-    "done": Exit.DONE,
-    "stopped": Exit.STOPPED,
-    "data_error": Exit.DATA,
-    "unavailable": Exit.UNAVAILABLE,
-    "refused": Exit.USAGE,
-    "superseded": Exit.UNAVAILABLE,
-}
-
 PROGRAM = "elastic-lm"  # also where it is started by `python -m`
 
 app = typer.Typer(
@@ -75,6 +68,7 @@ app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_experiment.app)
+app.add_typer(cli_loop.app)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)

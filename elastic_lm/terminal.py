@@ -34,11 +34,25 @@ class Exit(IntEnum):
         return member
 
     DONE = 0, "done"
-    FAILED = 1, "the run failed: a bug, a poisoned step, a coordinator that failed again and again"
+    FAILED = (
+        1,
+        "the run failed: a bug, a poisoned step, a coordinator that failed again and again; or an experiment missed its target",
+    )
     USAGE = 2, "a config, an argument or a checkpoint does not fit, or is not there"
     DATA = 3, "a corpus that must not be trained on, or a checkpoint that is damaged"
     UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer, or another job trains the run"
     STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
+
+
+OF_VERDICT = {
+    "done": Exit.DONE,
+    "reached": Exit.DONE,
+    "stopped": Exit.STOPPED,
+    "data_error": Exit.DATA,
+    "unavailable": Exit.UNAVAILABLE,
+    "refused": Exit.USAGE,
+    "superseded": Exit.UNAVAILABLE,
+}  # of a run or an experiment; with any other it failed
 
 
 class CommandGroup(TyperGroup):

@@ -173,6 +173,14 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return solo_corpus(tmp_path_factory.mktemp("small-corpus"))
 
 
+@pytest.fixture(scope="session")
+def held_out_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with a tenth held out."""
+    from tests.solo import solo_corpus
+
+    return solo_corpus(tmp_path_factory.mktemp("held-out"), held_out=0.1)
+
+
 @pytest.fixture
 def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs; afterwards nothing of them may be left."""

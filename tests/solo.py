@@ -33,13 +33,14 @@ from tests.faults.oracle import member_of
 GENERATION = Generation(1, 1)
 
 
-def solo_corpus(folder: Path) -> str:
+def solo_corpus(folder: Path, held_out: float = 0.005) -> str:
     """The address of a corpus of a few thousand tokens."""
     from elastic_lm.data.prepare import PrepareOptions, prepare
     from elastic_lm.storage import Storage
 
     source = write_lines(folder / "text.jsonl", texts(300))
-    prepare([source], Storage.open(f"file://{folder}/tokens"), PrepareOptions(vocab_size=300, block_tokens=257))
+    options = PrepareOptions(vocab_size=300, block_tokens=257, held_out=held_out)
+    prepare([source], Storage.open(f"file://{folder}/tokens"), options)
     return f"file://{folder}/tokens"
 
 

@@ -13,10 +13,14 @@ import pytest
 
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
+from elastic_lm.experiment.plan import Plan
+from elastic_lm.experiments import Experiment
 from elastic_lm.storage import Storage
 from tests.faults.oracle import undisturbed
+from tests.solo import without_ray
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+PLANS = sorted((Path(__file__).parents[1] / "examples/experiments").glob("*.yaml"))
 STEPS = 3
 
 each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -48,3 +52,28 @@ def test_example_trains(path: Path, corpus: str, tmp_path: Path) -> None:
     assert len(losses) == STEPS
     assert losses[0] == pytest.approx(guessing, rel=0.1)  # an untrained model knows nothing
     assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_example_of_an_experiment_is_carried_out(path: Path, held_out_corpus: str, tmp_path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    plan = Plan.load(path)
+    assert plan.name == path.stem.replace("_", "-")
+    base = plan.base_config().replace(
+        f"data.tokens={held_out_corpus}",
+        f"storage={tmp_path}",
+        "batch.micro_batches=2",
+        "batch.micro_batch_size=1",
+        f"training.steps={STEPS}",
+        "schedule.total_steps=100",  # beyond the warm-up
+    )
+    (tmp_path / "base.yaml").write_text(base.to_yaml())
+    with without_ray():
+        result = Experiment.open(
+            plan.model_copy(update={"base": f"{tmp_path}/base.yaml", "samples": 4}), quiet=True
+        ).run()
+    assert result.verdict == "exhausted", "three steps reach nothing"
+    assert [attempt.state for attempt in result.attempts] == ["done"] * len(plan.attempts())
+    full = plan.base_config()
+    needed = len(plan.attempts()) * full.batch.tokens * full.training.steps
+    assert plan.budget.tokens is not None and needed <= plan.budget.tokens

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas
 import pytest
+import yaml
 
 import elastic_lm
-from elastic_lm import Event, EventKind, Run, RunConfig, RunResult, RunStatus
+from elastic_lm import Event, EventKind, Experiment, ExperimentResult, Run, RunConfig, RunResult, RunStatus
 from elastic_lm.errors import ClusterError, ConfigError, NotFoundError
 from elastic_lm.events.log import EventLog
 from elastic_lm.monitor.progress import Lines
@@ -30,7 +31,7 @@ def config(small_corpus: str, tmp_path: Path) -> RunConfig:
     return solo_config(small_corpus, f"file://{tmp_path}")
 
 
-def whole(config: RunConfig) -> RunResult:
+def whole(config: RunConfig, **shown: Any) -> RunResult:
     """Trained to its end, with the files that `fit` makes then."""
     solo = Solo(config)
     return with_files(solo.train(), solo.plan, Lines(lambda line: None, 1.0))
@@ -195,10 +196,21 @@ def test_without_a_cluster_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) 
 # -- the document ----------------------------------------------------------------------------------------------------
 
 
-def test_code_of_the_document_runs(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_document_runs(
+    config: RunConfig, held_out_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 5
-    (tmp_path / "run.yaml").write_text(config.replace("training.steps=100").to_yaml())
+    config = config.replace(f"data.tokens={held_out_corpus}", "training.steps=100")
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    plan = {
+        "name": "tuned",
+        "base": "run.yaml",
+        "target": "loss <= 100",
+        "samples": 4,
+        "changes": [{"model.dropout": 0.1}],
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("elastic_lm.runtime.trainer.fit", whole)
     names: dict[str, Any] = {}
@@ -206,12 +218,13 @@ def test_code_of_the_document_runs(config: RunConfig, tmp_path: Path, monkeypatc
         exec(compile(block, str(DOCUMENT), "exec"), names)
     assert pandas.read_csv(tmp_path / "steps.csv")["step"].tolist() == list(range(6))
     assert len(names["slow"]) < 6
+    assert names["outcome"].ok
 
 
 def test_document_names_everything_that_is_public() -> None:
     text = re.sub(r"```.*?```", "", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
     told = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", text))))
-    members = [name for name in vars(Run) if not name.startswith("_")]
-    fields = [f.name for kind in (RunResult, RunStatus) for f in dataclasses.fields(kind)]
+    members = [name for kind in (Run, Experiment) for name in vars(kind) if not name.startswith("_")]
+    fields = [f.name for kind in (RunResult, RunStatus, ExperimentResult) for f in dataclasses.fields(kind)]
     public = [name for name in elastic_lm.__all__ if name != "__version__"]
     assert not [name for name in (*public, *members, *fields) if name not in told]

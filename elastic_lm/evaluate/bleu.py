@@ -42,6 +42,7 @@ class Bleu:
 
     kind = "bleu"
     objectives = (CAUSAL,)
+    figures = ("bleu",)
 
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._items = [Item.of(fields) for fields in items]

@@ -38,6 +38,7 @@ class Choices:
 
     kind = "choices"
     objectives = (CAUSAL,)
+    figures = ("accuracy", "accuracy_per_byte")
 
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._items = [Item.of(fields) for fields in items]

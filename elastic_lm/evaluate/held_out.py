@@ -52,6 +52,13 @@ class HeldOutText:
         objective = {name: value for name, value in config.objective.identity().items() if name != "z_loss"}
         self.hash = hashlib.sha256(json.dumps([*asked, objective]).encode()).hexdigest()
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what is told of this objective."""
+        if self._spec.objective not in (CAUSAL, MASKED):
+            return ("loss",)
+        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self._spec.objective == CAUSAL else ()))
+
     def plan(self, model: ModelInterface) -> Plan:
         source = HeldOutTokens(self._tokens, self._held_out)
         size = max(1, PIECE_TOKENS // (self._held_out.order.micro_batch_size * self._spec.sequence_length))

@@ -44,6 +44,7 @@ class Pairs:
 
     kind = "pairs"
     objectives = (CAUSAL, MASKED)
+    figures = ("share_more", "mean_lead")
 
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._items = [Item.of(fields) for fields in items]

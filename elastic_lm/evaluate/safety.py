@@ -28,6 +28,7 @@ class Safety:
 
     kind = "safety"
     objectives = (CAUSAL,)
+    figures = ("share_above", "mean")
 
     def __init__(self, items: list[Fields], options: Fields) -> None:
         self._prompts = [fields.text("prompt", empty=True) for fields in items]

@@ -32,7 +32,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Question(Protocol):
-    """What a task asks of a model."""
+    """What a task asks of a model. `figures`: names of the metrics that it tells."""
+
+    @property
+    def figures(self) -> tuple[str, ...]: ...
 
     def plan(self, model: ModelInterface) -> Plan:
         """Raises: ConfigError when an item does not fit this model; DataError."""

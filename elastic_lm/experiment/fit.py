@@ -62,13 +62,13 @@ def check(
         return None
     corpus = Corpus.load(Storage.open(after.data.tokens))
     was, now = (config.engine_spec(corpus.vocab_size, corpus.special_ids) for config in (before, after))
-    stored, wanted = {name: entry.shape for name, entry in tensors.items()}, _shapes(now)
+    stored, wanted = {name: entry.shape for name, entry in tensors.items()}, shapes_of(now)
     told = f"the state of step {step} cannot take"
     changed = "; ".join(map(str, relevant))
     if not isinstance(was.model, ModelSpec) or not isinstance(now.model, ModelSpec):
         _check_same(stored, wanted, f"{told} {changed}: ")
         return None
-    if stored != _shapes(was):
+    if stored != shapes_of(was):
         raise CheckpointError(
             f"the state of step {step} has other tensors than this version keeps for the config that it was trained with; fork "
             "with the version of elastic-lm that wrote it"
@@ -151,7 +151,7 @@ def _expected(surgery: Surgery, stored: Shapes, wanted: Shapes) -> dict[str, tup
 # -- what an engine keeps ----------------------------------------------------------------------------------------------
 
 
-def _shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
+def shapes_of(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
     """Of the tensors that the engine keeps, by name."""
     try:
         try:

@@ -5,20 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elastic_lm.config import RunConfig
-from elastic_lm.data.prepare import PrepareOptions, prepare
-from elastic_lm.storage import Storage
-from tests.data.corpora import texts, write_lines
 from tests.solo import Solo, solo_config
-
-
-@pytest.fixture(scope="session")
-def held_out_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a corpus with a tenth held out."""
-    folder = tmp_path_factory.mktemp("held-out")
-    source = write_lines(folder / "text.jsonl", texts(300))
-    options = PrepareOptions(vocab_size=300, block_tokens=257, held_out=0.1)
-    prepare([source], Storage.open(f"file://{folder}/tokens"), options)
-    return f"file://{folder}/tokens"
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,13 @@ class Knows(nn.Module):
         return nn.functional.one_hot(tokens_BT, 300).double() * math.log(2)
 
 
+def test_figures_are_known_before_it_is_asked(causal_run: RunConfig, masked_run: RunConfig) -> None:
+    for config in (causal_run, masked_run):
+        task = HeldOutText(config, 2)
+        assert task.figures == tuple(task.evaluate(model_of(config)).metrics)
+    assert HeldOutText(masked_run).figures == ("loss", "perplexity", "accuracy")
+
+
 def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None:
     """It gives 2/301 to a token like the one before, 1/301 to any other, and is right where they are alike."""
     part, tokens = held_out(causal_run)
@@ -113,7 +120,7 @@ def half_squared(model: nn.Module, tokens_BS: Tensor) -> tuple[Tensor, int]:
 def test_users_objective_tells_its_loss_alone(causal_run: RunConfig) -> None:
     config = causal_run.replace(f"objective.name={__name__}:half_squared")
     outcome = outcome_of(HeldOutText(config), model_of(causal_run))
-    assert outcome.metrics.keys() == {"loss"}
+    assert outcome.metrics.keys() == {"loss"} == {*HeldOutText(config).figures}
     assert outcome.counts["targets"] == 7 * outcome.counts["batches"]
 
 

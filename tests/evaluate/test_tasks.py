@@ -274,6 +274,17 @@ def test_name_that_is_no_task_is_told(names: list[str], message: str, causal_run
         tasks.find(names, causal_run)
 
 
+@pytest.mark.parametrize(
+    ("kind", "item", "fields"),
+    [("choices", CHOICE, {}), ("pairs", PAIR, {}), ("bleu", TRANSLATION, {}), ("safety", PROMPT, {"scorer": SCORER})],
+)
+def test_figures_of_a_task_are_known_before_it_is_asked(
+    kind: str, item: dict[str, Any], fields: dict[str, Any], tmp_path: Path
+) -> None:
+    question = asked(tmp_path, [item], kind=kind, **fields).question
+    assert question.figures == tuple(question.evaluate(bigrams(CHAIN)).metrics)
+
+
 def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
     first = write(tmp_path, [PAIR], kind="pairs")
     (tmp_path / "elsewhere").mkdir()

@@ -1,0 +1,303 @@
+"""The loop of attempts: one after another until one reaches the target, the plan has no more, or the budget is spent.
+
+Invariant: what comes next follows from what storage holds (journal.py) and the plan alone. An attempt is written down before
+anything of its run is, and again with its score when that is known; in between the run goes on by its own means. So the same
+command goes on wherever it was cut short, and makes no attempt twice. One process at a time holds the experiment (ownership.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.errors import ConfigError, OwnershipError, StorageError
+from elastic_lm.experiment import tree_page
+from elastic_lm.experiment.attempt import (
+    DONE,
+    FAILURES,
+    Attempt,
+    Begun,
+    Ended,
+    best,
+    parent_of,
+    seconds_of,
+    tokens_of,
+)
+from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.journal import FOLDER, Journal
+from elastic_lm.experiment.rehearsal import Rehearsal
+from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult, Verdict
+from elastic_lm.experiment.trainer import OUT_OF_TIME, Trainer
+from elastic_lm.ownership import Ownership
+from elastic_lm.run_address import RunAddress
+from elastic_lm.storage import Storage
+
+HOUR_S = 3600.0
+
+
+class Loop:
+    """One experiment, to be run or gone on with."""
+
+    def __init__(
+        self, beginning: Beginning, trainer: Trainer, tell: Callable[[str], None] = lambda sentence: None
+    ) -> None:
+        """`tell` gets a sentence when an attempt begins and when it ends. Writes nothing.
+
+        Raises: ConfigError when the plan cannot be carried out, or is not the one that began; DataError, StorageError.
+        """
+        self._beginning, self._trainer, self._tell = beginning, trainer, tell
+        self._plan, self._target = beginning.plan, beginning.plan.wanted
+        self._journal = Journal(Storage.open(beginning.base.storage).child(f"{FOLDER}/{self._plan.name}"))
+        self._begun, self._ended = self._journal.records()
+        self.rehearsal = Rehearsal.of(beginning, trainer, self._begun)
+        self._journal.check(self.rehearsal.setup)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All of the plan, as far as they are."""
+        return tuple(
+            Attempt(
+                prospect.planned,
+                self._beginning.run(number),
+                self._begun.get(number),
+                self._ended.get(number),
+                prospect.same_as,
+            )
+            for number, prospect in enumerate(self.rehearsal.prospects)
+        )
+
+    def run(self) -> ExperimentResult:
+        """Go on until there is a verdict.    Raises: OwnershipError when another process does; whatever a trainer raises."""
+        if (verdict := self._verdict()) is not None:
+            return self._result(verdict)
+        owner = self._acquire()
+        try:
+            self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
+            self._journal.check(self.rehearsal.setup)
+            self._journal.adopt(self.rehearsal.setup)
+            return self._result(self._go_on(owner))
+        finally:
+            owner.release()
+
+    def _result(self, verdict: Verdict) -> ExperimentResult:
+        tokens, seconds = self._taken()
+        return ExperimentResult(
+            name=self._plan.name,
+            target=self._target,
+            verdict=verdict.kind,
+            message=verdict.message,
+            attempts=self.attempts,
+            tokens=tokens,
+            hours=seconds / HOUR_S,
+            url=self._journal.folder.url,
+            page=self._draw(verdict),
+        )
+
+    def _taken(self) -> tuple[int, float]:
+        """(tokens, seconds) of all attempts, that which is under way among them."""
+        tokens, seconds = tokens_of(self.attempts), seconds_of(self.attempts)
+        for each in self.attempts:
+            if each.is_under_way:
+                config = self._beginning.config(each.number, self._begun)
+                account = self._trainer.account(config)
+                tokens, seconds = tokens + account.num_steps * config.batch.tokens, seconds + account.seconds
+        return tokens, seconds
+
+    # -- what comes next ---------------------------------------------------------------------------------------------
+
+    def _verdict(self) -> Verdict | None:
+        """None while there is something to do."""
+        attempts = self.attempts
+        for each in attempts:
+            if self._target.is_reached(each.score):
+                return Verdict(REACHED, f"{each.run} reaches {self._target}: {self._scored(each)}")
+        if any(each.is_under_way for each in attempts):
+            return None
+        following = next((each for each in attempts if each.is_waiting), None)
+        if following is None:
+            return Verdict(EXHAUSTED, f"no attempt reaches {self._target}, and the plan has no more{self._best_told()}")
+        return self._over_budget(following)
+
+    def _over_budget(self, following: Attempt) -> Verdict | None:
+        """Whether the next attempt is one too many."""
+        budget, begun = self._plan.budget, len(self._begun)
+        if budget.attempts is not None and begun >= budget.attempts:
+            return self._spent(f"all {budget.attempts} attempts of budget.attempts are made")
+        spent, needed = tokens_of(self.attempts), self._tokens(self._decide(following))
+        if budget.tokens is not None and spent + needed > budget.tokens:
+            return self._spent(
+                f"{spent:,} tokens are trained on, and {following.run} would take {needed:,} more, beyond budget.tokens="
+                f"{budget.tokens:g}"
+            )
+        if budget.hours is not None and seconds_of(self.attempts) >= budget.hours * HOUR_S:
+            return self._out_of_time()
+        return None
+
+    def _out_of_time(self) -> Verdict:
+        return self._spent(f"the {self._plan.budget.hours:g} hours of budget.hours are over")
+
+    def _spent(self, why: str) -> Verdict:
+        return Verdict(BUDGET, f"{why}, and no attempt reaches {self._target}{self._best_told()}")
+
+    def _best_told(self) -> str:
+        found = best(self.attempts, self._target)
+        return "; no attempt has a score" if found is None else f"; the best is {found.run} with {self._scored(found)}"
+
+    def _decide(self, attempt: Attempt) -> Begun:
+        """Where an attempt begins that has not: from the scores so far."""
+        number = attempt.number
+        if number == 0 or not self._plan.forks:
+            return Begun(number)
+        parent = parent_of(self._plan.parent, self.attempts[:number], self._target)
+        if parent is None:
+            return Begun(number, note=f"no attempt that could be its parent ({self._plan.parent}) has a score")
+        assert parent.ended is not None
+        return Begun(number, parent.number, self._plan.parent_step or parent.ended.step)
+
+    def _tokens(self, record: Begun) -> int:
+        """That the attempt will train on. Of one whose changes do not fit its parent: none."""
+        try:
+            config = self._beginning.config(record.number, {**self._begun, record.number: record})
+        except ConfigError:
+            return 0
+        return config.batch.tokens * max(0, config.training.steps - (record.parent_step or 0))
+
+    # -- doing it ----------------------------------------------------------------------------------------------------
+
+    def _go_on(self, owner: Ownership) -> Verdict:
+        while (verdict := self._verdict()) is None:
+            attempt = next(each for each in self.attempts if each.is_under_way or each.is_waiting)
+            if attempt.begun is None:
+                attempt = self._begin(attempt, owner)
+                self._draw()
+            else:
+                self._tell(f"{attempt.run} goes on: {self._beginning_told(attempt)}.")
+            found = self._made(attempt)
+            if isinstance(found, Verdict):
+                return found
+            owner.check()
+            self._journal.end(found)
+            self._ended[found.number] = found
+            self._tell_end(self.attempts[found.number])
+            self._draw()
+        return verdict
+
+    def _begin(self, attempt: Attempt, owner: Ownership) -> Attempt:
+        record = replace(self._decide(attempt), time_s=time.time())
+        owner.check()
+        self._journal.begin(record)
+        self._begun[record.number] = record
+        attempt = replace(attempt, begun=record)
+        self._tell(f"{attempt.run} begins: {self._beginning_told(attempt)}.")
+        return attempt
+
+    def _made(self, attempt: Attempt) -> Ended | Verdict:
+        """What comes of an attempt; a verdict when that is not known yet."""
+        try:
+            config = self._beginning.config(attempt.number, self._begun)
+            self._fork(attempt, config)
+        except ConfigError as error:  # only now is it known whose state the changes have to fit
+            if attempt.parent is None:
+                raise
+            return Ended(attempt.number, "refused", str(error), time_s=time.time())
+        if attempt.parent is not None:
+            config = RunAddress.at(config.run_url).stored_config()  # with what its parent's state has settled
+        account = self._trainer.account(config)
+        if account.verdict != DONE and account.verdict not in FAILURES:
+            limit_s = self._limit_s(account.seconds)
+            if limit_s is not None and limit_s <= 0:
+                return self._out_of_time()
+            result = self._trainer.train(config, limit_s)
+            if result.verdict == OUT_OF_TIME:
+                return self._out_of_time()
+            if result.verdict != DONE and result.verdict not in FAILURES:
+                return Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
+            account = self._trainer.account(config).concluded(result)
+        assert account.verdict is not None
+        figures = self._trainer.evaluate(config) if account.verdict == DONE else {}
+        return Ended(
+            attempt.number,
+            account.verdict,
+            account.message,
+            score=self._target.score(figures),
+            step=account.step,
+            tokens=account.num_steps * config.batch.tokens,
+            seconds=account.seconds,
+            figures=figures,
+            time_s=time.time(),
+        )
+
+    def _fork(self, attempt: Attempt, config: RunConfig) -> None:
+        """Raises: ConfigError when the parent's state cannot take the changes."""
+        record = attempt.begun
+        assert record is not None
+        if record.parent is None or Storage.open(config.run_url).exists(CONFIG_FILE):
+            return
+        assert record.parent_step is not None
+        parent = self._beginning.config(record.parent, self._begun)
+        overrides = self._beginning.overrides(attempt.number, record.parent_step)
+        self._trainer.fork(parent, record.parent_step, config, overrides, attempt.planned.skip)
+
+    def _limit_s(self, seconds: float) -> float | None:
+        """How long a run may still be trained that has been for `seconds`; None: as long as it takes."""
+        hours = self._plan.budget.hours
+        return None if hours is None else hours * HOUR_S - seconds_of(self.attempts) - seconds
+
+    def _acquire(self) -> Ownership:
+        name = self._plan.name
+        try:
+            return Ownership.acquire(
+                self._journal.folder,
+                name,
+                job_token=secrets.token_hex(16),
+                what=f"experiment {name}",
+                on_waiting=lambda sentence: self._tell(sentence.replace("Run ", "Experiment ", 1)),
+            )
+        except OwnershipError as error:
+            owner = str(error).partition(": ")[2].partition(";")[0]
+            raise OwnershipError(
+                f"experiment {name} is being run by another process: {owner}. Wait for its end, or stop it there; the same "
+                "command goes on then"
+            ) from error
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _beginning_told(self, attempt: Attempt) -> str:
+        record = attempt.begun
+        assert record is not None
+        place = "from scratch"
+        if record.parent is not None:
+            place = f"a fork of {self._beginning.run(record.parent)} at step {record.parent_step:,}"
+        note = "" if record.note is None else f", as {record.note}"
+        return f"{attempt.planned.told}; {place}{note}; {self._tokens(record):,} tokens"
+
+    def _tell_end(self, attempt: Attempt) -> None:
+        assert attempt.ended is not None
+        if attempt.ended.verdict != DONE:
+            told = f"{attempt.ended.verdict}, without a score: {attempt.ended.message}"
+        elif attempt.score is None:
+            told = f"its {self._target.figure} is not finite, so it has no score"
+        else:
+            missed = "reaches" if self._target.is_reached(attempt.score) else "does not reach"
+            told = f"{self._scored(attempt)} {missed} {self._target}"
+        self._tell(f"{attempt.run} ends: {told}.")
+
+    def _scored(self, attempt: Attempt) -> str:
+        return f"{self._target.figure.replace('_', ' ')} {attempt.score:,.4f}"
+
+    def _draw(self, verdict: Verdict | None = None) -> str | None:
+        """Returns: where the page is; None when it could not be written, which is no reason to stop."""
+        verdict = verdict or self._verdict() or Verdict("running", self._under_way_told())
+        drawn = tree_page.render(self._plan.name, self._target, verdict.kind, verdict.message, self.attempts)
+        try:
+            return self._journal.write_page(drawn)
+        except StorageError as error:
+            self._tell(f"The page of the experiment could not be written: {error}")
+            return None
+
+    def _under_way_told(self) -> str:
+        runs = [each.run for each in self.attempts if each.is_under_way]
+        return f"{runs[0]} is under way" if runs else "the next attempt has not begun"

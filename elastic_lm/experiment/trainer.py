@@ -1,0 +1,48 @@
+"""What the loop of attempts leaves to others: training, forking, asking. So the loop needs neither a cluster nor a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from elastic_lm.config import RunConfig
+from elastic_lm.experiment.account import Account
+from elastic_lm.experiment.attempt import Figures
+from elastic_lm.experiment.lineage import Skip
+from elastic_lm.result import RunResult
+
+OUT_OF_TIME = "out_of_time"  # the verdict of a run that was stopped, with a checkpoint, because its time was up
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task: the hash of all that decides its outcome beside the model, and the figures that it tells."""
+
+    hash: str
+    figures: tuple[str, ...]
+
+
+class Trainer(Protocol):
+    """Each method may raise an ElasticLMError: then nothing is known of the attempt, and the loop ends to be gone on with."""
+
+    def asked(self, config: RunConfig) -> Mapping[str, Asked]:
+        """The tasks, by name, as they are for this run.    Raises: ConfigError when one is broken or not for its objective."""
+
+    def check(self, config: RunConfig) -> None:
+        """Raises: what `train` would before it begins anything."""
+
+    def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
+        """Make `config`'s run of the parent's state at `step`; where that was cut short, go on with it.
+
+        Raises: ConfigError when that state cannot take the changes; CheckpointError when it is not there.
+        """
+
+    def train(self, config: RunConfig, limit_s: float | None) -> RunResult:
+        """Until there is a verdict, going on with what is there; for `limit_s` at most, then it is `OUT_OF_TIME`."""
+
+    def account(self, config: RunConfig) -> Account:
+        """Of the run, also of one that has not begun."""
+
+    def evaluate(self, config: RunConfig) -> Figures:
+        """What the run's last state comes to in each task; kept in the run's folder, too."""

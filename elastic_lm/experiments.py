@@ -1,0 +1,177 @@
+"""`Experiment`: a plan carried out for real, by what trains, forks and evaluates. The command and other programs share it.
+
+The loop itself is experiment/loop.py, which knows neither Ray nor a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import ElasticLMError
+from elastic_lm.experiment import fork as forking
+from elastic_lm.experiment.account import Account
+from elastic_lm.experiment.attempt import Attempt, Figures
+from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.lineage import Skip
+from elastic_lm.experiment.loop import Loop
+from elastic_lm.experiment.plan import Plan
+from elastic_lm.experiment.rehearsal import Prospect
+from elastic_lm.experiment.result import ExperimentResult
+from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
+from elastic_lm.result import RunResult
+from elastic_lm.run import Run
+from elastic_lm.run_address import RunAddress
+from elastic_lm.storage import Storage
+
+RETRY_S = 1.0  # between two looks at a run that is starting, or two words to one that does not hear
+JOIN_S = 5.0
+
+
+class Experiment:
+    """An experiment: a base config, a target, and the attempts that are made one after another to reach it."""
+
+    def __init__(self, loop: Loop, plan: Plan) -> None:
+        self._loop = loop
+        self.plan = plan
+
+    @classmethod
+    def open(
+        cls,
+        plan: str | os.PathLike[str] | Plan,
+        *,
+        tell: Callable[[str], None] = lambda sentence: None,
+        on_line: Callable[[str], None] | None = None,
+        quiet: bool = False,
+    ) -> Experiment:
+        """That of plan.yaml, at a path or an address: checked whole, and compared with what storage has of it. Writes nothing.
+
+        Args: `tell` gets a sentence when an attempt begins and when it ends; `on_line` and `quiet` are those of `fit`.
+        Raises: ConfigError when it cannot be carried out, or began as another plan; DataError, StorageError.
+        """
+        found = plan if isinstance(plan, Plan) else Plan.load(plan)
+        beginning = Beginning(found, _settled(found.base_config()))
+        return cls(Loop(beginning, _Trainer(found, on_line, quiet), tell), found)
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All of the plan, as far as they are."""
+        return self._loop.attempts
+
+    @property
+    def prospects(self) -> tuple[Prospect, ...]:
+        """The same as they were checked, with what each changes and costs."""
+        return self._loop.rehearsal.prospects
+
+    def run(self) -> ExperimentResult:
+        """Make one attempt after another until one reaches the target, or there is nothing left to do. Blocks.
+
+        Goes on wherever it was cut short; an experiment that has ended is told and nothing is done. In the main thread signals
+        stop the run that trains with a checkpoint, as in `fit`, and the experiment with it.
+        Raises: OwnershipError when another process runs it; what `fit` and `Run.evaluate` raise.
+        """
+        return self._loop.run()
+
+
+def _settled(base: RunConfig) -> RunConfig:
+    """With the shape that is in model.init's folder, without which nobody knows what a run is."""
+    if base.model.init is None:
+        return base
+    from elastic_lm.data.manifest import Manifest
+    from elastic_lm.huggingface import initial  # it imports torch
+
+    tokens = Storage.open(base.data.tokens)
+    return initial.settled(base, tokens, Manifest.load(tokens))
+
+
+class _Trainer:
+    """Trains on Ray, asks on this machine's CPU. See experiment/trainer.py."""
+
+    def __init__(self, plan: Plan, on_line: Callable[[str], None] | None, quiet: bool) -> None:
+        self._plan, self._on_line, self._quiet = plan, on_line, quiet
+
+    def asked(self, config: RunConfig) -> Mapping[str, Asked]:
+        from elastic_lm.evaluate import tasks
+
+        found = tasks.find(self._plan.tasks, config, self._plan.samples)
+        return {task.name: Asked(task.hash, task.question.figures) for task in found}
+
+    def check(self, config: RunConfig) -> None:
+        from elastic_lm.runtime.plan import make_plan
+        from elastic_lm.tracking.trackers import check_installed, wanted_by
+
+        check_installed(wanted_by(config))
+        make_plan(config)
+
+    def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
+        request = forking.Request(RunAddress.at(parent.run_url), config.name, step, config.storage, overrides, skip)
+        forking.fork(request)
+
+    def train(self, config: RunConfig, limit_s: float | None) -> RunResult:
+        from elastic_lm.runtime.trainer import fit
+
+        with _stopped_after(config, limit_s) as is_over:
+            result = fit(config, on_line=self._on_line, quiet=self._quiet)
+        return replace(result, verdict=OUT_OF_TIME) if result.verdict == "stopped" and is_over() else result
+
+    def account(self, config: RunConfig) -> Account:
+        return Account.of(Storage.open(config.run_url))
+
+    def evaluate(self, config: RunConfig) -> Figures:
+        run = Run.open(config)
+        figures: dict[str, dict[str, float | None]] = {}
+        for result in run.evaluate(*self._plan.tasks, samples=self._plan.samples):
+            result.store(run.address.folder())
+            figures[result.task] = {name: metric.value for name, metric in result.outcome.metrics.items()}
+        return figures
+
+
+@contextlib.contextmanager
+def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callable[[], bool]]:
+    """The run is asked to stop, with a checkpoint, when it has been trained for so long. Yields: whether it was.
+
+    Nobody asks before it trains: this process may not have joined the cluster yet.
+    """
+    ended, asked = threading.Event(), threading.Event()
+    if limit_s is None:
+        yield asked.is_set
+        return
+    run, began_s = Run.open(config), time.monotonic()
+
+    def watch() -> None:
+        while not _trains(run, time.monotonic() - began_s):  # its time begins with its log, as it is counted there
+            if ended.wait(RETRY_S):
+                return
+        wait_s = min(limit_s, threading.TIMEOUT_MAX)
+        while not ended.wait(wait_s):
+            with contextlib.suppress(ElasticLMError):
+                run.stop("the hours of the experiment's budget are over")
+                asked.set()
+                return
+            wait_s = RETRY_S
+
+    watcher = threading.Thread(target=watch, name="budget", daemon=True)
+    watcher.start()
+    try:
+        yield asked.is_set
+    finally:
+        ended.set()
+        watcher.join(JOIN_S)
+
+
+def _trains(run: Run, since_s: float) -> bool:
+    """Whether its log tells that it has begun to, since so long ago."""
+    try:
+        status = run.status()
+    except ElasticLMError:
+        return False
+    return status.verdict == "running" and status.seconds_ago < since_s

@@ -1,0 +1,454 @@
+"""The loop of attempts: what is made, in which order, from which parent, until when; and that nothing is made twice."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_lm.config import RunConfig
+from elastic_lm.errors import ConfigError, OwnershipError, StorageError
+from elastic_lm.experiment.attempt import Attempt, Ended, parent_of
+from elastic_lm.experiment.plan import Planned
+from elastic_lm.experiment.result import ExperimentResult
+from elastic_lm.experiment.target import Target
+from elastic_lm.ownership import Ownership
+from elastic_lm.storage import Storage
+from tests.experiment.trainers import TRAINED, FakeTrainer, by_learning_rate, carried_out, loop_of, plan_of
+from tests.solo import solo_config
+
+STEPS, TOKENS = 10, 10 * 2 * 32  # of a run from scratch
+
+
+@pytest.fixture
+def base(small_corpus: str, tmp_path: Path) -> RunConfig:
+    """A learning rate a hundred times too high."""
+    return solo_config(small_corpus, f"file://{tmp_path}", "base", steps=STEPS, optimizer={"learning_rate": 0.1})
+
+
+def told(result: ExperimentResult) -> list[tuple[str, float | None]]:
+    """(state, score) of each attempt."""
+    return [(each.state, each.score) for each in result.attempts]
+
+
+# -- until when ------------------------------------------------------------------------------------------------------
+
+
+def test_loop_stops_at_the_first_attempt_that_reaches_the_target(base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    result = carried_out(base, plan_of(), trainer)
+    assert (result.verdict, result.ok) == ("reached", True)
+    assert result.message == "lower-02 reaches held_out.perplexity <= 30: perplexity 20.0000"
+    assert told(result) == [
+        ("done", 200.0),
+        ("done", pytest.approx(63.2, rel=0.01)),
+        ("done", 20.0),
+        ("not begun", None),
+    ]
+    assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
+    assert result.best is not None and result.best.run == "lower-02"
+    assert (result.tokens, result.hours) == (3 * TOKENS, pytest.approx(3 * STEPS / 60))
+    assert result.page is not None and result.page.endswith("/experiments/lower/page.html")
+
+
+def test_base_is_attempt_zero_and_may_be_enough(base: RunConfig) -> None:
+    trainer = FakeTrainer(score=lambda config: 12.0)
+    assert carried_out(base, plan_of(), trainer).verdict == "reached"
+    assert trainer.begun == ["lower-00"]
+
+
+def test_experiment_that_has_ended_does_nothing_more(base: RunConfig) -> None:
+    first = carried_out(base, plan_of(), FakeTrainer())
+    trainer, there = FakeTrainer(), contents(base)
+    again = carried_out(base, plan_of(), trainer)
+    assert again == first
+    assert not [call for call in trainer.calls if not call.startswith("check")]
+    assert contents(base) == there
+
+
+def test_plan_without_a_success_is_exhausted(base: RunConfig) -> None:
+    result = carried_out(base, plan_of(target="perplexity < 20"), FakeTrainer())
+    assert result.verdict == "exhausted"
+    assert result.message.endswith("the plan has no more; the best is lower-02 with perplexity 20.0000")
+    assert len(told(result)) == 4
+
+
+def test_more_may_be_wanted_than_less(base: RunConfig) -> None:
+    trainer = FakeTrainer(score=lambda config: 1 / by_learning_rate(config))
+    result = carried_out(base, plan_of(target="perplexity >= 0.04"), trainer)
+    assert (result.verdict, result.best and result.best.run) == ("reached", "lower-02")
+
+
+def test_lines_tell_each_beginning_and_each_end(base: RunConfig) -> None:
+    lines: list[str] = []
+    trainer = FakeTrainer(verdicts={"lower-01": ["poisoned"]})
+    loop_of(base, plan_of(), trainer, lines.append).run()
+    assert lines == [
+        "lower-00 begins: the base; from scratch; 640 tokens.",
+        "lower-00 ends: perplexity 200.0000 does not reach held_out.perplexity <= 30.",
+        "lower-01 begins: optimizer.learning_rate=0.01; from scratch; 640 tokens.",
+        "lower-01 ends: poisoned, without a score: it was poisoned.",
+        "lower-02 begins: optimizer.learning_rate=0.001; from scratch; 640 tokens.",
+        "lower-02 ends: perplexity 20.0000 reaches held_out.perplexity <= 30.",
+    ]
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["poisoned", "failed", "failed_bug", "refused"])
+def test_attempt_that_fails_has_no_score_and_the_next_one_begins(verdict: str, base: RunConfig) -> None:
+    trainer = FakeTrainer(verdicts={"lower-00": [verdict]})
+    result = carried_out(base, plan_of(), trainer)
+    assert told(result)[0] == (verdict, None)
+    assert result.verdict == "reached"
+    assert "evaluate lower-00" not in trainer.calls
+
+
+@pytest.mark.parametrize("score", [None, math.nan, math.inf])
+def test_attempt_that_diverged_has_no_score(score: float | None, base: RunConfig) -> None:
+    def of(config: RunConfig) -> float | None:
+        return score if config.name == "lower-00" else by_learning_rate(config)
+
+    result = carried_out(base, plan_of(parent="best", steps=5), FakeTrainer(of))
+    assert told(result)[0] == ("done", None)
+    assert [each.parent for each in result.attempts[:3]] == [None, None, 1]
+
+
+@pytest.mark.parametrize("verdict", ["stopped", "unavailable", "data_error", "superseded"])
+def test_run_that_may_go_on_ends_the_loop_until_the_next_command(verdict: str, base: RunConfig) -> None:
+    trainer = FakeTrainer(verdicts={"lower-01": [verdict]})
+    result = carried_out(base, plan_of(), trainer)
+    assert (result.verdict, result.ok) == (verdict, False)
+    assert result.message == f"lower-01: it was {verdict}; the same command goes on"
+    assert [state for state, _ in told(result)] == ["done", "under way", "not begun", "not begun"]
+    assert TOKENS < result.tokens < 2 * TOKENS  # what it has trained on so far counts
+    assert result.hours == pytest.approx((STEPS + STEPS - 1) / 60)
+    lines: list[str] = []
+    result = loop_of(base, plan_of(), trainer, lines.append).run()
+    assert lines[0] == "lower-01 goes on: optimizer.learning_rate=0.01; from scratch; 640 tokens."
+    assert result.verdict == "reached"
+    assert trainer.begun == ["lower-00", "lower-01", "lower-02"]  # the run went on, and did not begin again
+    assert result.tokens == 3 * TOKENS
+
+
+def test_error_of_the_trainer_ends_the_loop_until_the_next_command(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", raising(StorageError("away")))
+        with pytest.raises(StorageError, match="away"):
+            carried_out(base, plan_of(), trainer)
+    assert carried_out(base, plan_of(), trainer).verdict == "reached"
+    assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
+    assert trainer.calls.count("train lower-00") == 1  # it was done
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def function(*_: object) -> Any:
+        raise error
+
+    return function
+
+
+def test_page_that_cannot_be_written_is_told_and_stops_nothing(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Storage.write
+
+    def write(storage: Storage, path: str, data: bytes) -> None:
+        if path == "page.html":
+            raise StorageError("full")
+        real(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", write)
+    lines: list[str] = []
+    result = loop_of(base, plan_of(), FakeTrainer(), lines.append).run()
+    assert (result.verdict, result.page) == ("reached", None)
+    assert "The page of the experiment could not be written: full" in lines
+
+
+# -- whose state -----------------------------------------------------------------------------------------------------
+
+
+def attempt(number: int, score: float | None) -> Attempt:
+    return Attempt(Planned(number), f"a-{number:02d}", None, Ended(number, "done", "", score))
+
+
+@pytest.mark.parametrize(
+    ("how", "scores", "sign", "number"),
+    [
+        ("best", [5.0, 3.0, 4.0], "<=", 1),
+        ("best", [5.0, 3.0, 4.0], ">=", 0),
+        ("best", [None, 3.0, 3.0], "<=", 1),  # the first of equal ones
+        ("best", [None, None], "<=", None),
+        ("last", [5.0, 3.0, 4.0], "<=", 2),
+        ("last", [5.0, 3.0, None], "<=", 1),
+        ("base", [5.0, 3.0], "<=", 0),
+        ("base", [None, 3.0], "<=", None),
+    ],
+)
+def test_parent_is_chosen_among_those_with_a_score(
+    how: str, scores: list[float | None], sign: str, number: int | None
+) -> None:
+    found = parent_of(how, [attempt(n, score) for n, score in enumerate(scores)], Target("held_out", "loss", sign, 0.0))
+    assert (None if found is None else found.number) == number
+
+
+@pytest.mark.parametrize(
+    ("parent", "forks"),
+    [
+        ("base", [("lower-00", 10, "lower-01"), ("lower-00", 10, "lower-02"), ("lower-00", 10, "lower-03")]),
+        ("last", [("lower-00", 10, "lower-01"), ("lower-01", 15, "lower-02"), ("lower-02", 20, "lower-03")]),
+        ("best", [("lower-00", 10, "lower-01"), ("lower-01", 15, "lower-02"), ("lower-02", 20, "lower-03")]),
+    ],
+)
+def test_forks_go_on_from_the_chosen_parent(parent: str, forks: list[tuple[str, int, str]], base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    result = carried_out(base, plan_of(parent=parent, steps=5, target="perplexity < 1"), trainer)
+    assert trainer.forks == forks
+    assert [each.ended.tokens for each in result.attempts if each.ended] == [TOKENS, *[TOKENS // 2] * 3]
+    assert [each.parent for each in result.attempts] == [None, *(int(name[-2:]) for name, _, _ in forks)]
+
+
+def test_fork_has_its_parents_changes_and_its_own(base: RunConfig) -> None:
+    changes = [{"optimizer.learning_rate": 1e-2}, {"model.dropout": 0.1}, {"optimizer.learning_rate": 1e-4}]
+    plan = plan_of(parent="best", steps=5, target="perplexity < 1", changes=changes)
+    carried_out(base, plan, FakeTrainer())
+    dropped = RunConfig.load(base.storage.removeprefix("file://") + "/runs/lower-02/config.yaml")
+    assert (dropped.optimizer.learning_rate, dropped.model.dropout, dropped.training.steps) == (1e-2, 0.1, 20)
+
+
+def test_fork_of_an_earlier_step_with_batches_left_out(base: RunConfig) -> None:
+    base = base.replace("checkpoint.every_steps=4", "checkpoint.keep=3")
+    plan = plan_of(parent="base", parent_step=8, target="perplexity < 1", changes=[{"skip": [[8, 9]]}])
+    trainer = FakeTrainer()
+    result = carried_out(base, plan, trainer)
+    assert trainer.forks == [("lower-00", 8, "lower-01")]
+    config = RunConfig.load(base.storage.removeprefix("file://") + "/runs/lower-01/config.yaml")
+    assert config.training.skip == ((8, 9),)
+    assert result.attempts[1].ended is not None and result.attempts[1].ended.tokens == TOKENS // 5
+
+
+def test_attempt_without_a_usable_parent_begins_from_scratch_and_says_so(base: RunConfig) -> None:
+    lines: list[str] = []
+    trainer = FakeTrainer(verdicts={"lower-00": ["poisoned"]})
+    result = loop_of(base, plan_of(parent="best", steps=5), trainer, lines.append).run()
+    assert lines[2] == (
+        "lower-01 begins: optimizer.learning_rate=0.01; from scratch, as no attempt that could be its parent (best) has a score; "
+        "640 tokens."
+    )
+    assert trainer.forks == [("lower-01", 10, "lower-02")]
+    assert result.attempts[1].begun is not None and result.attempts[1].begun.note is not None
+
+
+def test_fork_whose_changes_do_not_fit_its_parent_is_an_attempt_without_a_score(base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    trainer.refuses_forks = True
+    result = carried_out(base, plan_of(parent="base", steps=5), trainer)
+    assert (result.verdict, told(result)[1]) == ("exhausted", ("refused", None))
+    assert result.attempts[1].ended is not None and result.attempts[1].ended.message == "that state cannot take it"
+
+
+# -- what it may take ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "begun", "message"),
+    [
+        ({"attempts": 2}, 2, "all 2 attempts of budget.attempts are made"),
+        (
+            {"tokens": 2.5 * TOKENS},
+            2,
+            "1,280 tokens are trained on, and lower-02 would take 640 more, beyond budget.tokens=1600",
+        ),
+        ({"tokens": 2.0 * TOKENS}, 2, "beyond budget.tokens=1280"),
+        ({"hours": 2 * STEPS / 60}, 2, "hours of budget.hours are over"),
+    ],
+)
+def test_spent_budget_ends_the_loop(budget: dict[str, float], begun: int, message: str, base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    result = carried_out(base, plan_of(budget=budget), trainer)
+    assert (result.verdict, len(trainer.begun)) == ("budget", begun)
+    assert message in result.message
+    assert "the best is lower-01" in result.message
+    assert carried_out(base, plan_of(), trainer).verdict == "reached"  # more of it, and the same command goes on
+    assert len(trainer.begun) == 3
+
+
+def test_hours_that_are_over_stop_the_run_that_trains_with_a_checkpoint(base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    result = carried_out(base, plan_of(budget={"hours": 1.4 * STEPS / 60}), trainer)
+    assert (result.verdict, told(result)[1]) == ("budget", ("under way", None))
+    assert carried_out(base, plan_of(budget={"hours": 1.4 * STEPS / 60}), trainer).verdict == "budget"
+    assert trainer.calls.count("train lower-01") == 1  # nothing is left of it
+    assert carried_out(base, plan_of(budget={"hours": 9}), trainer).verdict == "reached"
+    assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
+
+
+def test_what_was_spent_before_an_interruption_counts(base: RunConfig) -> None:
+    trainer = FakeTrainer(verdicts={"lower-01": ["stopped", "stopped", "stopped"]})
+    plan = plan_of(budget={"tokens": 2.5 * TOKENS, "hours": 0.5})
+    assert [carried_out(base, plan, trainer).verdict for _ in range(4)] == ["stopped", "stopped", "stopped", "budget"]
+    assert trainer.begun == ["lower-00", "lower-01"]
+
+
+# -- cut short at any moment -----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Mortal:
+    """Lets so many writing operations happen, and then none any more. Claims are not counted: a thread makes them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.late, self.count = 10**9, False, 0
+        for verb in ("create", "write", "delete"):
+            monkeypatch.setattr(Storage, verb, self._mortal(getattr(Storage, verb)))
+
+    def _mortal(self, real: Callable[..., None]) -> Callable[..., None]:
+        def operation(storage: Storage, path: str, *data: bytes) -> None:
+            if storage.url.endswith("/owner"):
+                return real(storage, path, *data)
+            self.count += 1
+            self.left -= 1
+            if self.left < 0 and (self.left < -1 or not self.late):
+                raise Killed
+            real(storage, path, *data)
+            if self.left < 0:
+                raise Killed
+
+        return operation
+
+
+def contents(base: RunConfig, name: str = "lower") -> dict[str, bytes]:
+    """Of the experiment, but for its claims."""
+    folder = Storage.open(base.storage).child(f"experiments/{name}")
+    return {path: folder.read(path) for path in folder.list() if not path.startswith("owner/")}
+
+
+def runs(base: RunConfig) -> dict[str, bytes]:
+    """What each run has come to: it would be more if one had been trained twice."""
+    folder = Storage.open(base.storage).child("runs")
+    return {path: folder.read(path) for path in folder.list() if path.endswith(TRAINED)}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("parent", ["scratch", "best"])
+def test_loop_that_is_killed_at_any_write_goes_on_and_makes_no_attempt_twice(
+    parent: str, late: bool, base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(parent=parent, changes=[{"optimizer.learning_rate": 1e-2}, {"optimizer.learning_rate": 1e-3}],
+                   **({} if parent == "scratch" else {"steps": 4}))  # fmt: skip
+    whole, mortal = FakeTrainer(verdicts={"lower-01": ["poisoned"]}), Mortal(monkeypatch)
+    result = carried_out(base, plan, whole)
+    assert mortal.count >= 25
+    for allowed in range(mortal.count):
+        mine = base.replace(f"storage={tmp_path}/{allowed}")
+        trainer = FakeTrainer(verdicts={"lower-01": ["poisoned"]})
+        mortal.left, mortal.late = allowed, late
+        with pytest.raises(Killed):
+            carried_out(mine, plan, trainer)
+        mortal.left = 10**9
+        trainer.verdicts["lower-01"] = ["poisoned"]
+        again = carried_out(mine, plan, trainer)
+        assert told(again) == told(result)
+        assert (again.verdict, again.tokens, again.hours) == (result.verdict, result.tokens, result.hours)
+        assert [each.parent for each in again.attempts] == [each.parent for each in result.attempts]
+        assert runs(mine) == runs(base)
+        assert contents(mine).keys() == contents(base).keys()
+        assert contents(mine)["page.html"] == contents(base)["page.html"]
+
+
+# -- two at once -----------------------------------------------------------------------------------------------------
+
+
+def test_experiment_that_another_process_runs_is_left_alone(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastic_lm.ownership.LOOK_S", 0.02)
+    folder = Storage.open(base.storage).child("experiments/lower")
+    other = Ownership.acquire(folder, "lower", job_token=secrets.token_hex(4), renew_s=0.05, expiry_s=0.5)
+    try:
+        lines: list[str] = []
+        trainer = FakeTrainer()
+        with pytest.raises(
+            OwnershipError, match=r"experiment lower is being run by another process: owner 1, process \d+"
+        ):
+            loop_of(base, plan_of(), trainer, lines.append).run()
+        assert trainer.begun == []
+        assert lines[0].startswith("Experiment lower belongs to owner 1")
+    finally:
+        other.release()
+    assert carried_out(base, plan_of(), trainer).verdict == "reached"
+
+
+# -- the same name, another plan -------------------------------------------------------------------------------------
+
+
+def test_attempts_may_be_added_and_the_budget_raised(base: RunConfig) -> None:
+    trainer = FakeTrainer()
+    first = [{"optimizer.learning_rate": 1e-2}]
+    assert carried_out(base, plan_of(changes=first, budget={"attempts": 2}), trainer).verdict == "exhausted"
+    more = [*first, {"optimizer.learning_rate": 1e-3}]
+    assert carried_out(base, plan_of(changes=more, budget={"attempts": 2}), trainer).verdict == "budget"
+    assert carried_out(base, plan_of(changes=more, budget={"attempts": 9}), trainer).verdict == "reached"
+    assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
+    plans = [path for path in contents(base) if path.startswith("plans/")]
+    assert plans == ["plans/00000000.json", "plans/00000001.json"]  # what began, and what went on
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": "loss <= 3"}, "target: held_out.perplexity <= 30 -> held_out.loss <= 3"),
+        ({"parent": "best", "steps": 5}, "parent: scratch -> best"),
+        (
+            {"changes": [{"optimizer.learning_rate": 5e-3}]},
+            r"attempt 1: \{changes: \{optimizer.learning_rate: 0.01\}.* -> ",
+        ),
+        ({"changes": [{"optimizer.learning_rate": 1e-2}]}, r"attempt 2: .* -> none"),
+        ({"budget": {"tokens": 1e4}}, "budget.tokens: 100000 -> 10000, which is less"),
+        ({"budget": {"tokens": 1e5, "hours": 5}}, "budget.hours: none -> 5, which is less"),
+    ],
+)
+def test_another_plan_under_the_name_is_refused_with_what_differs(
+    changed: dict[str, Any], message: str, base: RunConfig
+) -> None:
+    trainer = FakeTrainer(verdicts={"lower-01": ["stopped"]})
+    kept = {"budget": {"tokens": 1e5}}
+    carried_out(base, plan_of(**kept), trainer)
+    with pytest.raises(ConfigError, match=f"is another one than this plan:\n  {message}"):
+        loop_of(base, plan_of(**{**kept, **changed}), trainer)
+
+
+def test_another_base_or_task_under_the_name_is_refused(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried_out(base, plan_of(), FakeTrainer())
+    with pytest.raises(ConfigError, match=r"base.training.seed: 0 -> 1\n  base.training.steps: 10 -> 11"):
+        loop_of(base.replace("training.seed=1", "training.steps=11"), plan_of(), FakeTrainer())
+    trainer = FakeTrainer()
+    monkeypatch.setattr(
+        trainer,
+        "asked",
+        lambda config: {k: type(v)("other", v.figures) for k, v in FakeTrainer().asked(config).items()},
+    )
+    with pytest.raises(ConfigError, match="tasks.held_out: hash of 32 -> other"):
+        loop_of(base, plan_of(), trainer)
+    assert loop_of(base.replace("workers.max=2", "checkpoint.keep=7"), plan_of(), FakeTrainer()).run().ok
+
+
+def test_record_that_is_damaged_is_told(base: RunConfig) -> None:
+    carried_out(base, plan_of(), FakeTrainer())
+    folder = Storage.open(base.storage).child("experiments/lower")
+    for path, data in (("attempts/01-ended.json", b"{"), ("attempts/01-ended.json", b"[]"),
+                       ("plans/00000000.json", b'{"format": "elastic-lm experiment", "version": 2}')):  # fmt: skip
+        before = folder.read(path)
+        folder.write(path, data)
+        with pytest.raises(ConfigError, match=rf"{path} cannot be read: "):
+            loop_of(base, plan_of(), FakeTrainer())
+        folder.write(path, before)
