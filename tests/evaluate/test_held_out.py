@@ -72,7 +72,7 @@ class Knows(nn.Module):
 def test_figures_are_known_before_it_is_asked(causal_run: RunConfig, masked_run: RunConfig) -> None:
     for config in (causal_run, masked_run):
         task = HeldOutText(config, 2)
-        assert task.figures == tuple(task.evaluate(model_of(config)).metrics)
+        assert task.figures == tuple(outcome_of(task, model_of(config)).metrics)
     assert HeldOutText(masked_run).figures == ("loss", "perplexity", "accuracy")
 
 
