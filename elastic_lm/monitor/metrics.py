@@ -72,7 +72,12 @@ CATALOGUE = (
     Metric(
         "steps_given_up_total", "counter", "steps", "Committed steps that it went back from; they count in the others."
     ),
-    Metric("tokens_total", "counter", "tokens", "Tokens that committed steps have read, each step counted once."),
+    Metric(
+        "tokens_total",
+        "counter",
+        "tokens",
+        "Tokens that committed steps have read, each step counted once, and again only after a rewind.",
+    ),
     Metric("step", "gauge", "steps", "The next step to commit."),
     Metric("loss_nats", "gauge", "nats", "Loss of the last committed step: sum over targets by number of targets."),
     Metric("evaluation_step", "gauge", "steps", "Steps that the weights had at the last evaluation on held-out text."),
@@ -187,7 +192,7 @@ def markdown() -> str:
         f"`cause` of `rescales_total` and `lost_seconds_total`: {', '.join(CAUSES)}.",
         f"`cause` of `members_lost_total`: {', '.join(LOSSES)}; of `members_left_total`: {', '.join(LEAVES)}.",
         "`cause` of `lost_worker_seconds`: the same as of `lost_seconds_total`, and `warm_up` (workers that start while",
-        "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers)",
+        "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers),",
         "`rewind` (steps that the run went back from) and `unnamed` (the rest).",
         "`task` and `figure`: as in `evaluations/step-*/TASK.json` of the run's folder, which is looked at every minute: of",
         f"each task the newest step, of up to {MOST_TASKS} tasks up to {MOST_FIGURES} figures.",

@@ -9,13 +9,17 @@ import math
 import os
 import signal
 import statistics
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from elastic_lm.checkpoint import registry
+from elastic_lm.checkpoint.layout import Manifest as CheckpointManifest
+from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.events.types import EventKind
@@ -24,6 +28,8 @@ from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.monitor.history import History
 from elastic_lm.run import Run as RunFolder
 from elastic_lm.run_address import RunAddress
+from elastic_lm.runtime import publisher
+from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.storage import Storage
 from tests.data.corpora import with_noise
 from tests.faults.harness import HostedRun, Run, make_config
@@ -158,3 +164,41 @@ def test_fork_of_a_run_that_went_back_goes_on_as_it_did(start: Callable[..., Run
     assert again.digest == result.digest
     assert forked.count(EventKind.REWOUND) == 0
     assert Manifest.load(Storage.open(noisy)).hash == made.config.data.manifest
+
+
+@pytest.mark.thorough
+def test_run_goes_back_unseen_when_its_mailbox_is_lost(start: Callable[..., Run], noisy: str) -> None:
+    run = start(steps=80, tokens=noisy, **CHANGES)
+    run.await_step(10)
+    ray.kill(run.mailbox)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+
+
+@pytest.mark.thorough
+def test_checkpoint_that_is_stored_after_the_rewind_is_in_nobodys_way(
+    start: Callable[..., Run], noisy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest hangs on its way, longer than the attempt that has written it waits."""
+    publish, may_go_on, told = registry.publish, threading.Event(), []
+
+    def hanging(storage: Storage, manifest: CheckpointManifest, **more: Any) -> CheckpointInfo:
+        if manifest.step == 60 and not told:
+            told.append(manifest.meta["config"]["training"]["skip"])
+            may_go_on.wait(100)
+        return publish(storage, manifest, **more)
+
+    monkeypatch.setattr(publisher.registry, "publish", hanging)
+    monkeypatch.setattr(Publisher.close, "__defaults__", (0.5,))
+    run = start(steps=90, tokens=noisy, **CHANGES)
+    run.await_status(lambda _: run.count(EventKind.REWOUND), "a rewind")
+    may_go_on.set()
+    result = run.result()
+    assert told == [[]]
+    assert (result.verdict, result.last_step) == ("done", 90)
+    stored = assert_rewound(run, result.digest["state"])
+    saved = [event.step for event in run.events() if event.kind is EventKind.CHECKPOINT_SAVED and event.attempt > 1]
+    assert saved == [60, 70, 80, 90]
+    whole = [found for found in registry.found(Storage.open(run.config.run_url)) if found.state == "complete"]
+    assert all(found.meta["config"]["training"]["skip"] == [[*stored.training.skip[0]]] for found in whole)
