@@ -100,7 +100,7 @@ def test_bad_stretch_is_found_and_left_out(start: Callable[..., Run], noisy: str
 @pytest.mark.parametrize(
     "failpoints",
     [
-        ["c1:coordinator.rewind@*=kill"],
+        pytest.param(["c1:coordinator.rewind@*=kill"], marks=pytest.mark.thorough),
         ["c1:coordinator.rewound@*=kill"],
         pytest.param(["c1:coordinator.rewind@*=freeze"], marks=pytest.mark.thorough),
         pytest.param(["c1:coordinator.rewound@*=freeze"], marks=pytest.mark.thorough),
@@ -119,6 +119,7 @@ def test_coordinator_that_dies_on_the_way_back_changes_nothing(
     assert_rewound(run, result.digest["state"])
 
 
+@pytest.mark.thorough
 def test_everybody_dies_after_the_rewind(start: Callable[..., Run], noisy: str) -> None:
     run = start(steps=80, tokens=noisy, kind=HostedRun, **CHANGES)
     run.await_status(lambda status: run.count(EventKind.REWOUND), "a rewind")
@@ -131,7 +132,8 @@ def test_everybody_dies_after_the_rewind(start: Callable[..., Run], noisy: str) 
     assert_rewound(run, result.digest["state"])
 
 
-def test_run_goes_back_only_so_often(start: Callable[..., Run], noisy: str) -> None:
+@pytest.mark.thorough
+def test_spike_stops_a_run_that_is_not_to_go_back(start: Callable[..., Run], noisy: str) -> None:
     short = {**CHANGES, "spikes": {**CHANGES["spikes"], "policy": "stop"}}
     run = start(steps=80, tokens=noisy, **short)
     result = run.result()
@@ -152,6 +154,7 @@ def test_gradient_that_is_not_finite_is_gone_back_from(start: Callable[..., Run]
     assert (rewind.cause, rewind.first_step, rewind.to_step) == ("not finite", 60, 52)
 
 
+@pytest.mark.thorough
 def test_fork_of_a_run_that_went_back_goes_on_as_it_did(start: Callable[..., Run], noisy: str, tmp_path: Path) -> None:
     run = start(steps=80, tokens=noisy, **{**CHANGES, "checkpoint": {"every_steps": 10, "keep": 10}})
     result = run.result()
