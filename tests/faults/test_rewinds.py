@@ -151,7 +151,7 @@ def test_gradient_that_is_not_finite_is_gone_back_from(start: Callable[..., Run]
     assert (result.verdict, result.last_step) == ("done", 80)
     assert_rewound(run, result.digest["state"])
     (rewind,) = Rewinds.load(Storage.open(run.config.run_url))
-    assert (rewind.cause, rewind.first_step, rewind.to_step) == ("not finite", 60, 52)
+    assert (rewind.cause, rewind.first_step, rewind.to_step) == ("poisoned", 60, 52)
 
 
 @pytest.mark.thorough
