@@ -251,6 +251,25 @@ class Run:
         harness = Harness(tasks, python, include, samples, shots)
         return harness.evaluate(address.folder(), address.stored_config(), step)
 
+    def fork(
+        self,
+        name: str,
+        *,
+        step: int | None = None,
+        storage: str | None = None,
+        overrides: Sequence[str] = (),
+        skip: Sequence[tuple[int, int]] = (),
+    ) -> Run:
+        """Make a run that goes on from this one's state: `fit(run.fork("hotter", ...).config)` trains it (docs/experiments.md).
+
+        Args: `step` of the checkpoint, None for the newest; `storage`: where it goes, None for where this run is; `overrides`:
+        `a.b=value`; `skip`: half-open ranges of batches to leave out.
+        Raises: ConfigError when it cannot be made, or the name is taken; CheckpointError, DataError. Then there is no such run.
+        """
+        from elastic_lm.experiment.fork import Request, fork
+
+        return Run.open(fork(Request(self.address, name, step, storage, overrides, tuple(skip))).url)
+
     def refill(self, tracker: str, overrides: Sequence[str] = ()) -> None:
         """Write the whole log so far into `tensorboard` or `wandb`, where nothing comes to be twice.
 

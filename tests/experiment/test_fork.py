@@ -70,6 +70,15 @@ def test_fork_that_changes_nothing_comes_to_the_same_bits(parent: RunConfig) -> 
     assert mine == {step: theirs[step] for step in range(AT, STEPS)}
 
 
+def test_fork_is_made_from_python(parent: RunConfig) -> None:
+    child = Run.open(parent).fork("child", step=AT, overrides=["optimizer.learning_rate=1e-3"], skip=[(5, 7)])
+    assert (child.name, child.config.optimizer.learning_rate, child.config.training.skip) == ("child", 1e-3, ((5, 7),))
+    trained(child.config)
+    assert list(batches(child.config)) == [4, 5, 6, 7, 8, 9]
+    with pytest.raises(ConfigError, match="holds a run already"):
+        Run.open(parent).fork("child")
+
+
 def test_fork_begins_with_its_parents_newest_checkpoint(parent: RunConfig) -> None:
     made = forked(parent, overrides=["training.steps=12", "schedule.total_steps=10"])
     assert made.lineage.parent.step == STEPS
