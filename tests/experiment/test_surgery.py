@@ -339,8 +339,26 @@ def test_checkpoint_that_is_deleted_meanwhile_is_replaced_by_the_newest_then(par
         ([DEEPER, "optimizer.betas=[0.0, 0.9999]"], "betas=[0.0, 0.9999] its first updates are up to 3.0 learning rates"),
         ([DEEPER], None),
         (["model.num_layers=1", "optimizer.betas=[0.0, 0.9999]"], None),  # nothing is new
+        (["model.tied=false", "optimizer.betas=[0.0, 0.9999]"], None),  # a copy, with its moments
+        (["model.hidden=80", "optimizer.betas=[0.3, 0.9999]"], "2.1 learning rates long; a second beta of 0.95 avoids that."),
+        (["model.hidden=80", "optimizer.betas=[0.0, 0.95]"], "are up to 2.7 learning rates long."),  # and there is no remedy
     ],
 )  # fmt: skip
 def test_long_first_updates_of_what_is_new_are_told(overrides: list[str], told: str | None, parent: RunConfig) -> None:
+    assert_note(parent, overrides, told)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model.hidden=80", None),  # in matrices that Muon updates
+        ("model.num_layers=3", "its first updates are up to 3.0 learning rates long"),  # its norms
+    ],
+)
+def test_update_of_muon_is_not_said_to_be_long(change: str, told: str | None, parents: dict[str, RunConfig]) -> None:
+    assert_note(parents["muon"], [change, "optimizer.betas=[0.0, 0.9999]"], told)
+
+
+def assert_note(parent: RunConfig, overrides: list[str], told: str | None) -> None:
     note = Draft.of(Request(address_of(parent), "new", STEPS, None, [*overrides, "training.steps=20"]), STEPS).note
     assert note is None if told is None else told in str(note)
