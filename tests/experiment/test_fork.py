@@ -648,6 +648,26 @@ def test_what_finishes_one_fork_does_not_finish_another(parent: RunConfig, monke
     assert registry.manifest_of(folder, AT).meta["fingerprint"] == made.lineage.fingerprint
 
 
+def test_forks_of_one_name_that_are_made_at_once_do_not_mix(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one's lineage comes right before this one's."""
+    asked = ["training.seed=1", "model.num_layers=2"]
+    folder = cut_short(parent, monkeypatch, BEFORE_MANIFEST, overrides=asked)
+    others = contents(folder.url)
+    for path in others:
+        folder.delete(path)
+    before_each(
+        monkeypatch, "create", "lineage.json", lambda there: [there.write(*each) for each in others.items()] and None
+    )
+    with pytest.raises(ConfigError, match="not finished, and this is another"):
+        forked(parent, step=AT)
+    assert len([path for path in folder.list() if "/fork-" in path]) == 2
+    lose(parent)
+    made = forked(parent, step=AT, overrides=asked)
+    assert (made.config.training.seed, made.config.model.num_layers) == (1, 2)
+    assert contents(folder.url).keys() == contents(f"{folder.url}-whole-{BEFORE_MANIFEST}").keys()
+    assert registry.verified(folder, AT).meta["fingerprint"] == made.config.identity_fingerprint()
+
+
 def test_parts_of_an_earlier_attempt_are_swept(parent: RunConfig) -> None:
     folder = Storage.open(f"{parent.storage}/runs/new")
     folder.write(f"{folder_of(7)}/part-00000-000-{'0' * 16}.safetensors", b"x")
