@@ -122,12 +122,24 @@ def logged_rate(config: RunConfig) -> tuple[float | None, str]:
 
 
 def with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
-    """With the shape that is in model.init's folder.    Raises: ConfigError, StorageError."""
+    """With the shape that it began with, or that is in model.init's folder.    Raises: ConfigError, StorageError."""
     if config.model.init is None:
         return config
     from elastic_lm.huggingface import initial
 
-    return initial.with_shape(config, vocab_size)
+    return initial.with_shape(config, vocab_size, _begun(config))
+
+
+def _begun(config: RunConfig) -> RunConfig | None:
+    """What the run was last trained with, or was forked as; None when there is none, or nobody can tell."""
+    from elastic_lm.config import CONFIG_FILE, RunConfig
+    from elastic_lm.storage import Storage
+
+    try:
+        stored = Storage.open(config.run_url, deadline_s=LOOK_S, retries=2).read(CONFIG_FILE)
+        return RunConfig.from_yaml(stored.decode(errors="replace"), CONFIG_FILE)
+    except (ConfigError, StorageError):
+        return None
 
 
 def _check_options(tokens_per_second: float | None, vocab_size: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -60,16 +60,17 @@ def alter_parts(
             for name, entry in part.tensors.items()
             if name not in dropped
         }
-        make = lambda name: _made(recipes.get(name), name, tensors)  # noqa: E731
-        return _write(there, share, shapes, make, part_bytes)
+        return [
+            store.write_part(there, share, number, {name: _made(recipes.get(name), name, tensors) for name in names})
+            for number, names in enumerate(_split(shapes, part_bytes))
+        ]
 
-    def new(share: int) -> list[Part]:
-        def make(name: str) -> Tensor:
-            origin = added[name].source
-            tensors = {} if origin is None else store.read_part(here, stored[origin])
-            return _made(added[name], name, tensors)
+    def made_anew(name: str) -> Tensor:
+        origin = added[name].source
+        return _made(added[name], name, {} if origin is None else store.read_part(here, stored[origin]))
 
-        return _write(there, share, {name: recipe.shape for name, recipe in added.items()}, make, part_bytes)
+    def new(share: int, number: int, names: Sequence[str]) -> list[Part]:
+        return [store.write_part(there, share, number, {name: made_anew(name) for name in names})]
 
     jobs: list[Callable[[], list[Part]]] = [
         functools.partial(copied, part)
@@ -77,7 +78,8 @@ def alter_parts(
         else functools.partial(altered, share, part)
         for share, part in enumerate(manifest.parts)
     ]
-    jobs.append(functools.partial(new, len(jobs)))
+    share, shapes = len(jobs), {name: recipe.shape for name, recipe in added.items()}
+    jobs += [functools.partial(new, share, number, names) for number, names in enumerate(_split(shapes, part_bytes))]
     written = transfer.all_of(jobs, f"alter-{manifest.step}")
     return tuple(part for parts in written for part in parts)
 
@@ -92,15 +94,5 @@ def _made(recipe: Recipe | None, name: str, tensors: Mapping[str, Tensor]) -> Te
     return recipe.make(None if recipe.source is None else tensors[recipe.source])
 
 
-def _write(
-    folder: Storage,
-    share: int,
-    shapes: Mapping[str, tuple[int, ...]],
-    make: Callable[[str], Tensor],
-    part_bytes: int,
-) -> list[Part]:
-    sizes = {name: ITEM_BYTES * math.prod(shape) for name, shape in shapes.items()}
-    return [
-        store.write_part(folder, share, number, {name: make(name) for name in names})
-        for number, names in enumerate(store.split(sizes, part_bytes))
-    ]
+def _split(shapes: Mapping[str, tuple[int, ...]], part_bytes: int) -> Iterator[list[str]]:
+    return store.split({name: ITEM_BYTES * math.prod(shape) for name, shape in shapes.items()}, part_bytes)

@@ -167,6 +167,15 @@ def verified(storage: Storage, step: int) -> Manifest:
     return manifest
 
 
+def is_whole(storage: Storage, step: int) -> bool:
+    """Whether there is a checkpoint at `step`, every byte as it was written.    Raises: StorageError."""
+    try:
+        verified(storage, step)
+    except (CheckpointError, NotFoundError):
+        return False
+    return True
+
+
 def read_part(folder: Storage, part: Part) -> dict[str, bytearray]:
     """The part's tensors as bytes. One wrong read may be the network's fault, two are the object's.
 

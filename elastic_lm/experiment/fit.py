@@ -8,7 +8,7 @@ parameter begins (model/surgery.py), and moments follow: kept where values are k
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,8 @@ from elastic_lm.storage import Storage
 # Changes of these may change what is kept.
 KEPT_BY = ("model.", "optimizer.kind", "training.precision", "data.manifest")
 LONG_UPDATE = 2.0  # learning rates; with the default betas it is at most 1.1
+CALM_BETA = 0.95  # the default second one
+SECOND_MOMENTS = "exp_avg_sq/"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -81,7 +83,7 @@ def check(
     if not surgery.account.fates:
         return None
     recipes, dropped = _recipes(surgery, wanted, now.seed), frozenset(stored.keys() - wanted.keys())
-    return Alteration(surgery.account, recipes, dropped, _note(surgery.account, now.optimizer, step))
+    return Alteration(surgery.account, recipes, dropped, _note(surgery, recipes, now.optimizer, step))
 
 
 def _check_same(stored: Shapes, wanted: Shapes, told: str) -> None:
@@ -115,15 +117,21 @@ def _recipes(surgery: Surgery, wanted: Shapes, seed: int) -> dict[str, Recipe]:
     return recipes
 
 
-def _note(account: Account, optimizer: OptimizerSpec, step: int) -> str | None:
-    """A sentence where the first updates of what is new are unusually long."""
-    size, betas = largest_update(optimizer.betas, step), list(optimizer.betas)
-    if size < LONG_UPDATE or not any(fate.kind in ("added", "padded") for fate in account.fates):
+def _note(surgery: Surgery, recipes: Iterable[str], optimizer: OptimizerSpec, step: int) -> str | None:
+    """A sentence where the first updates of what is new are unusually long.
+
+    That is AdamW's: what Muon updates has no second moment, and a copy goes on with those of what it is a copy of.
+    """
+    made = (name.removeprefix(SECOND_MOMENTS) for name in recipes if name.startswith(SECOND_MOMENTS))
+    size = largest_update(optimizer.betas, step)
+    if size < LONG_UPDATE or all(surgery.beginnings[name].is_all_kept for name in made):
         return None
-    return (
+    told = (
         "Moments of what is new begin at zero, and AdamW corrects them by the run's step: with "
-        f"optimizer.betas={betas} its first updates are up to {size:.1f} learning rates long; a second beta of 0.95 avoids that."
+        f"optimizer.betas={list(optimizer.betas)} its first updates are up to {size:.1f} learning rates long"
     )
+    remedied = largest_update((optimizer.betas[0], CALM_BETA), step) < LONG_UPDATE
+    return f"{told}; a second beta of {CALM_BETA} avoids that." if remedied else f"{told}."
 
 
 def _maker(name: str, beginning: Beginning, seed: int) -> functools.partial[Tensor]:

@@ -1,10 +1,10 @@
 """A new run that goes on from the exact state of another: the state is copied, and the config may change.
 
-Invariant: `config.yaml`, written last, is what makes the run. Before it there is none: parts, then `lineage.json`, which says
-whose folder this is to be, then the checkpoint's manifest; whatever interrupts that, the same command finishes it. Everything
-that can be wrong with a request is found before anything is written. The parent is only read: it may be training, and may delete
-the checkpoint meanwhile. Where the model gets another shape, the parts with what that changes are made anew, the same bits each
-time; all others are copies.
+Invariant: `config.yaml`, written last, is what makes the run. Before it there is none: parts, then what finishes the fork, then
+`lineage.json`, which says whose folder this is to be, then the checkpoint's manifest; whatever interrupts that, the same command
+finishes it, and from the lineage on it needs the parent no more. Everything that can be wrong with a request is found before
+anything is written. The parent is only read: it may be training, and may delete the checkpoint meanwhile. Where the model gets
+another shape, the parts with what that changes are made anew, the same bits each time; all others are copies.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, 
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.lineage import FILE, Lineage, Skip
 from elastic_lm.experiment.origin import Origin
+from elastic_lm.experiment.unfinished import Unfinished, is_unfinished, path_of
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
@@ -87,14 +88,9 @@ class Draft:
     def of(cls, request: Request, step: int | None) -> Draft:
         """Raises: ConfigError or CheckpointError when it cannot be made; DataError; StorageError."""
         origin = Origin.of(request.parent, step)
-        before = origin.config
-        after = changes.changed(before, request.overrides, name=request.name, storage=request.place)
-        changes.check_steps(after, origin.step)
-        changes.check_skip(before, after, origin.step)
-        after = changes.with_skip(after, request.skip, origin.step)
-        found = changes.changes(before, after)
+        after, found = _wanted(request, origin.config, origin.step)
         changes.check_beginning(found)
-        changes.check_vocabulary(before, after)
+        changes.check_vocabulary(origin.config, after)
         alteration = _check_state(origin, after, found)
         lineage = Lineage(
             run=request.name,
@@ -108,6 +104,11 @@ class Draft:
         )
         notes = [changes.order_note(found, after, origin.step), None if alteration is None else alteration.note]
         return cls(origin, after, lineage, " ".join(filter(None, notes)) or None, alteration)
+
+    @classmethod
+    def of_unfinished(cls, folder: Storage, begun: Lineage, half: Unfinished) -> Draft:
+        """One whose state lies in the new run's own folder already."""
+        return cls(Origin(folder, begun.parent.name, half.manifest, half.before), half.config, begun)
 
     def manifest(self, parts: tuple[Part, ...]) -> Manifest:
         """Of the state in the new run. It has had no owner yet."""
@@ -152,21 +153,55 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
     )
 
 
+def _wanted(request: Request, before: RunConfig, step: int) -> tuple[RunConfig, tuple[changes.Change, ...]]:
+    """The config of the fork of a run with the config `before`, and what that changes.    Raises: ConfigError; DataError."""
+    after = changes.changed(before, request.overrides, name=request.name, storage=request.place)
+    changes.check_steps(after, step)
+    changes.check_skip(before, after, step)
+    after = changes.with_skip(after, request.skip, step)
+    return after, changes.changes(before, after)
+
+
+# -- one that was cut short --------------------------------------------------------------------------------------------
+
+
 def _finish(folder: Storage, begun: Lineage, request: Request, on_draft: Callable[[Draft], None]) -> Forked:
-    """A fork that was cut short, by the command that began it."""
+    """By the command that began it. The parent is asked only where the state here is not whole."""
     if begun.parent.url != request.parent.folder().url or request.step not in (None, begun.parent.step):
         raise _another(folder, begun)
-    try:
-        draft = Draft.of(request, begun.parent.step)
-        if not begun.is_same_fork(draft.lineage):
+    half = Unfinished.load(folder)
+    if half is not None:
+        after, found = _wanted(request, half.before, begun.parent.step)
+        if (after.identity_fingerprint(), found) != (begun.fingerprint, begun.changes):
             raise _another(folder, begun)
-        on_draft(draft)
+        if half.damage(folder) is None:
+            on_draft(Draft.of_unfinished(folder, begun, half))
+            return _publish(folder, half, _check_free(folder))
+    draft = _same_draft(folder, begun, request, is_known=half is not None)
+    on_draft(draft)
+    try:
         parts = _copied(draft, folder)
     except CheckpointError as error:
         raise _cannot_finish(folder, begun, error) from error
     if parts is None:
         raise _cannot_finish(folder, begun, "its checkpoint is gone")
     return _make(folder, draft, parts)
+
+
+def _same_draft(folder: Storage, begun: Lineage, request: Request, *, is_known: bool) -> Draft:
+    """The fork that was begun, made of its parent again. `is_known`: that the request is the one that began it.
+
+    Raises: ConfigError, CheckpointError when that is not to be had.
+    """
+    try:
+        draft = Draft.of(request, begun.parent.step)
+    except CheckpointError as error:
+        raise _cannot_finish(folder, begun, error) from error
+    if begun.is_same_fork(draft.lineage):
+        return dataclasses.replace(draft, lineage=begun)
+    if is_known or begun.is_same_request(draft.lineage):
+        raise _cannot_finish(folder, begun, f"{begun.parent.name} has changed since")
+    raise _another(folder, begun)
 
 
 def _copied(draft: Draft, folder: Storage) -> tuple[Part, ...] | None:
@@ -187,16 +222,28 @@ def _copied(draft: Draft, folder: Storage) -> tuple[Part, ...] | None:
 
 def _make(folder: Storage, draft: Draft, parts: tuple[Part, ...]) -> Forked:
     """All parts are there."""
+    half = Unfinished(draft.origin.config, draft.manifest(parts))
+    half.store(folder, draft.lineage)
     names = _claim(folder, draft)
-    manifest = draft.manifest(parts)
-    _sweep(folder, manifest, names)  # now: once the manifest is there, somebody may train
-    info = registry.publish(folder, manifest)
+    return _publish(folder, Unfinished.load(folder) or half, names)
+
+
+def _publish(folder: Storage, half: Unfinished, names: Sequence[str]) -> Forked:
+    """The lineage is there, too. `names`: what was there when there was no run."""
     try:
-        folder.create(CONFIG_FILE, draft.config.to_yaml().encode())
+        data = folder.read(FILE)
+    except NotFoundError:  # taken back, for there was a run
+        raise _taken(folder) from None
+    config = half.config
+    needed = path_of(data, half.manifest.step)
+    _sweep(folder, half.manifest, names, needed)  # now: once the manifest is there, somebody may train
+    info = registry.publish(folder, half.manifest)
+    try:
+        folder.create(CONFIG_FILE, config.to_yaml().encode())
     except AlreadyExistsError:
         raise _taken(folder) from None
-    lineage = Lineage.load(folder) or draft.lineage
-    return Forked(folder.url, draft.config, lineage, len(manifest.parts), info.size_bytes)
+    folder.delete(needed)
+    return Forked(folder.url, config, Lineage.from_json(data), len(half.manifest.parts), info.size_bytes)
 
 
 def _claim(folder: Storage, draft: Draft) -> list[str]:
@@ -239,7 +286,9 @@ def _check_free(folder: Storage) -> list[str]:
     names = folder.list()
     is_claimed = FILE in names
     for name in names:
-        is_ours = name == FILE or (name.startswith(f"{FOLDER}/") and (is_claimed or is_part(name.rpartition("/")[2])))
+        last = name.rpartition("/")[2]
+        is_before = is_part(last) or is_unfinished(last)  # the lineage
+        is_ours = name == FILE or (name.startswith(f"{FOLDER}/") and (is_claimed or is_before))
         if not is_ours:
             raise _taken(folder)
     return names
@@ -255,24 +304,28 @@ def _taken(folder: Storage) -> ConfigError:
 def _another(folder: Storage, begun: Lineage) -> ConfigError:
     return ConfigError(
         f"{folder.url} holds a fork of {begun.parent.name} at step {begun.parent.step} that is not finished, and this is "
-        "another; give that command again to finish it, or delete that folder, or choose another --name"
+        "another; give that command again to finish it, or choose another --name"
     )
 
 
 def _cannot_finish(folder: Storage, begun: Lineage, reason: object) -> CheckpointError:
+    parent = begun.parent
+    remedy = "delete that folder, and fork again"
+    if registry.is_whole(folder, parent.step):  # which may be nowhere else any more
+        remedy = "choose another --name, and keep that folder: it holds the whole state of that step"
     return CheckpointError(
-        f"{folder.url} holds a fork of {begun.parent.name} at step {begun.parent.step} that is not finished, and cannot be: "
-        f"{reason}; delete that folder, and fork again"
+        f"{folder.url} holds a fork of {parent.name} at step {parent.step} that is not finished, and cannot be: {reason}; "
+        f"{remedy}"
     )
 
 
-def _sweep(folder: Storage, manifest: Manifest, names: Sequence[str]) -> None:
+def _sweep(folder: Storage, manifest: Manifest, names: Sequence[str], needed: str) -> None:
     """Parts that an earlier attempt at this fork has left: of another state, so nobody will ask for them.
 
-    `names`: what was there when there was no run.
+    `names`: what was there when there was no run; `needed`: one that stays.
     """
     path = folder_of(manifest.step)
-    kept = {f"{path}/{name}" for name in (MANIFEST, *(part.name for part in manifest.parts))}
+    kept = {needed, *(f"{path}/{name}" for name in (MANIFEST, *(part.name for part in manifest.parts)))}
     for name in names:
         if name.startswith(f"{FOLDER}/") and name not in kept:
             folder.delete(name)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from elastic_lm.config import CONFIG_FILE
 from elastic_lm.errors import CheckpointError, NotFoundError
 from elastic_lm.model.account import Account
 from elastic_lm.storage import Storage
@@ -73,6 +74,17 @@ class Lineage:
         ours, others = ((link.fingerprint, link.changes, link.surgery) for link in (self, other))
         return same_state and ours == others
 
+    def is_same_request(self, other: Lineage) -> bool:
+        """Whether both ask the same of the same state, whatever the parent's config was."""
+        mine, theirs = (
+            (link.parent.url, link.parent.step, link.parent.digest, link.skip, link._asked) for link in (self, other)
+        )
+        return mine == theirs
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {change.name: change.after for change in self.changes if change.identity}
+
     def chain(self) -> Iterator[Lineage]:
         """This fork, then that by which its parent came to be, and so on."""
         link: Lineage | None = self
@@ -125,12 +137,18 @@ def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[
     if newest_step is not None and newest_step >= lineage.parent.step:
         return lineage.parent.step
     parent = lineage.parent
+    command = f"elastic-lm fork {parent.url}@{parent.step} --name {lineage.run}"
+    if not folder.exists(CONFIG_FILE):
+        raise CheckpointError(
+            f"run {lineage.run} in {folder.url} is a fork of {parent.name} at step {parent.step} that is not finished; give the "
+            f"command again that began it: {command}, with its --set and --skip"
+        )
     there = "no checkpoint can be used" if newest_step is None else f"the newest checkpoint is of step {newest_step}"
     told = "".join(f" {reason}" for reason in reasons)
     raise CheckpointError(
         f"run {lineage.run} in {folder.url} is a fork of {parent.name} at step {parent.step}, and {there}: the state it was "
-        f"forked with is damaged or not there; fork again: elastic-lm fork {parent.url}@{parent.step} --name {lineage.run}, "
-        f"with its --set and --skip, after deleting {folder.url}.{told}"
+        f"forked with is damaged or not there; fork again: {command}, with its --set and --skip, after deleting "
+        f"{folder.url}.{told}"
     )
 
 

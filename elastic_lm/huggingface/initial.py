@@ -68,20 +68,26 @@ def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig | None:
 
     So a run that goes on needs its folder no more. The corpus has to be the one that was found suitable then.
     """
+    return _as_begun(config, begun) if begun.data.manifest == config.data.manifest else None
+
+
+def _as_begun(config: RunConfig, begun: RunConfig) -> RunConfig | None:
+    """The same for any corpus."""
     found = {name: getattr(begun.model, name) for name in ("init", *SETTLED)}
     chosen = {name: value for name, value in config.model if name in found and value is not None}
-    if begun.data.manifest != config.data.manifest or found["init_hash"] is None:
-        return None
-    if any(found[name] != value for name, value in chosen.items()):
+    if found["init_hash"] is None or any(found[name] != value for name, value in chosen.items()):
         return None
     return _replaced(config, found)
 
 
-def with_shape(config: RunConfig, vocab_size: int) -> RunConfig:
+def with_shape(config: RunConfig, vocab_size: int, begun: RunConfig | None = None) -> RunConfig:
     """`config` with the shape that model.init's folder describes, for a corpus of so many tokens. Reads its config.json alone.
 
+    Not even that where the run is there already, as `begun`: it may be a fork, whose shape is another.
     Raises: ConfigError when a field of the config says something else, or we do not compute what the folder holds; StorageError.
     """
+    if begun is not None and (found := _as_begun(config, begun)) is not None:
+        return found
     shape = _shape(config)
     fields = {name: value for name, value in shape.fields.items() if value is not None}
     chosen = config.model.shape()

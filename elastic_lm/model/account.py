@@ -40,7 +40,9 @@ class Account:
     def effect(self) -> str:
         """A sentence."""
         if not self.differs:
-            return "The model computes what its parent's does, up to rounding."
+            cut = [fate.after[0] for fate in self.fates if fate.kind == "cut" and fate.after]  # rows of positions
+            within = f", within {min(cut)} tokens" if cut else ""
+            return f"The model computes what its parent's does, up to rounding{within}."
         return f"The model computes something else than its parent's: {'; '.join(self.differs)}."
 
     def table(self) -> Iterator[str]:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -62,6 +64,11 @@ class Beginning:
     kind: Kind | None = None  # None: it is as it was
     begins: str = ""
 
+    @property
+    def is_all_kept(self) -> bool:
+        """Whether every value of it is one of the source's."""
+        return sum(piece.size for piece in self.pieces) == self.shape[self.axis]
+
     def weight(self, old: Tensor | None, seed: int) -> Tensor:
         """The parameter, fp32. `old`: the source's, where there is one."""
         new = drawn(self.name, self.shape, self.rest, seed) if self.is_drawn else torch.full(self.shape, self.rest)
@@ -89,7 +96,7 @@ class Surgery:
     def between(cls, before: ModelSpec, after: ModelSpec) -> Surgery:
         """Raises: ConfigError naming the tensor that has no meaning in the new shape, with the remedy."""
         for name, told, remedy in _refusals(before, after):
-            change = f"model.{name}: {getattr(before, name)!r} -> {getattr(after, name)!r}"
+            change = f"model.{name}: {_chosen(before, name)!r} -> {_chosen(after, name)!r}"
             raise ConfigError(f"{change}: {told}; {remedy}, or begin a new run")
         was, now = shapes(before), shapes(after)
         beginnings = {name: _beginning(name, was, now, before, after) for name in now}
@@ -112,10 +119,13 @@ def drawn(name: str, shape: Shape, std: float, seed: int) -> Tensor:
     values = torch.empty(math.prod(shape))
     for number, chunk in enumerate(values.split(CHUNK)):
         key = f"surgery {seed} {name} {number}".encode()
-        uniform = torch.frombuffer(
-            bytearray(hashlib.shake_256(key).digest(2 * UNIFORMS * chunk.numel())), dtype=torch.int16
-        )
-        total = uniform.view(-1, UNIFORMS).sum(dim=1, dtype=torch.int32) + UNIFORMS // 2  # of mean 0, exact in fp32
+        uniform = array("h", hashlib.shake_256(key).digest(2 * UNIFORMS * chunk.numel()))
+        if sys.byteorder == "big":  # the stream is little-endian
+            uniform.byteswap()
+        total = (
+            torch.frombuffer(uniform, dtype=torch.int16).view(-1, UNIFORMS).sum(dim=1, dtype=torch.int32)
+            + UNIFORMS // 2
+        )  # of mean 0, exact in fp32
         chunk.copy_(total.float() * (std / 2**16))
     return values.view(shape)
 
@@ -207,7 +217,6 @@ def _with_more_heads(name: str, shape: Shape, before: ModelSpec, after: ModelSpe
 
 _OTHER = (
     "activation", "attention", "dropout", "norm_eps", "rope_theta", "rope_scaling", "rope_factor", "rope_original_tokens",
-    "document_separator",
 )  # fmt: skip
 
 
@@ -229,6 +238,8 @@ def _differs(before: ModelSpec, after: ModelSpec) -> Iterator[str]:
     if after.num_layers > before.num_layers and after.norm_placement == "post":
         yield f"blocks [{before.num_layers}:{after.num_layers}] normalise what they let through"
     yield from (f"model.{name} changes" for name in _OTHER if getattr(before, name) != getattr(after, name))
+    if before.document_separator != after.document_separator:
+        yield "model.document_masking changes"
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
@@ -254,6 +265,8 @@ def _refusals(before: ModelSpec, after: ModelSpec) -> Iterator[tuple[str, str, s
     if before.vocab_size != after.vocab_size:
         told = _told((before.vocab_size, before.width), (after.vocab_size, after.width))
         reason = "rows that no token has learned would take their share of every prediction"
+        if after.vocab_size < before.vocab_size:
+            reason = "the rows that went would take their share of every prediction with them"
         yield "vocab_size", f"embedding.weight {told}, and {reason}", "keep it"
     if after.hidden_width < before.hidden_width:
         told = _told((before.width, before.hidden_width), (after.width, after.hidden_width))
@@ -261,11 +274,19 @@ def _refusals(before: ModelSpec, after: ModelSpec) -> Iterator[tuple[str, str, s
         remedy = f"use {before.hidden_width} or more"
         yield "hidden", f"blocks.0.feed_forward.residual.weight {told}, and {reason}", remedy
     if after.kv_width % before.kv_width:
-        told = "heads of keys and values in blocks.0.attention.qkv.weight can be repeated, and not be made fewer"
+        told = "heads of keys and values in blocks.0.attention.qkv.weight can be repeated, all of them equally often"
+        if after.kv_width < before.kv_width:
+            told = "heads of keys and values in blocks.0.attention.qkv.weight can be repeated, and not be made fewer"
         yield "num_kv_heads", told, f"use a multiple of {before.kv_width // before.head_size}"
     if after.tied and not before.tied:
         told = "head.weight and embedding.weight were trained apart, and one of them would have to go"
         yield "tied", told, "leave it untied"
+
+
+def _chosen(spec: ModelSpec, name: str) -> object:
+    """What a field comes to, where it may be left open."""
+    settled = {"hidden": spec.hidden_width, "num_kv_heads": spec.kv_width // spec.head_size}
+    return settled.get(name, getattr(spec, name))
 
 
 def _told(old: Shape, new: Shape) -> str:

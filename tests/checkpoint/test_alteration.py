@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_parts_are_copied_or_cut_to_size(run: Storage, target: Storage) -> None:
     assert [sorted(part.tensors) for part in manifest.parts] == [["a", "b"], ["c"], ["d"], ["e"], ["g"], ["h"]]
     assert manifest.parts[0] == saved(run).parts[0]
     assert len({part.name for part in manifest.parts}) == 6
+
+
+def test_parts_of_what_is_added_are_made_beside_each_other(run: Storage, target: Storage) -> None:
+    both = threading.Barrier(2)
+
+    def made(old: Tensor | None) -> Tensor:
+        both.wait(timeout=30.0)
+        return torch.ones(100)
+
+    added = {name: Recipe((100,), None, made) for name in "gh"}
+    parts = alter_parts(run, saved(run), target, added, (), part_bytes=PART_BYTES)
+    assert [sorted(part.tensors) for part in parts[3:]] == [["g"], ["h"]]
+    assert [part.name[:14] for part in parts[3:]] == ["part-00003-000", "part-00003-001"]
 
 
 def test_part_of_which_nothing_stays_is_none(run: Storage, target: Storage) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -248,3 +249,17 @@ def test_largest_update_of_moments_that_begin_late_is_the_one_that_is_told(
     assert largest == pytest.approx(told, rel=1e-3)
     if begun != 7:
         assert told == pytest.approx(late if begun else 1.0, rel=0.01)
+
+
+@pytest.mark.parametrize("betas", [(0.999, 0.95), (0.999, 0.9999), (0.9999, 0.9)])
+@pytest.mark.parametrize("begun", [1, 50, 20_000])
+def test_largest_update_is_found_without_looking_at_every_step(betas: tuple[float, float], begun: int) -> None:
+    n = np.arange(1, 100_000)
+    first, second = ((1 - beta**n) / (1 - beta ** (begun + n)) for beta in betas)
+    assert largest_update(betas, begun) == pytest.approx(np.max(first / np.sqrt(second)), rel=1e-3)
+
+
+@pytest.mark.timeout(5)
+def test_largest_update_of_a_momentum_without_end_is_found_at_once() -> None:
+    for beta in (1 - 1e-9, 1 - 1e-15):
+        assert 0 < largest_update((beta, 0.95), 1000) < 10

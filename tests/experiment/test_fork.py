@@ -19,6 +19,7 @@ from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.rewinds import Rewind, decide, with_skip
 from elastic_lm.run import Run
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
@@ -493,7 +494,7 @@ def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same
     mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
     forked(parent, "new-whole", step=AT)
     needed = mortal.count
-    assert needed >= 5  # several parts, lineage, manifest, config
+    assert needed >= 7  # several parts, what finishes it, lineage, manifest, config, and what finishes it away
     for allowed in range(needed):
         name = f"new-{allowed}"
         mortal.left, mortal.late = allowed, late
@@ -502,7 +503,7 @@ def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same
         mortal.left = 10**9
         folder = Storage.open(f"{parent.storage}/runs/{name}")
         is_whole = folder.exists("config.yaml")
-        assert is_whole == (late and allowed == needed - 1)
+        assert is_whole == (allowed >= needed - 1 - late)
         if is_whole:
             with pytest.raises(ConfigError, match="holds a run already"):
                 forked(parent, name, step=AT)
@@ -510,14 +511,16 @@ def test_fork_that_is_killed_at_any_moment_is_no_run_and_is_finished_by_the_same
             with pytest.raises(ElasticLMError, match="no run at"):
                 Run.open(folder.url).address.config()
             if folder.exists("lineage.json") and not folder.exists(f"{folder_of(AT)}/manifest.json"):
-                with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+                with pytest.raises(
+                    CheckpointError, match=f"not finished; give the command .*: elastic-lm fork .*{name}, "
+                ):
                     make_plan(parent.replace(f"name={name}"))
             forked(parent, name, step=AT)
         assert Run.open(folder.url).address.config().name == name
         assert registry.newest_complete(folder) is not None
         whole = contents(f"{parent.storage}/runs/new-whole")
         mine = contents(folder.url)
-        assert mine.keys() == whole.keys()
+        assert {path for path in mine if "/fork-" not in path or not is_whole} == whole.keys()
         assert all(mine[path] == whole[path] for path in mine if path.endswith(".safetensors"))
 
 
@@ -526,7 +529,7 @@ def test_beginning_of_another_fork_is_not_finished_by_a_wrong_command(
 ) -> None:
     mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
     forked(parent, "new-whole", step=AT)
-    mortal.left = mortal.count - 1  # all but config.yaml
+    mortal.left = mortal.count - 2  # all but config.yaml
     with pytest.raises(Killed):
         forked(parent, step=AT)
     mortal.left = 10**9
@@ -538,18 +541,140 @@ def test_beginning_of_another_fork_is_not_finished_by_a_wrong_command(
     assert forked(parent).lineage.parent.step == AT  # the newest when it was begun, as far as anybody knows
 
 
-def test_beginning_that_cannot_be_finished_says_what_to_delete(
+def cut_short(parent: RunConfig, monkeypatch: pytest.MonkeyPatch, missing: int, **more: Any) -> Storage:
+    """A fork whose last `missing` writing operations have not happened.    Returns: its folder."""
+    mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
+    forked(parent, f"new-whole-{missing}", step=AT, **more)
+    mortal.left = mortal.count - missing
+    with pytest.raises(Killed):
+        forked(parent, step=AT, **more)
+    mortal.left = 10**9
+    return Storage.open(f"{parent.storage}/runs/new")
+
+
+BEFORE_CONFIG, BEFORE_MANIFEST, BEFORE_LINEAGE = 2, 3, 4  # operations that are missing
+
+
+def change_operational(parent: RunConfig) -> None:
+    changed = address_of(parent).stored_config().replace("checkpoint.keep=9")
+    Storage.open(parent.run_url).write("config.yaml", changed.to_yaml().encode())
+
+
+def go_back(parent: RunConfig) -> None:
+    """To before the step of the fork, as far as the parent is concerned."""
+    left_out = ((3, 5),)
+    fingerprint = with_skip(parent, left_out).identity_fingerprint()
+    decide(Storage.open(parent.run_url), Rewind(1, "loss", "a spike", AT, AT, 3, (), left_out, fingerprint))
+
+
+def lose(parent: RunConfig) -> None:
+    folder = Storage.open(parent.run_url)
+    for path in folder.list():
+        folder.delete(path)
+
+
+def lose_the_step(parent: RunConfig) -> None:
+    forget(parent, AT)
+
+
+@pytest.mark.parametrize("happens", [lose, lose_the_step, change_operational, go_back])
+@pytest.mark.parametrize("missing", [BEFORE_CONFIG, BEFORE_MANIFEST])
+def test_beginning_is_finished_whatever_the_parent_has_become(
+    missing: int, happens: Callable[[RunConfig], None], parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"overrides": ["checkpoint.keep=4", "optimizer.weight_decay=0.2"], "skip": ((6, 7),)}
+    folder = cut_short(parent, monkeypatch, missing, **asked)
+    happens(parent)
+    for other in ({}, {**asked, "skip": ()}, {**asked, "overrides": ["checkpoint.keep=4"]}):
+        with pytest.raises(
+            ConfigError, match="not finished, and this is another; give that command again .*, or choose"
+        ) as told:
+            forked(parent, step=AT, **other)
+        assert "delete" not in str(told.value)
+    made = forked(parent, step=AT, **asked)
+    whole, mine = contents(f"{folder.url}-whole-{missing}"), contents(folder.url)
+    assert mine.keys() == whole.keys()
+    assert all(mine[path] == whole[path] for path in mine if path.endswith(".safetensors"))
+    assert made.config == RunConfig.from_yaml(whole["config.yaml"].decode(), "").replace("name=new")
+    assert Solo(made.config).train().last_step == STEPS
+
+
+def test_beginning_whose_state_is_damaged_is_finished_from_the_parent(
     parent: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mortal = Mortal(monkeypatch, f"{parent.storage}/runs/new")
-    forked(parent, "new-whole", step=AT)
-    mortal.left = mortal.count - 1
-    with pytest.raises(Killed):
-        forked(parent, step=AT)
-    mortal.left = 10**9
+    asked = {"step": AT, "overrides": ["checkpoint.keep=4"]}
+    folder = cut_short(parent, monkeypatch, BEFORE_MANIFEST, overrides=["checkpoint.keep=4"])
+    flip(folder, parts_of(folder, AT)[1])
+    stored = Storage.open(parent.run_url).read("config.yaml")
+    change_operational(parent)
+    with pytest.raises(CheckpointError, match="cannot be: parent has changed since; delete that folder, and fork"):
+        forked(parent, **asked)
+    Storage.open(parent.run_url).write("config.yaml", stored)
+    forked(parent, **asked)
+    assert contents(folder.url).keys() == contents(f"{folder.url}-whole-{BEFORE_MANIFEST}").keys()
+    assert registry.is_whole(folder, AT)
+
+
+def test_beginning_of_an_earlier_version_tells_another_request_from_another_parent(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing but its lineage."""
+    asked = ["checkpoint.keep=4", "optimizer.weight_decay=0.2"]
+    folder = cut_short(parent, monkeypatch, BEFORE_MANIFEST, overrides=asked)
+    (needed,) = (path for path in folder.list() if "/fork-" in path)
+    folder.delete(needed)
+    with pytest.raises(ConfigError, match="this is another"):
+        forked(parent, step=AT, overrides=["checkpoint.keep=4", "optimizer.weight_decay=0.3"])
+    change_operational(parent)
+    with pytest.raises(CheckpointError, match="cannot be: parent has changed since"):
+        forked(parent, step=AT, overrides=asked)
+    stored = address_of(parent).stored_config().replace("checkpoint.keep=2")
+    Storage.open(parent.run_url).write("config.yaml", stored.to_yaml().encode())
+    assert forked(parent, step=AT, overrides=asked).config.checkpoint.keep == 4
+
+
+def test_beginning_that_cannot_be_finished_says_what_to_do(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cut_short(parent, monkeypatch, BEFORE_CONFIG)
+    (needed,) = (path for path in folder.list() if "/fork-" in path)
+    folder.write(needed, b"{}")
     forget(parent, AT)
-    with pytest.raises(CheckpointError, match=r"cannot be: .*no checkpoint of step 4.*delete that folder"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be: .*no checkpoint of step 4.*; choose another --name, and keep"
+    ):
         forked(parent, step=AT)
+    folder.delete(parts_of(folder, AT)[0])
+    with pytest.raises(CheckpointError, match=r"cannot be: .*no checkpoint of step 4.*; delete that folder"):
+        forked(parent, step=AT)
+
+
+def test_what_finishes_one_fork_does_not_finish_another(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lineage of a second fork comes into a folder where a first one was cut short before its own."""
+    folder = cut_short(parent, monkeypatch, BEFORE_LINEAGE, overrides=["training.seed=1"])
+    assert any("/fork-" in path for path in folder.list())
+    made = forked(parent, step=AT)
+    assert made.config.training.seed != 1
+    assert not any("/fork-" in path for path in folder.list())
+    assert registry.manifest_of(folder, AT).meta["fingerprint"] == made.lineage.fingerprint
+
+
+def test_forks_of_one_name_that_are_made_at_once_do_not_mix(parent: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one's lineage comes right before this one's."""
+    asked = ["training.seed=1", "model.num_layers=2"]
+    folder = cut_short(parent, monkeypatch, BEFORE_MANIFEST, overrides=asked)
+    others = contents(folder.url)
+    for path in others:
+        folder.delete(path)
+    before_each(
+        monkeypatch, "create", "lineage.json", lambda there: [there.write(*each) for each in others.items()] and None
+    )
+    with pytest.raises(ConfigError, match="not finished, and this is another"):
+        forked(parent, step=AT)
+    assert len([path for path in folder.list() if "/fork-" in path]) == 2
+    lose(parent)
+    made = forked(parent, step=AT, overrides=asked)
+    assert (made.config.training.seed, made.config.model.num_layers) == (1, 2)
+    assert contents(folder.url).keys() == contents(f"{folder.url}-whole-{BEFORE_MANIFEST}").keys()
+    assert registry.verified(folder, AT).meta["fingerprint"] == made.config.identity_fingerprint()
 
 
 def test_parts_of_an_earlier_attempt_are_swept(parent: RunConfig) -> None:

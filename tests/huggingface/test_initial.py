@@ -37,6 +37,7 @@ from elastic_lm.huggingface.shape import shape_of
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
+from tests.experiment.parents import forked
 from tests.huggingface.test_logits import LENGTH, ROUNDING, SHAPES, VOCAB, make, tokens, write
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
@@ -458,3 +459,31 @@ def test_init_that_makes_no_sense_is_refused(model: dict[str, Any], message: str
     with pytest.raises(ConfigError) as caught:
         solo_config("file:///nowhere", "file:///nowhere", model=model)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["folder", "no folder"])
+def test_fork_of_another_shape_is_compared_with_what_it_was_forked_as(
+    is_there: bool, parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path
+) -> None:
+    folder = copied(parent[1], tmp_path / "model")
+    config = child_config(small_corpus, tmp_path, folder)
+    Solo(config).train(until=3)
+    made = forked(config, "deeper", step=3, overrides=["model.num_layers=3", "model.qk_norm=true"])
+    if not is_there:
+        shutil.rmtree(folder)
+    assert make_plan(made.config).resume_step == 3
+    (tmp_path / "whole.yaml").write_text(made.config.to_yaml())
+    mine = config.replace("name=deeper", "model.num_layers=3", "model.qk_norm=true")  # as a person writes it
+    (tmp_path / "mine.yaml").write_text(mine.to_yaml())
+    for file in ("whole.yaml", "mine.yaml"):
+        told = run("estimate", str(tmp_path / file), "--json")
+        assert told.exit_code == 0, told.stderr
+        spec = make_plan(made.config).spec.model
+        assert json.loads(told.stdout)["num_parameters"] == spec.num_parameters  # type: ignore[union-attr]
+        assert run("config", "validate", str(tmp_path / file)).exit_code == 0
+        shown = run("config", "show", str(tmp_path / file), "--json")
+        assert shown.exit_code == 0 and '"num_layers": 3' in shown.stdout, shown.stderr
+    # Another run would begin from the folder, which has another shape.
+    told = run("estimate", str(tmp_path / "whole.yaml"), "--set", "name=fresh")
+    assert told.exit_code == 2
+    assert ("is not what the folder of model.init" if is_there else "has no config.json") in told.stderr

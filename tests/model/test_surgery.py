@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import struct
 from dataclasses import asdict
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +139,7 @@ def test_new_parts_are_trained() -> None:
         ({}, {"num_layers": 1}, "blocks [1:2] end"),
         ({"norm_placement": "post"}, {"num_layers": 4}, "blocks [2:4] normalise what they let through"),
         ({"activation": "gelu"}, {"activation": "gelu_erf", "num_layers": 3}, "model.activation changes"),
+        ({}, {"document_separator": 9, "num_layers": 3}, "model.document_masking changes"),
     ],
 )  # fmt: skip
 def test_what_computes_something_else_says_why(base: dict[str, Any], change: dict[str, Any], told: str) -> None:
@@ -171,6 +175,7 @@ def test_shorter_context_computes_the_same_within_it() -> None:
     assert torch.equal(logits(new), logits(old))
     (fate,) = found.account.fates
     assert (fate.kind, fate.begins) == ("cut", f"its first {LENGTH} rows")
+    assert found.account.effect == f"The model computes what its parent's does, up to rounding, within {LENGTH} tokens."
 
 
 def test_new_block_behind_sums_that_are_normalised_is_two_norms() -> None:
@@ -217,14 +222,27 @@ def test_moments_are_kept_where_values_are_and_zero_where_they_are_new() -> None
 
 def test_values_that_are_drawn_are_these_on_every_machine() -> None:
     """Worked out here without torch: nothing but SHAKE-256, sums of integers and one product."""
-    import hashlib
-    import struct
-
     values = surgery.drawn("a", (2, 3), 0.5, seed=7).flatten().tolist()
     stream = hashlib.shake_256(b"surgery 7 a 0").digest(2 * 12 * 6)
     sums = [sum(struct.unpack_from("<12h", stream, 24 * i)) + 6 for i in range(6)]
     assert values == [total * 0.5 / 2**16 for total in sums]
     assert values[0] == -0.13486480712890625
+
+
+def test_values_that_are_drawn_have_these_bits() -> None:
+    """More than one chunk, and a standard deviation that is no power of two: each product is rounded, once."""
+    values = surgery.drawn("a", (surgery.CHUNK + 3,), 0.02 / math.sqrt(6), 7)
+    little_endian = values.numpy().astype("<f4").tobytes()
+    assert hashlib.sha256(little_endian).hexdigest() == (
+        "472dcb9e57977c5d633387baa10d8d29936f407f3fb876fb9e9b09e6cacb1923"
+    )
+
+
+def test_stream_is_read_as_little_endian(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgery, "sys", SimpleNamespace(byteorder="big"))
+    stream = hashlib.shake_256(b"surgery 7 a 0").digest(2 * 12)
+    total = sum(struct.unpack(">12h", stream)) + 6  # each number is turned round before it is read
+    assert surgery.drawn("a", (1,), 0.5, seed=7).item() == total * 0.5 / 2**16
 
 
 def test_values_that_are_drawn_are_those_of_a_new_model() -> None:
@@ -303,7 +321,11 @@ def test_shape_that_stays_is_no_surgery() -> None:
         ({"tied": False}, {"tied": True}, r"head\.weight and embedding\.weight were trained apart.*leave it untied"),
         ({}, {"vocab_size": 64}, r"embedding\.weight \[11, 16\] is stored, and \[64, 16\] is wanted, and rows that no token"),
         ({}, {"activation": "gelu"}, r"blocks\.0\.feed_forward has other matrices with a gate"),
+        ({"vocab_size": 64}, {"vocab_size": 11}, r"\[64, 16\] is stored, and \[11, 16\] is wanted, and the rows that went"),
+        ({"hidden": None}, {"hidden": 20}, r"^model\.hidden: 48 -> 20: "),
+        ({"hidden": 64}, {"hidden": None}, r"^model\.hidden: 64 -> 48: "),
         ({}, {"hidden": 20}, r"residual\.weight \[16, 24\] is stored, and \[16, 20\] .*use 24 or more"),
+        ({}, {"num_kv_heads": 2}, r"^model\.num_kv_heads: 4 -> 2: "),
         ({}, {"num_kv_heads": 2}, r"qkv\.weight can be repeated, and not be made fewer; use a multiple of 4"),
     ],
 )  # fmt: skip
@@ -316,7 +338,7 @@ def test_what_has_no_meaning_is_refused_with_the_tensor(
 
 
 def test_heads_of_keys_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="use a multiple of 2"):
+    with pytest.raises(ConfigError, match="can be repeated, all of them equally often; use a multiple of 2"):
         Surgery.between(spec(num_heads=6, width=48, num_kv_heads=2), spec(num_heads=6, width=48, num_kv_heads=3))
 
 
