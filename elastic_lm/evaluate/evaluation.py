@@ -39,10 +39,12 @@ def evaluate(
     interface = interface_of(config)
     plans = [task.question.plan(interface) for task in asked]
     pieces = [piece for plan in plans for piece in plan.pieces]
+    subject = Subject(run_storage, config, step)
+    subject.pinned()  # a step that is not there is told before anybody is asked to come
     done = tokens = 0
     first: Answer | None = None
     view.show(Progress(asked[0].name, done, len(pieces), tokens))
-    with closing(answerer(Subject(run_storage, config, step), pieces)) as answers:
+    with closing(answerer(subject, pieces)) as answers:
         for task, plan in zip(asked, plans, strict=True):
             values = []
             for piece in plan.pieces:

@@ -17,6 +17,7 @@ from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.intervals import Metric, Z
+from elastic_lm.evaluate.pieces import Subject
 from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -63,9 +64,11 @@ class Harness:
                 f"lm-evaluation-harness asks for texts behind others, which takes objective.name={CAUSAL}, and the run's is "
                 f"{config.objective.name}; a task of the kind pairs takes masked models, too"
             )
+        subject = Subject(run_storage, config, step)
+        subject.pinned()  # a step that is not there is told before the harness starts
         with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
             version = self._loaded(child)
-            model = TrainedModel.load(run_storage, config, step)
+            model = subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
             for told, about in self._results(child, model):
                 name = f"{KIND}-{UNFIT.sub('_', told['task'])}"
