@@ -39,7 +39,9 @@ def step_of(run_storage: Storage, step: int | None = None) -> int:
     if step is None:
         newest = registry.newest_complete(run_storage, thorough=False)
         if newest is None:
-            raise CheckpointError(f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one")
+            raise CheckpointError(
+                f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one"
+            )
         return newest.step
     found = {checkpoint.step: checkpoint for checkpoint in registry.found(run_storage)}
     if step not in found or found[step].state != "complete":

@@ -179,9 +179,7 @@ def test_step_that_is_not_there_is_told_before_anybody_is_asked(causal_run: RunC
         raise AssertionError("nobody is to be asked")
         yield
 
-    found = evaluation.evaluate(
-        Storage.open(causal_run.run_url), causal_run, ["held_out"], step=999, answerer=nobody
-    )
+    found = evaluation.evaluate(Storage.open(causal_run.run_url), causal_run, ["held_out"], step=999, answerer=nobody)
     with pytest.raises(CheckpointError, match="no complete checkpoint of step 999; the nearest are 4 and 6"):
         next(found)
 
