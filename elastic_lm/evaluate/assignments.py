@@ -1,8 +1,8 @@
 """Which worker answers which piece. Decisions only: whoever starts the workers and hears of them asks here.
 
 Invariant: a piece that is lost with its worker is given out again, and answers come out once each, in the order of the pieces. A
-piece may be computed several times; all come to the same, and the first answer counts. A piece that fails ends the evaluation where
-one process would have ended: those before it are answered first.
+piece may be computed several times; all come to the same, and the first answer counts. A piece that fails ends the evaluation
+where one process would have ended: those before it are answered first.
 """
 
 from __future__ import annotations

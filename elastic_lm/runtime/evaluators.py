@@ -1,8 +1,9 @@
 """An evaluation on a Ray cluster: its pieces are answered by workers, each with a copy of the model.
 
 Invariant: figures have the bits of one process in the same environment (PyTorch, device, threads), whatever happens to workers.
-All answers are of the weights that the first worker has; the step is chosen once, when that one is there. A worker holds what one of the run's holds in training, and no more than that; it is never revived, but replaced. Trade-off: it
-keeps that until the evaluation ends, also when a run on the cluster comes to want more workers meanwhile.
+All answers are of the weights that the first worker has; the step is chosen once, when that one is there. A worker holds what
+one of the run's holds in training, and no more than that; it is never revived, but replaced. Trade-off: it keeps that until the
+evaluation ends, also when a run on the cluster comes to want more workers meanwhile.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ POLL_S = 1.0
 MAX_LOSSES_OF_A_PLACE = 5  # in a row, of workers that took it, with nothing answered in between
 MOST_CHARACTERS = 200  # of what Ray says of a death
 LOADING_S = 900.0  # to import PyTorch and read the weights: 50 GB at 60 MB/s
-# With a piece, before it is given to others, too: so long at least, and so many times what the slowest one took; or the first one.
-LATE_S, LATE_TIMES, FIRST_LATE_S = 60.0, 5.0, 600.0
+LATE_S = 60.0  # at least, with a piece, before that is given to others, too
+LATE_TIMES = 5.0  # what the slowest piece took, at least
+FIRST_LATE_S = 600.0  # where none has been answered
 GONE_S = 3.0  # for a worker to end when it is told to
 REAP_S = 15.0  # for those on other nodes to be looked after
 NICENESS = 4  # above what Ray starts workers with: those of a run on the same machine go first
@@ -100,7 +102,7 @@ class _Stage(Enum):
 
 @dataclass
 class _Place:
-    """Where one worker is at a time. `asked_at`: when it was called last. `losses`: of workers in a row, since one has answered."""
+    """Where one worker is at a time. `asked_at`: when it was called. `losses`: of workers in a row, since one has answered."""
 
     number: int
     handle: Any = None
@@ -241,8 +243,8 @@ class _Crew:
 
     def _changed(self, weights: str) -> CheckpointError:
         return CheckpointError(
-            f"the checkpoint of step {self._step} changed while it was evaluated: its weights were {(self._weights or '')[:8]} and "
-            f"are {weights[:8]}; evaluate it again"
+            f"the checkpoint of step {self._step} changed while it was evaluated: its weights were "
+            f"{(self._weights or '')[:8]} and are {weights[:8]}; evaluate it again"
         )
 
     def _lost(self, place: _Place, kind: str, why: str) -> None:
@@ -299,11 +301,11 @@ class _Crew:
         return FIRST_LATE_S if self._slowest_s is None else max(LATE_S, LATE_TIMES * self._slowest_s)
 
     def _doubt(self, place: _Place, waited_s: float) -> None:
-        """It may be slow, or hang: others may take its piece. Where nobody is left to, one more worker comes, up to twice as many."""
+        """It may be slow, or hang: others may take its piece. Where all are late, one more worker comes, up to twice as many."""
         node_id, pid = place.process or ("", 0)
         self._choices.tell(
-            f"A worker of the evaluation has been at its piece for {waited_s:,.0f} s: process {pid} on the node {node_id[:8]}. Another "
-            "takes that over; if it hangs, end it."
+            f"A worker of the evaluation has been at its piece for {waited_s:,.0f} s: process {pid} on the node {node_id[:8]}. "
+            "Another takes that over; if it hangs, end it."
         )
         place.is_late = True
         self._assignments.doubt(place.number)
