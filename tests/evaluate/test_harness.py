@@ -22,6 +22,7 @@ from elastic_lm.errors import CheckpointError, ConfigError
 from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.harness import child
 from elastic_lm.evaluate.harness.answers import Answers
+from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.harness.evaluation import VARIABLE, Harness
 from elastic_lm.evaluate.intervals import Metric, Z
 from elastic_lm.evaluate.result import Result
@@ -66,9 +67,9 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def pid_in(folder: Path) -> int:
-    """Of the process that has begun to load its tasks."""
-    file = folder / "pid"
+def pid_in(folder: Path, name: str = "pid") -> int:
+    """Of the process that has begun to load its tasks; `child`: of one that it has forked."""
+    file = folder / name
     wait_for(lambda: file.exists() and file.read_text().endswith("\n"), "the harness loads its tasks")
     return int(file.read_text())
 
@@ -272,6 +273,8 @@ def test_harness_that_does_not_start_is_given_up(
     [
         ("fails", "lm-evaluation-harness failed: ZeroDivisionError: no item is left"),
         ("dies", "ended in the middle of its work: out of patience; try it again"),
+        ("dies_in_a_line", "ended in the middle of its work: .*; try it again"),
+        ("forks_and_dies", "ended in the middle of its work: killed from without; try it again"),
     ],
 )
 @pytest.mark.usefixtures("by_hand")
@@ -299,20 +302,32 @@ def test_who_stops_listening_ends_the_harness(causal_run: RunConfig, python: str
     assert is_gone(pid)
 
 
-def test_harness_ends_with_the_process_that_asked(python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hangs", "forks_and_hangs"])
+def test_harness_ends_with_the_process_that_asked(name: str, python: str, tmp_path: Path) -> None:
+    """So does what it has started."""
     script = f"""
 from elastic_lm.evaluate.harness.child import Child
 with Child({python!r}) as child:
-    child.tell({{"tasks": ["hangs"], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
+    child.tell({{"tasks": [{name!r}], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
     child.first(), child.next()
     child.tell({{"max_tokens": 16, "end_of_text": 0}})
     child.next()
 """
     with subprocess.Popen([sys.executable, "-c", script]) as process:
-        pid = pid_in(tmp_path)
-        assert not is_gone(pid)
+        pids = [pid_in(tmp_path), *([pid_in(tmp_path, "child")] if name != "hangs" else [])]
+        assert not any(map(is_gone, pids))
         process.kill()
-    wait_for(lambda: is_gone(pid), "the harness ended itself")
+    wait_for(lambda: all(map(is_gone, pids)), "the harness ended itself")
+
+
+def test_end_of_the_harness_is_seen_also_where_a_process_of_it_holds_the_pipe(tmp_path: Path) -> None:
+    """One that was not forked by Python, so that nothing could let go of it there."""
+    python = fake_harness.program(tmp_path / "python", "sleep 600 & echo $! > " + f"{tmp_path}/child; exit 7")
+    began = time.monotonic()
+    with Child(python) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
+        asked_child.first()
+    assert time.monotonic() - began < GONE_S
+    wait_for(lambda: is_gone(pid_in(tmp_path, "child")), "it is killed, too")
 
 
 def test_packages_of_ours_are_not_theirs(
