@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,10 @@ from elastic_lm.terminal import deliver, say, told_errors
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
     from elastic_lm.evaluate.result import Result
+
+NICENESS = (
+    19  # that of evaluators on a cluster: 15 by Ray, and 4. A run on the same machine, which has Ray's 15, goes first
+)
 
 app = typer.Typer()
 
@@ -69,6 +74,8 @@ def evaluate(
     docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
+        if workers is None:
+            _step_aside()
         from elastic_lm.monitor.evaluating import Display
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
@@ -99,6 +106,11 @@ def evaluate(
         for result in results if display is None else display.waiting_for(results):
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
             result.store(found.address.folder())
+
+
+def _step_aside() -> None:
+    """Take the lowest priority, for all threads that begin from here on, and the harness."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def _names(listed: str) -> list[str]:

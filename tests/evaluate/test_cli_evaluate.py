@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
 from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.experiment import evaluations
 from elastic_lm.run import Run
+from elastic_lm.runtime import evaluators
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 from tests.solo import Solo, solo_config
@@ -145,6 +147,19 @@ def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
     assert run("evaluate", address, "--workers", "0").exit_code == 2
     with pytest.raises(ConfigError, match="workers=0 can evaluate nothing; use at least 1"):
         list(Run.open(address).evaluate(workers=0))
+
+
+def test_command_takes_the_priority_of_workers_on_a_cluster_and_the_api_leaves_it_alone(
+    address: str, monkeypatch: pytest.MonkeyPatch, priorities: list[tuple[int, int, int]]
+) -> None:
+    """So that a run on this machine goes first: Ray starts its workers with a niceness of 15."""
+    list(Run.open(address).evaluate(samples=1))
+    assert priorities == []
+    assert run("evaluate", address, "--samples", "1").exit_code == 0
+    assert priorities == [(os.PRIO_PROCESS, 0, 15 + evaluators.NICENESS)]
+    monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: here)
+    assert run("evaluate", address, "--samples", "1", "--workers", "1").exit_code == 0
+    assert len(priorities) == 1  # its workers have their own
 
 
 def test_nothing_is_kept_of_a_task_whose_workers_are_lost(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
