@@ -170,6 +170,31 @@ def test_continuations_stop_at_the_first_of_their_stops_and_repeat_their_draws()
     assert answers.num_cut == 1  # with the token that begins a document
 
 
+def test_continuations_that_are_not_finite_are_counted() -> None:
+    answers = Answers(bigrams({("a", "b"): 1.0, ("b", "c"): math.nan, ("d", "e"): 1.0}))
+    asked = {"stops": [], "max_new_tokens": 1, "temperature": 0.0, "top_k": None, "top_p": None}
+    assert answers.to("generate", [{**asked, "prompt": "b"}, {**asked, "prompt": "d"}]) == ["", "e"]
+    assert answers.num_not_finite == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": -1}, "generation_kwargs of a task .*: top_k=-1 is no number of tokens to draw from"),
+        ({"top_k": 10.0}, r"top_k=10\.0 is no number of tokens to draw from; use at least 1, or leave it out"),
+        ({"top_p": 1.5}, r"top_p=1\.5 is not in \(0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is no length"),
+    ],
+)
+def test_draw_that_cannot_be_made_is_refused_before_any_other(
+    option: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elastic_lm.evaluate.harness.answers.Generator", None)
+    asked = {"prompt": "a", "stops": [], "max_new_tokens": 1, "temperature": 1.0, "top_k": None, "top_p": None}
+    with pytest.raises(ConfigError, match=message):
+        Answers(bigrams({})).to("generate", [asked, {**asked, **option}])
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------
 
 
