@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elastic_lm import completion
-from elastic_lm.errors import ConfigError
+from elastic_lm.errors import ConfigError, ElasticLMError
 from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
     from elastic_lm.evaluate.result import Result
+    from elastic_lm.run import Run
 
 NICENESS = (
     19  # that of evaluators on a cluster: 15 by Ray, and 4. A run on the same machine, which has Ray's 15, goes first
@@ -104,8 +105,19 @@ def evaluate(
                 include=harness_include,
             )
         for result in results if display is None else display.waiting_for(results):
+            refused = _kept(result, found)
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
-            result.store(found.address.folder())
+            if refused is not None:
+                raise refused
+
+
+def _kept(result: Result, run: Run) -> ElasticLMError | None:
+    """Store it before it is told: nobody may read on.    Returns: why it is not stored."""
+    try:
+        result.store(run.address.folder())
+    except ElasticLMError as error:
+        return error
+    return None
 
 
 def _step_aside() -> None:

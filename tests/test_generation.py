@@ -20,7 +20,8 @@ from elastic_lm.generation import MASK, Generator, NotFiniteError, Sampling
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
-from tests.evaluate.models import Neighbours, bigrams, trained
+from tests.evaluate import models
+from tests.evaluate.models import Neighbours, bigrams
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
@@ -226,7 +227,7 @@ def test_weights_that_are_not_finite_are_told(temperature: float) -> None:
 
 
 def test_mask_of_weights_that_are_not_finite_is_told() -> None:
-    model = trained(Neighbours(), "masked")
+    model = models.trained(Neighbours(), "masked")
     assert "".join(Generator(model).generate(f"a{MASK}", Sampling())).startswith("a")
     model.module.left_VV.fill_(math.nan)
     with pytest.raises(NotFiniteError):

@@ -18,7 +18,7 @@ from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.intervals import Metric, Z
 from elastic_lm.evaluate.pieces import Subject
-from elastic_lm.evaluate.result import Outcome, Result
+from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 
@@ -68,12 +68,12 @@ class Harness:
         subject.pinned()  # a step that is not there is told before the harness starts
         with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
             version = self._loaded(child)
-            model = subject.load()
+            rewinds, model = rewinds_of(run_storage), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
             for told, about in self._results(child, model):
                 name = f"{KIND}-{UNFIT.sub('_', told['task'])}"
                 outcome = _outcome(told, about, version)
-                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome)
+                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, rewinds)
 
     def _loaded(self, child: Child) -> str:
         """The harness's version, when it has loaded all tasks."""
