@@ -85,9 +85,9 @@ def evaluate(
             raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
         if harness is not None and workers is not None:
             raise ConfigError("--workers is for --tasks: the harness asks one model, on this machine; leave it out")
-        if harness is None and not (harness_include is None and harness_shots is None):
+        if harness is None and any(option is not None for option in (harness_python, harness_include, harness_shots)):
             raise ConfigError(
-                "--harness-include and --harness-shots are for tasks of the harness; name them with --harness"
+                "--harness-python, --harness-include and --harness-shots are for tasks of the harness; name them with --harness"
             )
         name, step = split_step(run)
         found = Run.open(name)

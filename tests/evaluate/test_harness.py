@@ -110,6 +110,22 @@ def test_groups_come_behind_their_tasks(causal_run: RunConfig, python: str, tmp_
 
 
 @pytest.mark.usefixtures("by_hand")
+def test_long_name_of_a_task_makes_a_name_that_can_be_stored(causal_run: RunConfig, tmp_path: Path) -> None:
+    """Two that begin alike have two."""
+    long = "m" * 250
+    python = fake_harness.install(tmp_path, at_import=f"LONG = {long!r}")
+    source = tmp_path / "lm_eval" / "__init__.py"
+    source.write_text(source.read_text().replace('"good", "better"', 'LONG, LONG + "s"', 1))
+    found = asked(causal_run, long, f"{long}s", python=python, include=str(tmp_path))
+    assert len({one.task for one in found}) == 2
+    for one in found:
+        one.store(Storage.open(causal_run.run_url))
+        name_in_harness = one.task.removeprefix("harness-")[:150]
+        assert name_in_harness == long[:150]
+        assert len(f"{one.task}-12345678.json") < 255
+
+
+@pytest.mark.usefixtures("by_hand")
 def test_hash_tells_what_is_asked_and_not_where_it_lies(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
     def task_hash(folder: str, **choices: int) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -388,6 +404,7 @@ def test_command_tells_and_keeps(causal_run: RunConfig, python: str, tmp_path: P
     [
         (["--tasks", "held_out", "--harness", "good"], "--tasks and --harness are two evaluations"),
         (["--harness-shots", "3"], "are for tasks of the harness; name them with --harness"),
+        (["--harness-python", "/nowhere"], "are for tasks of the harness; name them with --harness"),
         (["--harness-include", "."], "are for tasks of the harness; name them with --harness"),
         (["--harness", "good,", "--harness-python", "/nowhere"], "has no name"),
     ],

@@ -310,6 +310,45 @@ def test_figures_of_a_task_are_known_before_it_is_asked(
     assert question.figures == tuple(outcome_of(question, bigrams(CHAIN)).metrics)
 
 
+def test_hash_is_the_same_where_what_is_left_out_is_written_or_a_number_is_written_otherwise(tmp_path: Path) -> None:
+    def task_hash(**fields: Any) -> str:
+        return asked(tmp_path, [PROMPT], kind="safety", scorer=SCORER, **fields).hash
+
+    same: list[dict[str, Any]] = [
+        {}, {"threshold": 0.5}, {"temperature": 0}, {"temperature": 0.0, "seed": 0, "max_new_tokens": 64},
+    ]  # fmt: skip
+    assert len({task_hash(**fields) for fields in same}) == 1
+    assert len({task_hash(), task_hash(threshold=1), task_hash(stop="."), task_hash(seed=1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "name"),
+    [
+        ("choices", {**CHOICE, "choices": ["\ud800", "b"]}, "choices"),
+        ("choices", {**CHOICE, "context": "a\udfff"}, "context"),
+        ("pairs", {"more": "a\ud800", "less": "b"}, "more"),
+        ("bleu", {**TRANSLATION, "references": ["b", "\ud83d"]}, "references"),
+        ("safety", {"prompt": "\ud83d"}, "prompt"),
+    ],
+)
+def test_half_of_a_character_is_told_with_its_line(kind: str, item: Any, name: str, tmp_path: Path) -> None:
+    fine = {"choices": CHOICE, "pairs": PAIR, "bleu": TRANSLATION, "safety": PROMPT}[kind]
+    fields = {"scorer": SCORER} if kind == "safety" else {}
+    with pytest.raises(ConfigError, match=rf"mine\.jsonl, line 2: {name}=.* has half of a surrogate pair, '\\ud"):
+        asked(tmp_path, [fine, item], kind=kind, **fields)
+
+
+def test_whole_character_of_two_surrogates_is_text(tmp_path: Path) -> None:
+    assert asked(tmp_path, '{"prompt": "\\ud83d\\ude00"}\n', kind="safety", scorer=SCORER).kind == "safety"
+
+
+def test_number_of_samples_is_refused_where_nothing_heeds_it(causal_run: RunConfig, tmp_path: Path) -> None:
+    own = write(tmp_path, [PROMPT], kind="safety", scorer=SCORER)
+    with pytest.raises(ConfigError, match="samples=3 are of held_out, which is not asked for"):
+        tasks.find([own], causal_run, 3)
+    assert len(tasks.find([own, "held_out"], causal_run, 3)) == 2
+
+
 def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
     first = write(tmp_path, [PAIR], kind="pairs")
     (tmp_path / "elsewhere").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -19,11 +20,13 @@ from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.intervals import Metric, Z
 from elastic_lm.evaluate.pieces import Subject
 from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
+from elastic_lm.evaluation_file import name_with_hash
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 
 KIND = "harness"
 VARIABLE = "ELASTIC_LM_HARNESS_PYTHON"
+MOST_CHARACTERS = 200  # of a result's name
 UNFIT = re.compile(r"[^A-Za-z0-9._()-]")  # for a file's name
 
 
@@ -71,7 +74,7 @@ class Harness:
             rewinds, model = rewinds_of(run_storage), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
             for told, about in self._results(child, model):
-                name = f"{KIND}-{UNFIT.sub('_', told['task'])}"
+                name = _file_name(told["task"])
                 outcome = _outcome(told, about, version)
                 yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, rewinds)
 
@@ -121,6 +124,14 @@ class Harness:
                 raise ConfigError(
                     f"lm-evaluation-harness failed: {message['failed']}; leave the task out, or correct it"
                 )
+
+
+def _file_name(task: str) -> str:
+    """A long name loses its end to a hash of the whole: file systems take 255 characters, and more is put behind it."""
+    name = f"{KIND}-{UNFIT.sub('_', task)}"
+    if len(name) <= MOST_CHARACTERS:
+        return name
+    return name_with_hash(name[:MOST_CHARACTERS], hashlib.sha256(task.encode()).hexdigest())
 
 
 def _outcome(told: dict[str, Any], about: list[Answers], version: str) -> Outcome:
