@@ -58,12 +58,12 @@ def find(names: Sequence[str], config: RunConfig, max_samples: int | None = None
     """
     if not names:
         raise ConfigError(f"no task is named; write {held_out.NAME}, or the address of a task's YAML file")
+    tasks = [_find(name, config, max_samples) for name in names]
     if max_samples is not None and held_out.NAME not in names:
         raise ConfigError(
-            f"samples={max_samples} are of {held_out.NAME}, which is not asked for, and other tasks are asked whole; leave it out, "
-            "or shorten the file of items"
+            f"samples={max_samples} are of {held_out.NAME}, which is not asked for, and other tasks are asked whole; leave "
+            "it out, or shorten the file of items"
         )
-    tasks = [_find(name, config, max_samples) for name in names]
     seen: set[str] = set()
     for task in tasks:
         if task.name in seen:
