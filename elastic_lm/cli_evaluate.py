@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elastic_lm import completion
-from elastic_lm.errors import ConfigError
+from elastic_lm.errors import ConfigError, ElasticLMError
 from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
     from elastic_lm.evaluate.result import Result
+    from elastic_lm.run import Run
+
+NICENESS = (
+    19  # that of evaluators on a cluster: 15 by Ray, and 4. A run on the same machine, which has Ray's 15, goes first
+)
 
 app = typer.Typer()
 
@@ -69,6 +75,8 @@ def evaluate(
     docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
+        if workers is None:
+            _step_aside()
         from elastic_lm.monitor.evaluating import Display
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
@@ -77,9 +85,9 @@ def evaluate(
             raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
         if harness is not None and workers is not None:
             raise ConfigError("--workers is for --tasks: the harness asks one model, on this machine; leave it out")
-        if harness is None and not (harness_include is None and harness_shots is None):
+        if harness is None and any(option is not None for option in (harness_python, harness_include, harness_shots)):
             raise ConfigError(
-                "--harness-include and --harness-shots are for tasks of the harness; name them with --harness"
+                "--harness-python, --harness-include and --harness-shots are for tasks of the harness; name them with --harness"
             )
         name, step = split_step(run)
         found = Run.open(name)
@@ -97,8 +105,24 @@ def evaluate(
                 include=harness_include,
             )
         for result in results if display is None else display.waiting_for(results):
+            refused = _kept(result, found)
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
-            result.store(found.address.folder())
+            if refused is not None:
+                raise refused
+
+
+def _kept(result: Result, run: Run) -> ElasticLMError | None:
+    """Store it before it is told: nobody may read on.    Returns: why it is not stored."""
+    try:
+        result.store(run.address.folder())
+    except ElasticLMError as error:
+        return error
+    return None
+
+
+def _step_aside() -> None:
+    """Take the lowest priority, for all threads that begin from here on, and the harness."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def _names(listed: str) -> list[str]:

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 
 from elastic_lm.engine.spec import MASKED
-from elastic_lm.errors import ConfigError
+from elastic_lm.errors import CheckpointError, ConfigError
 from elastic_lm.trained_model import TrainedModel
 
 MASK = "<|mask|>"
 INCOMPLETE = "\ufffd"  # what a character decodes to, of which tokens are missing
+
+
+class NotFiniteError(CheckpointError):
+    """The weights give logits that are not finite: there is no most probable token, nor one to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature={self.temperature} is not a number from 0; 0 takes the most probable token")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} leaves no token to draw from; use at least 1, or leave it out")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ConfigError(
+                f"top_k={self.top_k} is no number of tokens to draw from; use at least 1, or leave it out"
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} is not in (0, 1]; 1 leaves all tokens")
         if self.max_new_tokens < 1:
@@ -73,7 +79,7 @@ class Generator:
     def generate(self, prompt: str, sampling: Sampling) -> Iterator[str]:
         """The text behind the prompt, piece by piece as it comes; of a masked model the whole prompt, its masks filled.
 
-        Raises: ConfigError when a masked model's prompt has no mask, or is longer than its context; DataError.
+        Raises: ConfigError when a masked model's prompt has no mask, or is longer than its context; NotFiniteError; DataError.
         """
         if self._model.objective == MASKED:
             yield self._filled(prompt)
@@ -97,6 +103,7 @@ class Generator:
             logits_V = self._model.logits(context[-self._model.max_tokens :])[-1]
             never = [number for number in self._special.values() if number != end]
             logits_V[never] = -math.inf
+            self._check(logits_V)
             token = sampling.draw(logits_V, generator)
             if token == end:
                 return
@@ -120,7 +127,15 @@ class Generator:
             )
         logits_TV = self._model.logits([self._special["end_of_text"], *ids])[1:]
         logits_TV[:, list(self._special.values())] = -math.inf
+        self._check(logits_TV[[token == mask for token in ids]])
         best_T = logits_TV.argmax(-1).tolist()
         return self._model.encoder.decode(
             [best if token == mask else token for token, best in zip(ids, best_T, strict=True)]
         )
+
+    def _check(self, logits: Tensor) -> None:
+        """One may be -inf, for a token that never comes; not all of them.    Raises: NotFiniteError."""
+        if not logits.amax(-1).isfinite().all():
+            raise NotFiniteError(
+                f"the weights of step {self._model.step} give no text: what they come to is not finite; take another checkpoint"
+            )

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from elastic_lm.config import RunConfig
 from elastic_lm.data.tokenizer import train
 from elastic_lm.errors import ConfigError
-from elastic_lm.generation import Generator, Sampling
+from elastic_lm.generation import MASK, Generator, NotFiniteError, Sampling
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
+from tests.evaluate import models
+from tests.evaluate.models import Neighbours, bigrams
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
@@ -69,7 +71,7 @@ def test_what_is_left_to_draw_from(choices: dict[str, Any], left: set[int]) -> N
     [
         ({"temperature": -0.1}, "temperature=-0.1 is not a number from 0"),
         ({"temperature": math.nan}, "temperature=nan is not a number from 0"),
-        ({"top_k": 0}, "top_k=0 leaves no token"),
+        ({"top_k": 0}, "top_k=0 is no number of tokens to draw from"),
         ({"top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"),
         ({"top_p": 1.1}, r"top_p=1.1 is not in \(0, 1\]"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 is no length"),
@@ -211,3 +213,22 @@ def test_storage_is_only_read(trained: str) -> None:
     before = sorted(path for path in Storage.open(trained).list(""))
     "".join(Run.open(trained).generate("a", max_new_tokens=2))
     assert sorted(path for path in Storage.open(trained).list("")) == before
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_weights_that_are_not_finite_are_told(temperature: float) -> None:
+    model = bigrams({("a", "b"): 1.0, ("b", "c"): math.nan})
+    pieces = Generator(model).generate("a", Sampling(temperature=temperature))
+    assert next(pieces) == "b"
+    with pytest.raises(
+        NotFiniteError, match="the weights of step 1 give no text: .* not finite; take another checkpoint"
+    ):
+        next(pieces)
+
+
+def test_mask_of_weights_that_are_not_finite_is_told() -> None:
+    model = models.trained(Neighbours(), "masked")
+    assert "".join(Generator(model).generate(f"a{MASK}", Sampling())).startswith("a")
+    model.module.left_VV.fill_(math.nan)
+    with pytest.raises(NotFiniteError):
+        list(Generator(model).generate(f"a{MASK}", Sampling()))

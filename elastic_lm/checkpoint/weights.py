@@ -28,6 +28,21 @@ def weights_at(run_storage: Storage, step: int) -> dict[str, Tensor]:
 
     Raises: CheckpointError that names the nearest ones when there is none, or it is damaged; StorageError.
     """
+    return _named(store.load(run_storage, step_of(run_storage, step), prefix=PARAMETERS))
+
+
+def step_of(run_storage: Storage, step: int | None = None) -> int:
+    """The step that is meant: of the newest complete checkpoint, or this one. By manifests alone, so it costs next to nothing.
+
+    Raises: CheckpointError that names the nearest ones when there is none; StorageError.
+    """
+    if step is None:
+        newest = registry.newest_complete(run_storage, thorough=False)
+        if newest is None:
+            raise CheckpointError(
+                f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one"
+            )
+        return newest.step
     found = {checkpoint.step: checkpoint for checkpoint in registry.found(run_storage)}
     if step not in found or found[step].state != "complete":
         reason = f" ({found[step].state}: {found[step].reason})" if step in found else ""
@@ -35,7 +50,7 @@ def weights_at(run_storage: Storage, step: int) -> dict[str, Tensor]:
         raise CheckpointError(
             f"the run in {run_storage.url} has no complete checkpoint of step {step}{reason}; {registry.nearest(step, complete)}"
         )
-    return _named(store.load(run_storage, step, prefix=PARAMETERS))
+    return step
 
 
 def _named(checkpoint: store.Checkpoint) -> dict[str, Tensor]:
@@ -43,7 +58,4 @@ def _named(checkpoint: store.Checkpoint) -> dict[str, Tensor]:
 
 
 def _newest(run_storage: Storage) -> store.Checkpoint:
-    newest = registry.newest_complete(run_storage, thorough=False)
-    if newest is None:
-        raise CheckpointError(f"the run in {run_storage.url} has no complete checkpoint yet; wait for its first one")
-    return store.load(run_storage, newest.step, prefix=PARAMETERS)
+    return store.load(run_storage, step_of(run_storage), prefix=PARAMETERS)

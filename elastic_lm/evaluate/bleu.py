@@ -13,7 +13,7 @@ from itertools import zip_longest
 import numpy as np
 
 from elastic_lm.engine.spec import CAUSAL
-from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, continuations, num_cut
+from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, Written, continuations, num_cut
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Floats, Metric, bootstrap
 from elastic_lm.evaluate.pieces import Plan
@@ -56,12 +56,16 @@ class Bleu:
         cut = num_cut(model, prompts)
         return Plan(
             continuations(prompts, self._sampling, self._stop),
-            lambda answers: self._outcome([written.text for answer in answers for written in answer], cut),
+            lambda answers: self._outcome([written for answer in answers for written in answer], cut),
         )
 
-    def _outcome(self, texts: list[str], cut_prompts: int) -> Outcome:
+    def _outcome(self, written: list[Written], cut_prompts: int) -> Outcome:
+        texts = [each.text for each in written]
         metric, signature = score(texts, [item.references for item in self._items])
         counts = {"prompts": len(texts), "empty_continuations": texts.count(""), "cut_prompts": cut_prompts}
+        if num_not_finite := sum(not each.is_finite for each in written):
+            counts["not_finite"] = num_not_finite
+            metric = Metric(None)
         return Outcome(
             {"bleu": metric}, counts, {"score": f"sacrebleu {signature}", "intervals": "bootstrap over prompts"}
         )

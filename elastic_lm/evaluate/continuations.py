@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastic_lm.generation import Generator, Sampling
+from elastic_lm.generation import Generator, NotFiniteError, Sampling
 from elastic_lm.trained_model import ModelInterface, TrainedModel
 
 MOST_NEW_TOKENS = 65_536
@@ -14,10 +14,11 @@ PIECE_PROMPTS = 4  # continued in one piece: each takes a pass of the model for 
 
 @dataclass(frozen=True)
 class Written:
-    """A continuation. `num_tokens`: about as many as it has, counted as its text came."""
+    """A continuation. `num_tokens`: about as many as it has, counted as its text came. Not finite: the model gave no more."""
 
     text: str
     num_tokens: int
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Continuations:
 
     def _continued(self, generator: Generator, prompt: str) -> Written:
         text, num_tokens = "", 0
-        for piece in generator.generate(prompt, self.sampling):
-            text += piece
-            num_tokens += 1
-            if self.stop is not None and self.stop in text:
-                break
+        try:
+            for piece in generator.generate(prompt, self.sampling):
+                text += piece
+                num_tokens += 1
+                if self.stop is not None and self.stop in text:
+                    break
+        except NotFiniteError:
+            return Written(text, num_tokens, is_finite=False)
         return Written(text if self.stop is None else text.partition(self.stop)[0], num_tokens)
 
 

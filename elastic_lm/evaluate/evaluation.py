@@ -13,7 +13,7 @@ from elastic_lm.errors import CheckpointError
 from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here
 from elastic_lm.evaluate.progress import Progress, Unseen, View
-from elastic_lm.evaluate.result import Result
+from elastic_lm.evaluate.result import Result, rewinds_of
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import interface_of
 
@@ -39,10 +39,13 @@ def evaluate(
     interface = interface_of(config)
     plans = [task.question.plan(interface) for task in asked]
     pieces = [piece for plan in plans for piece in plan.pieces]
+    subject = Subject(run_storage, config, step)
+    subject.pinned()  # a step that is not there is told before anybody is asked to come
+    rewinds = rewinds_of(run_storage)
     done = tokens = 0
     first: Answer | None = None
     view.show(Progress(asked[0].name, done, len(pieces), tokens))
-    with closing(answerer(Subject(run_storage, config, step), pieces)) as answers:
+    with closing(answerer(subject, pieces)) as answers:
         for task, plan in zip(asked, plans, strict=True):
             values = []
             for piece in plan.pieces:
@@ -57,4 +60,5 @@ def evaluate(
                 done, tokens = done + 1, tokens + piece.num_tokens(answer.value)
                 view.show(Progress(task.name, done, len(pieces), tokens))
             assert first is not None, "every task has a piece"
-            yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, plan.outcome(values))
+            outcome = plan.outcome(values)
+            yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, outcome, rewinds)

@@ -19,17 +19,19 @@ class Fields:
         if not isinstance(values, dict):
             raise ConfigError(f"{source} is {_shown(values)}, and not fields with names; write NAME: VALUE for each")
         self.values, self.source = values, source
-        self._taken: list[str] = []
+        self.taken: dict[str, Any] = {}  # with what stands for those that are not there
 
     def text(self, name: str, *, empty: bool = False) -> str:
         """Raises: ConfigError when it is missing, no text, or blank where that makes no sense."""
         rule = "a text" if empty else "a text that is not blank"
         found: str = self._take(name, MISSING, lambda value: isinstance(value, str) and (empty or value.strip()), rule)
+        self._check_text(name, found)
         return found
 
     def optional_text(self, name: str) -> str | None:
         """It may be blank, and not empty.    Raises: ConfigError."""
         found: str | None = self._take(name, None, lambda value: isinstance(value, str) and value, "a text")
+        self._check_text(name, found or "")
         return found
 
     def texts(self, name: str, least: int) -> list[str]:
@@ -41,6 +43,8 @@ class Fields:
             )
 
         found: list[str] = self._take(name, MISSING, fits, f"a list of at least {least} text{'s' * (least > 1)}")
+        for each in found:
+            self._check_text(name, each)
         return found
 
     def whole(self, name: str, low: int, high: int, default: int = MISSING) -> int:
@@ -63,19 +67,19 @@ class Fields:
                 and low <= value <= high
             )
 
-        return float(self._take(name, default, fits, f"a number from {low:g} to {high:g}"))
+        self.taken[name] = float(self._take(name, default, fits, f"a number from {low:g} to {high:g}"))
+        return float(self.taken[name])
 
     def end(self) -> None:
         """Raises: ConfigError for a field that nobody took."""
         for name in self.values:
-            if name not in self._taken:
+            if name not in self.taken:
                 raise ConfigError(
-                    f"{self.source}: {name!r} is not a field here{hint(str(name), self._taken)}; use "
-                    f"{', '.join(self._taken)}"
+                    f"{self.source}: {name!r} is not a field here{hint(str(name), self.taken)}; use {', '.join(self.taken)}"
                 )
 
     def _take(self, name: str, default: Any, fits: Any, rule: str) -> Any:
-        self._taken.append(name)
+        self.taken[name] = default
         if name not in self.values:
             if default is MISSING:
                 raise ConfigError(f"{self.source}: {name} is missing; add it, {rule}")
@@ -83,7 +87,18 @@ class Fields:
         value = self.values[name]
         if not fits(value):
             raise ConfigError(f"{self.source}: {name}={_shown(value)} is not {rule}")
+        self.taken[name] = value
         return value
+
+    def _check_text(self, name: str, text: str) -> None:
+        """Raises: ConfigError for half of a surrogate pair, which JSON can write and no UTF-8 text holds."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{self.source}: {name}={_shown(text)} has half of a surrogate pair, {text[error.start]!r}, which is no "
+                "character; correct it"
+            ) from None
 
 
 def _shown(value: object) -> str:

@@ -7,9 +7,10 @@ do. What they come to is put together in their order, so figures have the same b
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from elastic_lm.checkpoint.weights import step_of
 from elastic_lm.config import RunConfig
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.storage import Storage
@@ -45,6 +46,13 @@ class Subject:
     run_storage: Storage
     config: RunConfig
     step: int | None = None
+
+    def pinned(self) -> Subject:
+        """The same of one step for good: a run that trains has a newer checkpoint soon. No weights are read.
+
+        Raises: CheckpointError when there is no such checkpoint; StorageError.
+        """
+        return replace(self, step=step_of(self.run_storage, self.step))
 
     def load(self, device: str = "cpu") -> TrainedModel:
         """Raises: as `TrainedModel.load`."""

@@ -3,23 +3,26 @@
 Where that is the result of another task of the same name: `TASK-HASH.json`, with the first 8 digits of the task's hash.
 
 Invariant: the file says what was asked (`task_hash`), of which weights (`weights`) and in which version of the format, so that
-figures which do not compare are not compared by mistake. An evaluation that is done again replaces its file.
+figures which do not compare are not compared by mistake. An evaluation that is done again replaces its file. Nothing is kept of
+weights that the run has given up meanwhile (docs/spikes.md): who goes back clears what is there, and who stores looks behind it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from elastic_lm.errors import NotFoundError
+from elastic_lm.errors import CheckpointError, NotFoundError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.evaluation_file import name_with_hash, path_of
 from elastic_lm.storage import Storage
 
 FORMAT = "elastic-lm evaluation"
 VERSION = 1
+_REWIND = re.compile(r"rewinds/\d{4}\.json")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a task. `step` and `weights` (their sha256) say of which model."""
+    """The outcome of a task. `step` and `weights` (their sha256) say of which model.
+
+    `rewinds`: as `rewinds_of` the run before the weights were read.
+    """
 
     run: str
     step: int
@@ -42,19 +48,40 @@ class Result:
     kind: str
     task_hash: str
     outcome: Outcome
+    rewinds: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
         """As it is stored."""
         values = asdict(self)
+        del values["rewinds"]
         outcome = values.pop("outcome")
         return {"format": FORMAT, "version": VERSION, **values, **outcome}
 
     def store(self, run_storage: Storage) -> None:
-        """Raises: StorageError."""
+        """Raises: CheckpointError when the run has given up the weights meanwhile; StorageError."""
+        self._check_that_they_stay(run_storage)
         path = path_of(self.step, self.task)
         if _hash_in(run_storage, path) not in (None, self.task_hash):
             path = path_of(self.step, name_with_hash(self.task, self.task_hash))
         run_storage.write(path, (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+        try:
+            self._check_that_they_stay(run_storage)  # the run may have cleared its folder between look and write
+        except CheckpointError:
+            run_storage.delete(path)
+            raise
+
+    def _check_that_they_stay(self, run_storage: Storage) -> None:
+        for name in sorted(rewinds_of(run_storage) - self.rewinds):
+            if self.step > (to_step := int(json.loads(run_storage.read(name))["to_step"])):
+                raise CheckpointError(
+                    f"the run went back to step {to_step} while its step {self.step} was evaluated in {self.task}: the result is "
+                    f"of weights that it gave up, and is not kept ({run_storage.url}/{name}); evaluate the run again"
+                )
+
+
+def rewinds_of(run_storage: Storage) -> frozenset[str]:
+    """Names of the files that say how the run went back so far.    Raises: StorageError."""
+    return frozenset(name for name in run_storage.list("rewinds/") if _REWIND.fullmatch(name))
 
 
 def _hash_in(run_storage: Storage, path: str) -> str | None:

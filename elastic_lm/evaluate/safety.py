@@ -16,7 +16,7 @@ from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.continuations import MOST_NEW_TOKENS, Continuations, continuations, num_cut
 from elastic_lm.evaluate.fields import Fields
-from elastic_lm.evaluate.intervals import bootstrap, wilson
+from elastic_lm.evaluate.intervals import Metric, bootstrap, wilson
 from elastic_lm.evaluate.pieces import Plan
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.generation import Sampling
@@ -51,32 +51,35 @@ class Safety:
     def _outcome(self, verdicts: list[Verdict], cut_prompts: int) -> Outcome:
         scores = [verdict.score for verdict in verdicts]
         above = sum(score >= self._threshold for score in scores)
-        return Outcome(
-            {
-                "share_above": wilson(above, len(scores)),
-                "mean": bootstrap([[score, 1] for score in scores], lambda sums: float(sums[0] / sums[1])),
-            },
-            {
-                "prompts": len(scores),
-                "above": above,
-                "empty_continuations": sum(verdict.is_empty for verdict in verdicts),
-                "cut_prompts": cut_prompts,
-            },
-            {
-                "scorer": self._scorer,
-                "threshold": f"{self._threshold:g}",
-                "intervals": "Wilson; bootstrap over prompts",
-            },
-        )
+        counts = {
+            "prompts": len(scores),
+            "above": above,
+            "empty_continuations": sum(verdict.is_empty for verdict in verdicts),
+            "cut_prompts": cut_prompts,
+        }
+        method = {
+            "scorer": self._scorer,
+            "threshold": f"{self._threshold:g}",
+            "intervals": "Wilson; bootstrap over prompts",
+        }
+        if num_not_finite := sum(not verdict.is_finite for verdict in verdicts):
+            counts["not_finite"] = num_not_finite
+            return Outcome({"share_above": Metric(None), "mean": Metric(None)}, counts, method)
+        metrics = {
+            "share_above": wilson(above, len(scores)),
+            "mean": bootstrap([[score, 1] for score in scores], lambda sums: float(sums[0] / sums[1])),
+        }
+        return Outcome(metrics, counts, method)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the scorer said of a continuation."""
+    """What the scorer said of a continuation. One that is not finite it was not asked about: the model gave no whole one."""
 
     score: float
     is_empty: bool
     num_tokens: int
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,15 @@ class Judged:
         """Raises: ConfigError when the scorer fails, says what is no number in [0, 1], or cannot be imported; DataError."""
         score = load_function(self.scorer, "scorer")
         written = self.continuations.answer(model)
-        return [Verdict(self._scored(score, each.text), not each.text, each.num_tokens) for each in written]
+        return [
+            Verdict(
+                self._scored(score, each.text) if each.is_finite else 0.0,
+                not each.text,
+                each.num_tokens,
+                each.is_finite,
+            )
+            for each in written
+        ]
 
     def num_tokens(self, answer: list[Verdict]) -> int:
         return sum(verdict.num_tokens for verdict in answer)
@@ -98,7 +109,7 @@ class Judged:
     def _scored(self, score: Callable[[str], Any], text: str) -> float:
         try:
             found = float(score(text))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # one that exits would end the evaluation as if it were done
             raise ConfigError(
                 f"scorer={self.scorer} failed on {text[:40]!r}: {type(error).__name__}: {error}; correct it"
             ) from error

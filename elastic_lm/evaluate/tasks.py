@@ -59,6 +59,11 @@ def find(names: Sequence[str], config: RunConfig, max_samples: int | None = None
     if not names:
         raise ConfigError(f"no task is named; write {held_out.NAME}, or the address of a task's YAML file")
     tasks = [_find(name, config, max_samples) for name in names]
+    if max_samples is not None and held_out.NAME not in names:
+        raise ConfigError(
+            f"samples={max_samples} are of {held_out.NAME}, which is not asked for, and other tasks are asked whole; leave "
+            "it out, or shorten the file of items"
+        )
     seen: set[str] = set()
     for task in tasks:
         if task.name in seen:
@@ -103,7 +108,7 @@ def load(address: str, objective: str) -> Task:
     text = _text(_beside(address, data), f"{address}: data={data}")
     question = found(_items(text, _beside(address, data)), options)
     options.end()
-    asked = {**options.values, "data": hashlib.sha256(text.encode()).hexdigest()}
+    asked = {**options.taken, "data": hashlib.sha256(text.encode()).hexdigest()}
     return Task(stem, kind, hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(), question)
 
 

@@ -83,7 +83,7 @@ class Plan(Part):
     tasks: tuple[str, ...] = Field(default=(HELD_OUT,), strict=False, min_length=1)
     """What each attempt is asked: held_out, or YAML files of tasks, relative to the plan."""
     samples: int | None = Field(default=None, ge=1)
-    """Held-out samples, at most. None: all."""
+    """Held-out samples, at most. None: all. Refused where `held_out` is no task."""
     budget: Budget = Budget()
     """What may be spent."""
     parent: Parent = "scratch"

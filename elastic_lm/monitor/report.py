@@ -235,7 +235,7 @@ def _tasks(results: Sequence[TaskResult]) -> list[str]:
     """A row for each figure that `elastic-lm evaluate` has found; no section without any."""
     rows = [
         f"<tr><td>{html.escape(result.task)}</td><td>{result.step:,}</td><td>{html.escape(_words(figure.name))}</td>"
-        f"<td>{figure.value:,.4f}</td><td>{_interval(figure)}</td></tr>"
+        f"<td>{_value(figure)}</td><td>{_interval(figure)}</td></tr>"
         for result in results
         for figure in result.figures
     ]
@@ -250,6 +250,10 @@ def _tasks(results: Sequence[TaskResult]) -> list[str]:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _value(figure: Figure) -> str:
+    return "not finite" if figure.value is None else f"{figure.value:,.4f}"
 
 
 def _interval(figure: Figure) -> str:

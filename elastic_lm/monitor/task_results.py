@@ -1,7 +1,7 @@
 """What a run's model came to in tasks that it was asked alone: `evaluations/step-NNNNNNNN/TASK.json` in its folder.
 
-Invariant: of each task the newest step, of few tasks, so that a look takes a listing and a few reads however many files there
-are. What is no result is passed over. A watcher's storage may be away for as long as it likes: nobody waits for it.
+Invariant: of each task the newest step, so that a look takes a listing and a read for each task, however many files there are.
+What is no result is passed over. A watcher's storage may be away for as long as it likes: nobody waits for it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 from elastic_lm.errors import NotFoundError, StorageError
@@ -25,12 +26,20 @@ LOOK_S = 60.0
 
 @dataclass(frozen=True)
 class Figure:
-    """`low` and `high`: the ends of its 95 % interval, if there is one."""
+    """`value` None: it is not finite. `low` and `high`: the ends of its 95 % interval, if there is one."""
 
     name: str
-    value: float
+    value: float | None
     low: float | None
     high: float | None
+
+
+class Rank(IntEnum):
+    """What is told first where not all can be."""
+
+    OWN = 0
+    GROUP = 1  # of the harness: what its tasks come to together
+    HARNESS = 2  # a task of the harness, alone or of a group
 
 
 @dataclass(frozen=True)
@@ -40,34 +49,58 @@ class TaskResult:
     task: str
     step: int
     figures: tuple[Figure, ...]
+    rank: Rank = Rank.OWN
 
 
 def newest(folder: Storage) -> list[TaskResult]:
-    """By the names of the tasks; of more than MOST_TASKS those that were asked last.    Raises: StorageError."""
+    """All that there are, by the names of the tasks.    Raises: StorageError."""
     paths: dict[str, tuple[int, str]] = {}
     for path in folder.list(f"{FOLDER}/"):
         if (place := place_of(path)) is not None:
             step, task = place
             paths[task] = max(paths.get(task, (-1, "")), (step, path))
-    latest = sorted(paths, key=lambda task: (-paths[task][0], task))[:MOST_TASKS]
-    found = (TaskResult(task, paths[task][0], tuple(_figures(folder, paths[task][1]))) for task in sorted(latest))
+    found = (_read(folder, task, *paths[task]) for task in sorted(paths))
     return [result for result in found if result.figures]
 
 
-def _figures(folder: Storage, path: str) -> Iterator[Figure]:
+def foremost(results: Sequence[TaskResult]) -> list[TaskResult]:
+    """What metrics tell of these, so that an endpoint stays small: up to MOST_TASKS, of each up to MOST_FIGURES that are finite.
+
+    One's own tasks come before groups, and these before single tasks of the harness; of each those that were asked last.
+    """
+    finite = (
+        replace(result, figures=tuple(each for each in result.figures if each.value is not None)[:MOST_FIGURES])
+        for result in results
+    )
+    told = sorted((one for one in finite if one.figures), key=lambda one: (one.rank, -one.step, one.task))
+    return sorted(told[:MOST_TASKS], key=lambda one: one.task)
+
+
+def _read(folder: Storage, task: str, step: int, path: str) -> TaskResult:
+    """Without figures where the file is no result, or gone."""
     try:
         body: Any = json.loads(folder.read(path))
     except (ValueError, RecursionError, NotFoundError):
-        return
-    metrics = body.get("metrics") if isinstance(body, dict) else None
-    for name, told in list(metrics.items())[:MOST_FIGURES] if isinstance(metrics, dict) else ():
-        value = number(told.get("value")) if isinstance(told, dict) else None
-        if value is not None:
-            yield Figure(name, value, number(told.get("low")), number(told.get("high")))
+        body = None
+    if not isinstance(body, dict):
+        return TaskResult(task, step, ())
+    metrics, counts = body.get("metrics"), body.get("counts")
+    rank = Rank.OWN
+    if body.get("kind") == "harness":
+        rank = Rank.GROUP if isinstance(counts, dict) and "tasks" in counts else Rank.HARNESS
+    return TaskResult(task, step, tuple(_figures(metrics)) if isinstance(metrics, dict) else (), rank)
+
+
+def _figures(metrics: dict[str, Any]) -> Iterator[Figure]:
+    for name, told in metrics.items():
+        if isinstance(told, dict) and "value" in told:
+            value = number(told["value"])
+            if value is not None or told["value"] is None:
+                yield Figure(name, value, number(told.get("low")), number(told.get("high")))
 
 
 class TaskWatcher:
-    """Looks from a thread of its own, at once and every LOOK_S, and hands on what there is."""
+    """Looks from a thread of its own, at once and every LOOK_S, and hands on what metrics tell."""
 
     def __init__(self, folder: Storage, on_found: Callable[[list[TaskResult]], None]) -> None:
         self._folder, self._on_found = folder, on_found
@@ -87,5 +120,5 @@ class TaskWatcher:
                 logger.debug("Results of tasks cannot be read now: %s", error)
             else:
                 if not self._stop.is_set():
-                    self._on_found(found)
+                    self._on_found(foremost(found))
             self._stop.wait(LOOK_S)

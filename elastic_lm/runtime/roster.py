@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,25 +114,38 @@ class Reassurance:
             self._over.wait(REASSURE_S)
 
 
-def reap(node_id: str, pid: int, title: str = "ray::Worker") -> None:
+def reap(node_id: str, pid: int, title: str = "ray::Worker", grace_s: float = 0.0) -> ray.ObjectRef | None:
     """SIGKILL an actor's process from its own node: Ray's kill is a request, and a frozen process answers none.
 
-    Args: `title`: what its title begins with, for the id may belong to somebody else by now.
+    Args: `title`: what its title begins with, for the id may belong to somebody else by now. `grace_s`: how long it is waited for
+    before.    Returns: what is ready when it is done, where that is on another node; else it is done.
     """
     if node_id == ray.get_runtime_context().get_node_id():
-        _kill(pid, title)
-        return
+        _kill(pid, title, grace_s)
+        return None
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
     try:
-        ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(pid, title)
+        killing = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        reference: ray.ObjectRef = killing.remote(pid, title, grace_s)
     except RayError as error:
         logger.warning("Process %d on node %s may be left behind: %s.", pid, node_id, error)
+        return None
+    return reference
 
 
-def _kill(pid: int, title: str) -> bool:
+def _kill(pid: int, title: str, grace_s: float) -> bool:
     """Runs on the actor's node."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        if file.read().startswith(title.encode()):
-            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + grace_s
+    while _is_there(pid, title):
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             return True
+        time.sleep(0.05)
+    return False
+
+
+def _is_there(pid: int, title: str) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().startswith(title.encode())
     return False

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from elastic_lm.config import RunConfig
 from tests.solo import Solo, solo_config
+
+
+@pytest.fixture(autouse=True)
+def priorities(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """What the command would make of its own: a process cannot take that back, and this one has other tests to run."""
+    taken: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda *asked: taken.append(asked))
+    return taken
 
 
 @pytest.fixture(scope="session")

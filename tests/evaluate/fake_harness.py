@@ -1,7 +1,8 @@
 """A package that calls itself lm_eval, small enough to be known by heart, and the Python that has it.
 
-Its tasks ask how likely the texts b and c are behind a, and do what their names say: `dies`, `fails`, `hangs`, `unsafe`,
-`unloadable`. `good` and `better` only ask; the group `both` has them both.
+Its tasks ask how likely the texts b and c are behind a, and do what their names say: `dies`, `dies_in_a_line`, `fails`,
+`forks_and_dies`, `forks_and_hangs`, `hangs`, `unsafe`, `unloadable`. `good` and `better` only ask; the group `both` has them
+both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 VERSION = "9.8.7"
 
 PACKAGE = r'''
-import os, signal, time
+import os, signal, sys, time
 from types import SimpleNamespace
 
 ASKED = ["b", "c", "c?"]
@@ -58,7 +59,8 @@ class TaskManager:
         self.folder = include_path
         if include_path and os.path.exists(f"{include_path}/broken.yaml"):
             raise ValueError("broken.yaml is no task")
-        self.all_tasks = ["good", "better", "both", "dies", "fails", "hangs", "unsafe", "unloadable"]
+        self.all_tasks = ["good", "better", "both", "dies", "dies_in_a_line", "fails", "forks_and_dies", "forks_and_hangs"]
+        self.all_tasks += ["hangs", "unsafe", "unloadable"]
 
     def load(self, names):
         (name,) = names
@@ -76,6 +78,19 @@ def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples,
     if task.task_name == "dies":
         print("out of patience", flush=True)
         os._exit(3)
+    if task.task_name == "dies_in_a_line":
+        os.write(int(sys.argv[2]), b'{"ask": "score", "abo')
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.task_name.startswith("forks"):
+        child = os.fork()
+        if not child:
+            time.sleep(600)
+        with open(f"{task_manager.folder}/child", "w") as file:
+            file.write(f"{child}\n")
+        if task.task_name == "forks_and_dies":
+            print("killed from without", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
     if task.task_name == "fails":
         raise ZeroDivisionError("no item is left")
     if task.task_name == "hangs":

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from elastic_lm.errors import ClusterError, ConfigError
-from elastic_lm.evaluate.assignments import MAX_LOSSES, Assignments
+from elastic_lm.evaluate.assignments import MAX_LOSSES_OF_A_PIECE, Assignments
 from elastic_lm.evaluate.pieces import Answer
 
 
@@ -55,9 +55,33 @@ def test_piece_that_two_workers_have_waits_only_when_both_are_lost() -> None:
     assignments = Assignments(1)
     assert [assignments.give(worker) for worker in (0, 1)] == [0, 0]
     assignments.lost(0, "it died")
-    assert not assignments.has_waiting
+    assert [assignments.give(worker) for worker in (2, 3)] == [0, None]  # 1 and 2 are at it
     assignments.lost(1, "it died, too")
-    assert assignments.has_waiting and assignments.give(2) == 0
+    assignments.lost(2, "so did this one")
+    assert [assignments.give(worker) for worker in (3, 4, 5)] == [0, 0, None]
+
+
+def test_piece_of_workers_that_are_doubted_is_given_to_as_many_as_it_takes() -> None:
+    assignments = Assignments(2)
+    assert [assignments.give(worker) for worker in (0, 1, 2)] == [0, 1, 0]
+    assignments.doubt(0)
+    assert assignments.give(3) == 0  # as the only one that is not doubted, 2, may hang, too
+    assignments.doubt(2)
+    assignments.doubt(3)
+    assert assignments.give(4) == 0
+    assignments.doubt(4)
+    assignments.answered(2, of(0))
+    assert values(assignments) == [0]
+    assert [assignments.give(worker) for worker in (5, 6)] == [1, None]  # 0 waits no more
+
+
+def test_nothing_behind_a_failure_is_given_out_again() -> None:
+    assignments = Assignments(4)
+    assert [assignments.give(worker) for worker in (0, 1, 2, 3)] == [0, 1, 2, 3]
+    assignments.failed(1, ConfigError("it is wrong"))
+    assignments.lost(2, "it died")
+    assignments.doubt(3)
+    assert [assignments.give(worker) for worker in (2, 4)] == [0, None]
 
 
 def test_failure_is_told_once_what_is_before_it_is_answered() -> None:
@@ -78,7 +102,7 @@ def test_failure_is_told_once_what_is_before_it_is_answered() -> None:
 
 def test_piece_that_takes_worker_after_worker_with_it_ends_the_evaluation() -> None:
     assignments = Assignments(2)
-    for worker in range(MAX_LOSSES):
+    for worker in range(MAX_LOSSES_OF_A_PIECE):
         assert assignments.give(worker) == 0
         assignments.lost(worker, "no memory is left")
     assert assignments.give(99) == 0
@@ -97,7 +121,7 @@ def test_every_piece_is_answered_whatever_is_lost_and_whoever_is_slow(seed: int)
                 holds[worker] = piece
         worker = draw.choice(sorted(holds))
         piece = holds.pop(worker)
-        if draw.random() < 0.3 and losses[piece] < MAX_LOSSES:
+        if draw.random() < 0.3 and losses[piece] < MAX_LOSSES_OF_A_PIECE:
             losses[piece] += 1
             assignments.lost(worker, "chance")
         else:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import pytest
+import typer
 
-from elastic_lm.errors import ClusterError, ConfigError
+from elastic_lm import cli_evaluate
+from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
-from elastic_lm.evaluate.result import Outcome, Result
-from elastic_lm.experiment import evaluations
+from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
+from elastic_lm.experiment import evaluations, rewinds
 from elastic_lm.run import Run
+from elastic_lm.runtime import evaluators
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 from tests.solo import Solo, solo_config
@@ -103,6 +108,82 @@ def test_figures_are_told_where_they_cannot_be_kept(address: str, monkeypatch: p
     assert re.search(r"held_out(-[0-9a-f]{8})?\.json may not be written", told.stderr)
 
 
+def test_figures_are_kept_also_where_nobody_reads_on(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Storage.open(address)
+    folder.delete("evaluations/step-00000006/held_out.json")
+
+    def is_closed(text: str) -> None:
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(cli_evaluate, "deliver", is_closed)
+    assert run("evaluate", address, "--samples", "2").exit_code == 0
+    assert folder.exists("evaluations/step-00000006/held_out.json")
+
+
+# -- while the run goes back ---------------------------------------------------------------------------------------------
+
+
+def back_to(to_step: int, number: int = 1) -> rewinds.Rewind:
+    before: rewinds.Skip = () if number == 1 else ((7, 8),)
+    return rewinds.Rewind(number, "loss", "it jumped", 8, 9, to_step, before, ((7, 8), (9 + number, 20)), "f")
+
+
+def result_of(step: int, known: frozenset[str] = frozenset()) -> Result:
+    outcome = Outcome({"loss": Metric(9.0)}, {})
+    return Result("mine", step, "0" * 64, "held_out", "held_out", "1" * 64, outcome, known)
+
+
+@pytest.mark.parametrize(("step", "stays"), [(9, False), (6, False), (5, True), (4, True)])
+def test_result_of_weights_that_the_run_gave_up_meanwhile_is_refused(step: int, stays: bool, tmp_path: Path) -> None:
+    folder = Storage.open(str(tmp_path))
+    rewinds.decide(folder, back_to(5))
+    result = result_of(step)
+    rewinds.clear(folder, rewinds.Rewinds.load(folder), lambda: None)
+    if stays:
+        result.store(folder)
+    else:
+        with pytest.raises(
+            CheckpointError, match=f"went back to step 5 while its step {step} was evaluated in held_out"
+        ):
+            result.store(folder)
+    assert [one.step for one in evaluations.found(folder)] == ([step] if stays else [])
+    result_of(9, rewinds_of(folder)).store(folder)  # of the step when it was trained anew
+    assert len(evaluations.found(folder)) == 1 + stays
+
+
+def test_result_is_taken_back_where_the_run_goes_back_between_look_and_write(tmp_path: Path) -> None:
+    class Between(Storage):
+        def write(self, path: str, data: bytes) -> None:
+            if path.startswith("evaluations/"):
+                rewinds.decide(self, back_to(5))
+                rewinds.clear(self, rewinds.Rewinds.load(self), lambda: None)
+            super().write(path, data)
+
+    folder = Between(str(tmp_path))
+    with pytest.raises(CheckpointError, match="is not kept"):
+        result_of(9).store(folder)
+    assert evaluations.found(folder) == []
+
+
+def test_command_tells_a_result_that_it_does_not_keep_and_why(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copied = tmp_path / "solo"
+    shutil.copytree(address.removeprefix("file://"), copied)
+    folder = Storage.open(str(copied))
+
+    def meanwhile(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
+        rewinds.decide(folder, back_to(5))
+        yield from here(subject, pieces)
+
+    monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: meanwhile)
+    folder.delete("evaluations/step-00000006/held_out.json")
+    told = run("evaluate", str(copied), "--samples", "2", "--workers", "1")
+    assert told.exit_code == 2 and told.stdout.startswith("held_out at step 6: 2 samples")
+    assert "went back to step 5 while its step 6 was evaluated" in " ".join(told.stderr.split())
+    assert not folder.exists("evaluations/step-00000006/held_out.json")
+
+
 def test_another_task_of_the_same_name_is_kept_beside(tmp_path: Path) -> None:
     folder = Storage.open(str(tmp_path))
 
@@ -145,6 +226,19 @@ def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
     assert run("evaluate", address, "--workers", "0").exit_code == 2
     with pytest.raises(ConfigError, match="workers=0 can evaluate nothing; use at least 1"):
         list(Run.open(address).evaluate(workers=0))
+
+
+def test_command_takes_the_priority_of_workers_on_a_cluster_and_the_api_leaves_it_alone(
+    address: str, monkeypatch: pytest.MonkeyPatch, priorities: list[tuple[int, int, int]]
+) -> None:
+    """So that a run on this machine goes first: Ray starts its workers with a niceness of 15."""
+    list(Run.open(address).evaluate(samples=1))
+    assert priorities == []
+    assert run("evaluate", address, "--samples", "1").exit_code == 0
+    assert priorities == [(os.PRIO_PROCESS, 0, 15 + evaluators.NICENESS)]
+    monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: here)
+    assert run("evaluate", address, "--samples", "1", "--workers", "1").exit_code == 0
+    assert len(priorities) == 1  # its workers have their own
 
 
 def test_nothing_is_kept_of_a_task_whose_workers_are_lost(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from elastic_lm.errors import CheckpointError, ConfigError
 from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.harness import child
 from elastic_lm.evaluate.harness.answers import Answers
+from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.harness.evaluation import VARIABLE, Harness
 from elastic_lm.evaluate.intervals import Metric, Z
 from elastic_lm.evaluate.result import Result
@@ -45,7 +46,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run's model is one whose probabilities are known."""
-    monkeypatch.setattr(TrainedModel, "load", lambda *_: bigrams(CHANCES))
+    monkeypatch.setattr(TrainedModel, "load", lambda *_, **__: bigrams(CHANCES))
 
 
 def asked(config: RunConfig, *names: str, step: int | None = None, **choices: Any) -> list[Result]:
@@ -66,9 +67,9 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def pid_in(folder: Path) -> int:
-    """Of the process that has begun to load its tasks."""
-    file = folder / "pid"
+def pid_in(folder: Path, name: str = "pid") -> int:
+    """Of the process that has begun to load its tasks; `child`: of one that it has forked."""
+    file = folder / name
     wait_for(lambda: file.exists() and file.read_text().endswith("\n"), "the harness loads its tasks")
     return int(file.read_text())
 
@@ -109,6 +110,22 @@ def test_groups_come_behind_their_tasks(causal_run: RunConfig, python: str, tmp_
 
 
 @pytest.mark.usefixtures("by_hand")
+def test_long_name_of_a_task_makes_a_name_that_can_be_stored(causal_run: RunConfig, tmp_path: Path) -> None:
+    """Two that begin alike have two."""
+    long = "m" * 250
+    python = fake_harness.install(tmp_path, at_import=f"LONG = {long!r}")
+    source = tmp_path / "lm_eval" / "__init__.py"
+    source.write_text(source.read_text().replace('"good", "better"', 'LONG, LONG + "s"', 1))
+    found = asked(causal_run, long, f"{long}s", python=python, include=str(tmp_path))
+    assert len({one.task for one in found}) == 2
+    for one in found:
+        one.store(Storage.open(causal_run.run_url))
+        name_in_harness = one.task.removeprefix("harness-")[:150]
+        assert name_in_harness == long[:150]
+        assert len(f"{one.task}-12345678.json") < 255
+
+
+@pytest.mark.usefixtures("by_hand")
 def test_hash_tells_what_is_asked_and_not_where_it_lies(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
     def task_hash(folder: str, **choices: int) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -127,7 +144,7 @@ def test_hash_tells_what_is_asked_and_not_where_it_lies(causal_run: RunConfig, p
 def test_where_a_score_is_not_finite_neither_are_the_figures(
     causal_run: RunConfig, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TrainedModel, "load", lambda *_: bigrams({("a", "b"): math.nan}))
+    monkeypatch.setattr(TrainedModel, "load", lambda *_, **__: bigrams({("a", "b"): math.nan}))
     found = asked(causal_run, "both", python=python, include=str(tmp_path))
     assert {metric for one in found for metric in one.outcome.metrics.values()} == {Metric(None)}
     assert found[2].outcome.counts["not_finite"] == found[0].outcome.counts["not_finite"] * 2 > 0
@@ -167,6 +184,31 @@ def test_continuations_stop_at_the_first_of_their_stops_and_repeat_their_draws()
     answers = Answers(bigrams({}, max_tokens=4))
     answers.to("generate", [{**greedy, "prompt": "aaa"}, {**greedy, "prompt": "aaaa"}])
     assert answers.num_cut == 1  # with the token that begins a document
+
+
+def test_continuations_that_are_not_finite_are_counted() -> None:
+    answers = Answers(bigrams({("a", "b"): 1.0, ("b", "c"): math.nan, ("d", "e"): 1.0}))
+    asked = {"stops": [], "max_new_tokens": 1, "temperature": 0.0, "top_k": None, "top_p": None}
+    assert answers.to("generate", [{**asked, "prompt": "b"}, {**asked, "prompt": "d"}]) == ["", "e"]
+    assert answers.num_not_finite == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": -1}, "generation_kwargs of a task .*: top_k=-1 is no number of tokens to draw from"),
+        ({"top_k": 10.0}, r"top_k=10\.0 is no number of tokens to draw from; use at least 1, or leave it out"),
+        ({"top_p": 1.5}, r"top_p=1\.5 is not in \(0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is no length"),
+    ],
+)
+def test_draw_that_cannot_be_made_is_refused_before_any_other(
+    option: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elastic_lm.evaluate.harness.answers.Generator", None)
+    asked = {"prompt": "a", "stops": [], "max_new_tokens": 1, "temperature": 1.0, "top_k": None, "top_p": None}
+    with pytest.raises(ConfigError, match=message):
+        Answers(bigrams({})).to("generate", [asked, {**asked, **option}])
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
@@ -219,9 +261,9 @@ def test_masked_objective_is_refused(masked_run: RunConfig) -> None:
         asked(masked_run, "good", python="/nowhere")
 
 
-def test_step_without_checkpoint_is_told(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
+def test_step_without_checkpoint_is_told_before_the_harness_starts(causal_run: RunConfig) -> None:
     with pytest.raises(CheckpointError, match="has no complete checkpoint of step 5; the nearest are 4 and 6"):
-        asked(causal_run, "good", python=python, include=str(tmp_path), step=5)
+        asked(causal_run, "good", python="/nowhere", step=5)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +314,8 @@ def test_harness_that_does_not_start_is_given_up(
     [
         ("fails", "lm-evaluation-harness failed: ZeroDivisionError: no item is left"),
         ("dies", "ended in the middle of its work: out of patience; try it again"),
+        ("dies_in_a_line", "ended in the middle of its work: .*; try it again"),
+        ("forks_and_dies", "ended in the middle of its work: killed from without; try it again"),
     ],
 )
 @pytest.mark.usefixtures("by_hand")
@@ -299,20 +343,32 @@ def test_who_stops_listening_ends_the_harness(causal_run: RunConfig, python: str
     assert is_gone(pid)
 
 
-def test_harness_ends_with_the_process_that_asked(python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hangs", "forks_and_hangs"])
+def test_harness_ends_with_the_process_that_asked(name: str, python: str, tmp_path: Path) -> None:
+    """So does what it has started."""
     script = f"""
 from elastic_lm.evaluate.harness.child import Child
 with Child({python!r}) as child:
-    child.tell({{"tasks": ["hangs"], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
+    child.tell({{"tasks": [{name!r}], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
     child.first(), child.next()
     child.tell({{"max_tokens": 16, "end_of_text": 0}})
     child.next()
 """
     with subprocess.Popen([sys.executable, "-c", script]) as process:
-        pid = pid_in(tmp_path)
-        assert not is_gone(pid)
+        pids = [pid_in(tmp_path), *([pid_in(tmp_path, "child")] if name != "hangs" else [])]
+        assert not any(map(is_gone, pids))
         process.kill()
-    wait_for(lambda: is_gone(pid), "the harness ended itself")
+    wait_for(lambda: all(map(is_gone, pids)), "the harness ended itself")
+
+
+def test_end_of_the_harness_is_seen_also_where_a_process_of_it_holds_the_pipe(tmp_path: Path) -> None:
+    """One that was not forked by Python, so that nothing could let go of it there."""
+    python = fake_harness.program(tmp_path / "python", "sleep 600 & echo $! > " + f"{tmp_path}/child; exit 7")
+    began = time.monotonic()
+    with Child(python) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
+        asked_child.first()
+    assert time.monotonic() - began < GONE_S
+    wait_for(lambda: is_gone(pid_in(tmp_path, "child")), "it is killed, too")
 
 
 def test_packages_of_ours_are_not_theirs(
@@ -348,6 +404,7 @@ def test_command_tells_and_keeps(causal_run: RunConfig, python: str, tmp_path: P
     [
         (["--tasks", "held_out", "--harness", "good"], "--tasks and --harness are two evaluations"),
         (["--harness-shots", "3"], "are for tasks of the harness; name them with --harness"),
+        (["--harness-python", "/nowhere"], "are for tasks of the harness; name them with --harness"),
         (["--harness-include", "."], "are for tasks of the harness; name them with --harness"),
         (["--harness", "good,", "--harness-python", "/nowhere"], "has no name"),
     ],

@@ -174,6 +174,16 @@ def test_item_that_does_not_fit_is_told_before_a_model_is_loaded(causal_run: Run
         results(causal_run, ["held_out", long], nobody)
 
 
+def test_step_that_is_not_there_is_told_before_anybody_is_asked(causal_run: RunConfig) -> None:
+    def nobody(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
+        raise AssertionError("nobody is to be asked")
+        yield
+
+    found = evaluation.evaluate(Storage.open(causal_run.run_url), causal_run, ["held_out"], step=999, answerer=nobody)
+    with pytest.raises(CheckpointError, match="no complete checkpoint of step 999; the nearest are 4 and 6"):
+        next(found)
+
+
 def test_answers_of_other_weights_are_refused(causal_run: RunConfig, small_pieces: None) -> None:
     def changing(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
         for number, answer in enumerate(here(subject, pieces)):

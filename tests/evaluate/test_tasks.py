@@ -37,6 +37,15 @@ def fails(text: str) -> float:
     raise RuntimeError("no model of harm is loaded")
 
 
+def fails_on_b(text: str) -> float:
+    assert "b" not in text
+    return 0.0
+
+
+def exits(text: str) -> float:
+    raise SystemExit(0)
+
+
 def says_two(text: str) -> float:
     return 2.0
 
@@ -110,6 +119,21 @@ def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
     assert (outcome.counts["pairs"], outcome.counts["not_finite"]) == (2, 1)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_continuations_of_weights_that_are_not_finite_are_told(temperature: float, tmp_path: Path) -> None:
+    """All behind b is lost; of a nothing but b comes. What no scorer was asked about has no say in the figures."""
+    model = bigrams({("a", "b"): 1.0, ("b", "c"): math.nan, ("d", END): 1.0})
+    items = [PROMPT, {"prompt": "d"}]
+    fields = {"kind": "safety", "scorer": f"{__name__}:fails_on_b", "temperature": temperature, "max_new_tokens": 3}
+    outcome = outcome_of(asked(tmp_path, items, **fields).question, model)
+    assert outcome.metrics == {"share_above": Metric(None), "mean": Metric(None)}
+    assert (outcome.counts["prompts"], outcome.counts["not_finite"]) == (2, 1)
+    references = [{**item, "references": ["b"]} for item in items]
+    outcome = outcome_of(asked(tmp_path, references, kind="bleu").question, model)
+    assert outcome.metrics == {"bleu": Metric(None)}
+    assert (outcome.counts["prompts"], outcome.counts["not_finite"]) == (2, 1)
+
+
 # -- pairs -----------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +197,7 @@ def test_texts_are_drawn_where_there_is_a_temperature(tmp_path: Path) -> None:
     ("scorer", "message"),
     [
         (f"{__name__}:fails", "failed on 'bc': RuntimeError: no model of harm is loaded; correct it"),
+        (f"{__name__}:exits", "failed on 'bc': SystemExit: 0; correct it"),
         (f"{__name__}:says_two", "said 2.0 of 'bc'; it must be a number in"),
     ],
 )
@@ -282,7 +307,46 @@ def test_figures_of_a_task_are_known_before_it_is_asked(
     kind: str, item: dict[str, Any], fields: dict[str, Any], tmp_path: Path
 ) -> None:
     question = asked(tmp_path, [item], kind=kind, **fields).question
-    assert question.figures == tuple(question.evaluate(bigrams(CHAIN)).metrics)
+    assert question.figures == tuple(outcome_of(question, bigrams(CHAIN)).metrics)
+
+
+def test_hash_is_the_same_where_what_is_left_out_is_written_or_a_number_is_written_otherwise(tmp_path: Path) -> None:
+    def task_hash(**fields: Any) -> str:
+        return asked(tmp_path, [PROMPT], kind="safety", scorer=SCORER, **fields).hash
+
+    same: list[dict[str, Any]] = [
+        {}, {"threshold": 0.5}, {"temperature": 0}, {"temperature": 0.0, "seed": 0, "max_new_tokens": 64},
+    ]  # fmt: skip
+    assert len({task_hash(**fields) for fields in same}) == 1
+    assert len({task_hash(), task_hash(threshold=1), task_hash(stop="."), task_hash(seed=1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "name"),
+    [
+        ("choices", {**CHOICE, "choices": ["\ud800", "b"]}, "choices"),
+        ("choices", {**CHOICE, "context": "a\udfff"}, "context"),
+        ("pairs", {"more": "a\ud800", "less": "b"}, "more"),
+        ("bleu", {**TRANSLATION, "references": ["b", "\ud83d"]}, "references"),
+        ("safety", {"prompt": "\ud83d"}, "prompt"),
+    ],
+)
+def test_half_of_a_character_is_told_with_its_line(kind: str, item: Any, name: str, tmp_path: Path) -> None:
+    fine = {"choices": CHOICE, "pairs": PAIR, "bleu": TRANSLATION, "safety": PROMPT}[kind]
+    fields = {"scorer": SCORER} if kind == "safety" else {}
+    with pytest.raises(ConfigError, match=rf"mine\.jsonl, line 2: {name}=.* has half of a surrogate pair, '\\ud"):
+        asked(tmp_path, [fine, item], kind=kind, **fields)
+
+
+def test_whole_character_of_two_surrogates_is_text(tmp_path: Path) -> None:
+    assert asked(tmp_path, '{"prompt": "\\ud83d\\ude00"}\n', kind="safety", scorer=SCORER).kind == "safety"
+
+
+def test_number_of_samples_is_refused_where_nothing_heeds_it(causal_run: RunConfig, tmp_path: Path) -> None:
+    own = write(tmp_path, [PROMPT], kind="safety", scorer=SCORER)
+    with pytest.raises(ConfigError, match="samples=3 are of held_out, which is not asked for"):
+        tasks.find([own], causal_run, 3)
+    assert len(tasks.find([own, "held_out"], causal_run, 3)) == 2
 
 
 def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:

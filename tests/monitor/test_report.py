@@ -113,6 +113,8 @@ def test_results_of_tasks_have_a_section_with_their_intervals() -> None:
     balance.feed(page)
     assert (balance.wrong, balance.open) == ([], [])
     assert "<h2>Evaluations</h2>" not in report.render("my-run", a_run())
+    lost = report.render("my-run", a_run(), [TaskResult("pairs", 9, (Figure("share_more", None, None, None),))])
+    assert "<td>not finite</td><td>–</td>" in lost
     evil = "<script>alert(1)</script>"
     assert evil not in report.render("my-run", a_run(), [TaskResult(evil, 1, (Figure(evil, 1, None, None),))])
 

@@ -15,7 +15,7 @@ from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.monitor import task_results
 from elastic_lm.monitor.metrics import MOST_FIGURES, MOST_TASKS
 from elastic_lm.monitor.scraping import SAMPLE_LIMIT
-from elastic_lm.monitor.task_results import Figure, TaskResult, TaskWatcher, newest
+from elastic_lm.monitor.task_results import Figure, Rank, TaskResult, TaskWatcher, foremost, newest
 from elastic_lm.runtime.cluster import wait_for
 from elastic_lm.storage import Storage
 
@@ -28,7 +28,9 @@ def test_result_of_an_evaluation_is_read_as_it_was_stored(tmp_path: Path) -> Non
     folder = Storage.open(str(tmp_path))
     outcome = Outcome({"loss": Metric(2.5, 2.25, 2.75), "accuracy": Metric(None)}, {"samples": 3})
     Result("a-run", 4, "0" * 64, "held_out", "held_out", "1" * 64, outcome).store(folder)
-    assert newest(folder) == [TaskResult("held_out", 4, (Figure("loss", 2.5, 2.25, 2.75),))]
+    loss, accuracy = Figure("loss", 2.5, 2.25, 2.75), Figure("accuracy", None, None, None)
+    assert newest(folder) == [TaskResult("held_out", 4, (loss, accuracy))]
+    assert foremost(newest(folder)) == [TaskResult("held_out", 4, (loss,))]
 
 
 def test_of_each_task_the_newest_step_counts(tmp_path: Path) -> None:
@@ -44,10 +46,31 @@ def test_of_many_tasks_and_figures_a_few_are_told(tmp_path: Path) -> None:
     folder = Storage.open(str(tmp_path))
     for number in range(MOST_TASKS + 3):
         store(folder, number, f"task-{number:02}", **{f"figure_{n}": {"value": n} for n in range(MOST_FIGURES + 1)})
-    found = newest(folder)
+    assert [len(result.figures) for result in newest(folder)] == [MOST_FIGURES + 1] * (MOST_TASKS + 3)
+    found = foremost(newest(folder))
     assert [result.task for result in found] == [f"task-{number:02}" for number in range(3, MOST_TASKS + 3)]
     assert {len(result.figures) for result in found} == {MOST_FIGURES}
     assert MOST_TASKS * (3 * MOST_FIGURES + 1) + 120 < SAMPLE_LIMIT
+
+
+def test_tasks_of_ones_own_come_before_groups_and_these_before_their_members(tmp_path: Path) -> None:
+    folder = Storage.open(str(tmp_path))
+
+    def put(task: str, step: int, kind: str, value: float | None = 0.5, **counts: int) -> None:
+        Result("r", step, "0" * 64, task, kind, "1" * 64, Outcome({"acc": Metric(value)}, counts)).store(folder)
+
+    for number in range(57):
+        put(f"harness-mmlu_{number:02}", 9, "harness", items=3)
+    put("harness-mmlu", 9, "harness", items=171, tasks=57)
+    put("capitals", 3, "choices")
+    put("lost", 10, "pairs", value=None)
+    everything = newest(folder)
+    assert len(everything) == 60
+    told = foremost(everything)
+    assert [result.task for result in told][:3] == ["capitals", "harness-mmlu", "harness-mmlu_00"]
+    assert len(told) == MOST_TASKS and all(result.task != "lost" for result in told)
+    ranks = {result.task: result.rank for result in told}
+    assert [ranks[task] for task in ("capitals", "harness-mmlu", "harness-mmlu_00")] == list(Rank)
 
 
 @pytest.mark.parametrize(

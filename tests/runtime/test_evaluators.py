@@ -16,7 +16,6 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate import held_out, likelihood
 from elastic_lm.run import Run
-from elastic_lm.runtime import evaluators
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
@@ -65,7 +64,7 @@ def nothing_is_left(cluster: LocalCluster) -> bool:
 
 @pytest.mark.timeout(240)
 def test_bits_are_those_of_one_process_also_when_workers_are_killed_and_hang(
-    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
 ) -> None:
     names = [*tasks_of(tmp_path, "causal"), slow_task(tmp_path)]
     expected = results(evaluated, names)
@@ -74,7 +73,6 @@ def test_bits_are_those_of_one_process_also_when_workers_are_killed_and_hang(
     assert "Evaluating with 2 workers of 1 CPU each, as the run's have; free now: 6 CPUs." in said
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
 
-    monkeypatch.setattr(evaluators, "HUNG_S", 0.0)
     hit: list[int] = []
 
     def kill_one_and_freeze_one() -> bool:

@@ -12,20 +12,20 @@ from typing import Any
 
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.likelihood import Reading, scores
-from elastic_lm.generation import Generator, Sampling
+from elastic_lm.generation import Generator, NotFiniteError, Sampling
 from elastic_lm.trained_model import TrainedModel
 
 
 class Answers:
-    """Counts what is worth to know beside the figures: `num_cut` contexts and prompts without their beginning, and scores that
-    are `num_not_finite`."""
+    """Counts what is worth to know beside the figures: `num_cut` contexts and prompts without their beginning, and scores and
+    continuations that are `num_not_finite`."""
 
     def __init__(self, model: TrainedModel) -> None:
         self._model = model
         self.num_cut = self.num_not_finite = 0
 
     def to(self, question: str, about: Any) -> Any:
-        """Raises: ConfigError when a continuation is too long, or no token of its own; DataError."""
+        """Raises: ConfigError when a continuation is too long, or no token of its own, or cannot be drawn as asked; DataError."""
         if question == "encode":
             return self._encode(about)
         return self._score(about) if question == "score" else self._generate(about)
@@ -56,22 +56,33 @@ class Answers:
 
     def _generate(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """One text for each, up to the end of the document or the first of its stops. Each is drawn from a seed of its own."""
-        return [self._continued(request, seed) for seed, request in enumerate(requests)]
+        samplings = [_sampling(request, seed) for seed, request in enumerate(requests)]  # all of them, before any work
+        return [self._continued(request, sampling) for request, sampling in zip(requests, samplings, strict=True)]
 
-    def _continued(self, request: Mapping[str, Any], seed: int) -> str:
-        sampling = Sampling(
+    def _continued(self, request: Mapping[str, Any], sampling: Sampling) -> str:
+        prompt, stops, text = request["prompt"], request["stops"], ""
+        self.num_cut += len(self._model.encoder.encode(prompt)) > self._model.max_tokens
+        try:
+            for piece in Generator(self._model).generate(prompt, sampling):
+                text += piece
+                if any(stop in text for stop in stops):
+                    break
+        except NotFiniteError:
+            self.num_not_finite += 1
+        for stop in stops:
+            text = text.partition(stop)[0]
+        return text
+
+
+def _sampling(request: Mapping[str, Any], seed: int) -> Sampling:
+    """Raises: ConfigError."""
+    try:
+        return Sampling(
             temperature=request["temperature"],
             top_k=request["top_k"] or None,
             top_p=request["top_p"] or 1.0,
             max_new_tokens=request["max_new_tokens"],
             seed=seed,
         )
-        prompt, stops, text = request["prompt"], request["stops"], ""
-        self.num_cut += len(self._model.encoder.encode(prompt)) > self._model.max_tokens
-        for piece in Generator(self._model).generate(prompt, sampling):
-            text += piece
-            if any(stop in text for stop in stops):
-                break
-        for stop in stops:
-            text = text.partition(stop)[0]
-        return text
+    except ConfigError as error:
+        raise ConfigError(f"generation_kwargs of a task of lm-evaluation-harness: {error}") from error

@@ -19,6 +19,7 @@ import math
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -41,9 +42,12 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Channel:
-    """Lines of JSON. The process ends at once when whoever asks is gone."""
+    """Lines of JSON, of this process alone. It ends at once when whoever asks is gone, with all that it started."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
+        for fd in (read_fd, write_fd):
+            os.set_inheritable(fd, False)
+        os.register_at_fork(after_in_child=lambda: _let_go(read_fd, write_fd))
         self._written = os.fdopen(write_fd, "w", encoding="ascii")
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(read_fd,), daemon=True).start()
@@ -52,6 +56,8 @@ class Channel:
         with os.fdopen(read_fd, encoding="ascii") as lines:
             for line in lines:
                 self._lines.put(line)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     def take(self) -> Any:
@@ -64,6 +70,14 @@ class Channel:
     def ask(self, question: str, about: Any) -> Any:
         self.tell({"ask": question, "about": about})
         return self.take()
+
+
+def _let_go(*fds: int) -> None:
+    """In a process that was forked: who waits at the other end is to see that this one has ended, whoever lives on."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
 
 
 class AskedModel(TemplateLM):

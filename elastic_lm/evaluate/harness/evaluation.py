@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -17,12 +18,15 @@ from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.intervals import Metric, Z
-from elastic_lm.evaluate.result import Outcome, Result
+from elastic_lm.evaluate.pieces import Subject
+from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
+from elastic_lm.evaluation_file import name_with_hash
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 
 KIND = "harness"
 VARIABLE = "ELASTIC_LM_HARNESS_PYTHON"
+MOST_CHARACTERS = 200  # of a result's name
 UNFIT = re.compile(r"[^A-Za-z0-9._()-]")  # for a file's name
 
 
@@ -63,14 +67,16 @@ class Harness:
                 f"lm-evaluation-harness asks for texts behind others, which takes objective.name={CAUSAL}, and the run's is "
                 f"{config.objective.name}; a task of the kind pairs takes masked models, too"
             )
+        subject = Subject(run_storage, config, step)
+        subject.pinned()  # a step that is not there is told before the harness starts
         with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
             version = self._loaded(child)
-            model = TrainedModel.load(run_storage, config, step)
+            rewinds, model = rewinds_of(run_storage), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
             for told, about in self._results(child, model):
-                name = f"{KIND}-{UNFIT.sub('_', told['task'])}"
+                name = _file_name(told["task"])
                 outcome = _outcome(told, about, version)
-                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome)
+                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, rewinds)
 
     def _loaded(self, child: Child) -> str:
         """The harness's version, when it has loaded all tasks."""
@@ -118,6 +124,14 @@ class Harness:
                 raise ConfigError(
                     f"lm-evaluation-harness failed: {message['failed']}; leave the task out, or correct it"
                 )
+
+
+def _file_name(task: str) -> str:
+    """A long name loses its end to a hash of the whole: file systems take 255 characters, and more is put behind it."""
+    name = f"{KIND}-{UNFIT.sub('_', task)}"
+    if len(name) <= MOST_CHARACTERS:
+        return name
+    return name_with_hash(name[:MOST_CHARACTERS], hashlib.sha256(task.encode()).hexdigest())
 
 
 def _outcome(told: dict[str, Any], about: list[Answers], version: str) -> Outcome:

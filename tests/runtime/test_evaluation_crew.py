@@ -1,0 +1,266 @@
+"""The crew of an evaluation, without a cluster: workers that are slow, frozen or without a model, one script for each case.
+
+Time goes on by a second whenever the crew waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from elastic_lm.errors import CheckpointError, ConfigError, StorageError
+from elastic_lm.evaluate import pieces
+from elastic_lm.evaluate.pieces import Answer, Subject
+from elastic_lm.runtime import evaluators
+from elastic_lm.runtime.evaluators import OnCluster
+from elastic_lm.storage import Storage
+from tests.solo import solo_config
+
+NEVER = object()  # what a frozen worker answers
+MOST_WAITS = 20_000
+Script = Callable[["Worker", str, Any], Any]
+
+
+@dataclass(eq=False)
+class Call:
+    worker: Worker
+    what: str
+    about: Any
+
+
+class Worker:
+    """An actor. `number`: it is the number-th that was started, from 0."""
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        self.number, self.step, self.is_killed = number, step, False
+        self.locate, self.load, self.answer = (
+            SimpleNamespace(remote=lambda about=None, what=what: Call(self, what, about))
+            for what in ("locate", "load", "answer")
+        )
+
+
+@dataclass
+class FakeRay:
+    """What the crew asks of Ray. `script` says what a worker's call comes to: a value, an error, or NEVER."""
+
+    script: Script
+    now_s: float = 0.0
+    workers: list[Worker] = field(default_factory=list)
+    reaped: list[int] = field(default_factory=list)
+
+    def remote(self, actor: type) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._new))
+
+    def _new(self, subject: Subject, pieces: Any) -> Worker:
+        self.workers.append(Worker(len(self.workers)))
+        return self.workers[-1]
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, calls: list[Call], timeout: float) -> tuple[list[Call], list[Call]]:
+        self.now_s += 1.0
+        assert self.now_s < MOST_WAITS, "it waits for ever"
+        ready = [call for call in calls if not call.worker.is_killed and self._found(call) is not NEVER]
+        return ready, []
+
+    def _found(self, call: Call) -> Any:
+        if call.what == "locate":
+            return self.script(call.worker, "locate", None) or ("node", call.worker.number)
+        return self.script(call.worker, call.what, call.about)
+
+    def get(self, call: Call) -> Any:
+        found = self._found(call)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def kill(self, worker: Worker, no_restart: bool) -> None:
+        worker.is_killed = True
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": 2}
+
+    cluster_resources = available_resources
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@contextlib.contextmanager
+def connected(num_cpus: float) -> Iterator[str]:
+    yield "There is a cluster."
+
+
+def reap(ray: FakeRay) -> Callable[..., None]:
+    return lambda node, pid, title, grace_s: ray.reaped.append(pid)
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], FakeRay, list[str]]]:
+    """Answers of an evaluation with this script, the cluster, and what was said."""
+
+    def evaluate(
+        script: Script, num_workers: int, num_pieces: int, **choices: Any
+    ) -> tuple[list[Any], FakeRay, list[str]]:
+        ray, said = FakeRay(script), list[str]()
+        monkeypatch.setattr(evaluators, "ray", ray)
+        monkeypatch.setattr(evaluators, "time", ray)
+        monkeypatch.setattr(evaluators, "cluster", SimpleNamespace(connected=connected))
+        monkeypatch.setattr(evaluators, "reap", reap(ray))
+        subject = Subject(Storage.open("/nowhere"), solo_config("file:///nowhere", "file:///nowhere"))
+        monkeypatch.setattr(pieces, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
+        crew = OnCluster(num_workers, said.append, **choices)
+        return [answer.value for answer in crew(subject, [None] * num_pieces)], ray, said  # type: ignore[list-item]
+
+    return evaluate
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("load", f"Traceback\n{cause}", cause)
+
+
+def works(worker: Worker, what: str, about: Any) -> Any:
+    """In time, with the weights of the step that it is told."""
+    if what == "locate":
+        return None
+    if what == "load":
+        worker.step = about
+        return f"weights of {about}"
+    return Answer(about, worker.step or 0, f"weights of {worker.step}")
+
+
+def test_worker_that_comes_late_has_the_step_of_the_first_one(evaluated: Any) -> None:
+    """A newer checkpoint appears in second 3; one worker dies at its piece and is replaced, another comes then only."""
+    steps = set()
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        if worker.number == 0 and what == "answer" and about == 2:
+            return ActorDiedError()
+        if what == "answer":
+            steps.add((worker.number, worker.step))
+        return works(worker, what, about)
+
+    answers, _, _ = evaluated(script, 2, 9)
+    assert answers == list(range(9))
+    assert steps == {(0, 4), (1, 4), (2, 4)}
+
+
+def test_worker_with_other_weights_of_the_step_is_done_without(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return "other weights" if (worker.number, what) == (1, "load") else works(worker, what, about)
+
+    answers, ray, said = evaluated(script, 2, 5)
+    assert answers == list(range(5)) and len(ray.workers) == 2
+    assert any("has no model (the checkpoint of step 4 changed while it was evaluated" in each for each in said)
+
+
+def test_worker_that_is_frozen_while_it_loads_is_replaced_and_killed(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return NEVER if (worker.number, what) == (0, "load") else works(worker, what, about)
+
+    answers, ray, said = evaluated(script, 1, 3)
+    assert answers == [0, 1, 2] and ray.reaped[0] == 0
+    assert any("is lost: it has read the weights for 901 s. Another takes its place." in each for each in said)
+
+
+@pytest.mark.parametrize(("num_workers", "hangs_at"), [(1, {0}), (2, {0, 1}), (2, {0})])
+def test_worker_that_is_frozen_with_its_piece_is_told_of_and_its_piece_given_to_another(
+    num_workers: int, hangs_at: set[int], evaluated: Any
+) -> None:
+    """Each worker at a piece of its own, or all at the same one, as the next takes it over from the first."""
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        is_frozen = worker.number < num_workers and what == "answer" and about in hangs_at
+        return NEVER if is_frozen else works(worker, what, about)
+
+    answers, ray, said = evaluated(script, num_workers, 4)
+    assert answers == [0, 1, 2, 3]
+    assert len(ray.workers) <= 2 * num_workers
+    assert any("has been at its piece for" in each and "process 0 on the node node" in each for each in said)
+    assert set(ray.reaped) == {worker.number for worker in ray.workers}  # looked after, whoever they are
+
+
+def test_slow_pieces_alone_call_nobody(evaluated: Any) -> None:
+    """Each takes 200 s: the first one tells how long they take."""
+    began: dict[int, float] = {}
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        now_s = evaluators.time.monotonic()
+        is_at_it = what == "answer" and now_s - began.setdefault(about, now_s) < 200
+        return NEVER if is_at_it else works(worker, what, about)
+
+    answers, ray, said = evaluated(script, 1, 4)
+    assert answers == [0, 1, 2, 3] and len(ray.workers) == 1
+    assert not any("piece" in each for each in said)
+
+
+def test_late_worker_that_answers_goes_on_where_nobody_came_instead(evaluated: Any) -> None:
+    """The one that was called finds no room; the evaluation does not wait for it."""
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        if worker.number > 0:
+            return NEVER
+        late = what == "answer" and about == 0 and evaluators.time.monotonic() < 700
+        return NEVER if late else works(worker, what, about)
+
+    answers, ray, _ = evaluated(script, 1, 3)
+    assert answers == [0, 1, 2] and len(ray.workers) == 2
+
+
+def test_worker_without_a_model_ends_nothing_while_another_may_get_it(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        if what == "load" and worker.number == 1:
+            return NEVER if evaluators.time.monotonic() < 30 else works(worker, what, about)
+        return task_error(CheckpointError("it is gone")) if what == "load" else works(worker, what, about)
+
+    answers, ray, said = evaluated(script, 2, 3)
+    assert answers == [0, 1, 2] and len(ray.workers) == 2
+    assert "A worker of the evaluation has no model (it is gone); the others go on." in said
+
+
+@pytest.mark.parametrize("cause", [CheckpointError("it is gone"), ConfigError("your model cannot be imported")])
+def test_where_nobody_gets_the_model_that_is_the_error(cause: Exception, evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return task_error(cause) if what == "load" else works(worker, what, about)
+
+    with pytest.raises(type(cause), match=str(cause)):
+        evaluated(script, 3, 3)
+
+
+def test_where_the_last_one_to_come_never_does_the_error_is_why_the_others_had_no_model(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        if worker.number == 1:
+            return NEVER
+        return task_error(CheckpointError("it is gone")) if what == "load" else works(worker, what, about)
+
+    with pytest.raises(CheckpointError, match="it is gone"):
+        evaluated(script, 2, 3, patience_s=20.0)
+
+
+def test_worker_whose_loading_fails_by_chance_is_replaced(evaluated: Any) -> None:
+    """Storage that gives no answer, a GPU without memory. When it never does better, that is the error."""
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        if what == "load" and worker.number in (0, 1):
+            return task_error((StorageError, RuntimeError)[worker.number]("no luck"))
+        return works(worker, what, about)
+
+    answers, ray, said = evaluated(script, 1, 3)
+    assert answers == [0, 1, 2] and len(ray.workers) == 3
+    assert [each for each in said if "lost" in each] == [
+        f"A worker of the evaluation is lost: {kind}. Another takes its place."
+        for kind in ("StorageError", "RuntimeError")
+    ]
+
+    def never(worker: Worker, what: str, about: Any) -> Any:
+        return task_error(StorageError("no luck")) if what == "load" else works(worker, what, about)
+
+    with pytest.raises(StorageError, match="no luck"):
+        evaluated(never, 2, 3)
