@@ -14,7 +14,7 @@ from elastic_lm.monitor.metrics import PREFIX, by_name
 from elastic_lm.monitor.rules import resolve
 from tests.cluster.prometheus import Prometheus, scraping
 from tests.faults.harness import Run
-from tests.monitor.story import HISTORY, at, committed
+from tests.monitor.story import HISTORY, TASK_RESULTS, at, committed
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(180)]
 ABSENT = next(resolve(alert.expression) for alert in ALERTS if alert.name == "ElasticLmTargetAbsent")
@@ -26,6 +26,7 @@ def exporter() -> Iterator[Exporter]:
     exporter = Exporter("a-run", 4)
     for event in HISTORY:
         exporter.observe(event)
+    exporter.figures.tell_tasks(TASK_RESULTS)
     exporter.open("127.0.0.1", 0)
     yield exporter
     exporter.close()

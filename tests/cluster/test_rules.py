@@ -16,7 +16,7 @@ from elastic_lm.monitor import scraping
 from elastic_lm.monitor.alerts import ALERTS, RECORDINGS, Alert
 from elastic_lm.monitor.metrics import PREFIX, by_name
 from elastic_lm.monitor.rules import resolve, rules, runbook
-from tests.monitor.story import HISTORY
+from tests.monitor.story import HISTORY, TASK_RESULTS
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -185,5 +185,6 @@ def test_promtool_finds_no_fault_with_what_a_run_exports() -> None:
     exporter = Exporter("a-run", 4)
     for event in HISTORY:
         exporter.observe(event)
+    exporter.figures.tell_tasks(TASK_RESULTS)
     assert all(f"# HELP {PREFIX}{name} " in exporter.text() for name in by_name())
     assert promtool("check", "metrics", text=exporter.text()) == ""
