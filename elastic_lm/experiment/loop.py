@@ -13,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ConfigError, OwnershipError, StorageError
+from elastic_lm.errors import CheckpointError, ConfigError, DataError, OwnershipError, StorageError, UnfitError
 from elastic_lm.experiment import tree_page
+from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import (
     DONE,
     FAILURES,
+    PASSING,
     Attempt,
     Begun,
     Ended,
+    Figures,
+    Trouble,
     best,
     parent_of,
     seconds_of,
@@ -36,6 +40,8 @@ from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
 HOUR_S = 3600.0
+# What may pass and may not, by what it is called in a record. Storage, a cluster or an owner that is in the way passes.
+ERRORS = {ConfigError: "config_error", CheckpointError: "checkpoint_error", DataError: "data_error"}
 
 
 class Loop:
@@ -51,7 +57,7 @@ class Loop:
         self._beginning, self._trainer, self._tell = beginning, trainer, tell
         self._plan, self._target = beginning.plan, beginning.plan.wanted
         self._journal = Journal(Storage.open(beginning.base.storage).child(f"{FOLDER}/{self._plan.name}"))
-        self._begun, self._ended = self._journal.records()
+        self._read()
         self.rehearsal = Rehearsal.of(beginning, trainer, self._begun)
         self._journal.check(self.rehearsal.setup)
 
@@ -75,12 +81,16 @@ class Loop:
             return self._result(verdict)
         owner = self._acquire()
         try:
-            self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
+            self._read()  # somebody may have gone on meanwhile
             self._journal.check(self.rehearsal.setup)
             self._journal.adopt(self.rehearsal.setup)
             return self._result(self._go_on(owner))
         finally:
             owner.release()
+
+    def _read(self) -> None:
+        found = self._journal.records()
+        self._begun, self._ended, self._troubles = found.begun, found.ended, found.troubles
 
     def _result(self, verdict: Verdict) -> ExperimentResult:
         tokens, seconds = self._taken()
@@ -101,10 +111,18 @@ class Loop:
         tokens, seconds = tokens_of(self.attempts), seconds_of(self.attempts)
         for each in self.attempts:
             if each.is_under_way:
-                config = self._beginning.config(each.number, self._begun)
-                account = self._trainer.account(config)
-                tokens, seconds = tokens + account.num_steps * config.batch.tokens, seconds + account.seconds
+                account = self._account(each)
+                tokens, seconds = tokens + self._tokens_of(each, account), seconds + account.seconds
         return tokens, seconds
+
+    def _account(self, attempt: Attempt) -> Account:
+        return self._trainer.account(self.rehearsal.prospects[attempt.number].config)  # its run is there in any case
+
+    def _tokens_of(self, attempt: Attempt, account: Account) -> int:
+        """That the attempt was trained on."""
+        if not account.num_steps:
+            return 0
+        return account.num_steps * self._beginning.config(attempt.number, self._begun).batch.tokens
 
     # -- what comes next ---------------------------------------------------------------------------------------------
 
@@ -161,7 +179,7 @@ class Loop:
         """That the attempt will train on. Of one whose changes do not fit its parent: none."""
         try:
             config = self._beginning.config(record.number, {**self._begun, record.number: record})
-        except ConfigError:
+        except UnfitError:
             return 0
         return config.batch.tokens * max(0, config.training.steps - (record.parent_step or 0))
 
@@ -175,7 +193,7 @@ class Loop:
                 self._draw()
             else:
                 self._tell(f"{attempt.run} goes on: {self._beginning_told(attempt)}.")
-            found = self._made(attempt)
+            found = self._made(attempt, owner)
             if isinstance(found, Verdict):
                 return found
             owner.check()
@@ -194,15 +212,24 @@ class Loop:
         self._tell(f"{attempt.run} begins: {self._beginning_told(attempt)}.")
         return attempt
 
-    def _made(self, attempt: Attempt) -> Ended | Verdict:
-        """What comes of an attempt; a verdict when that is not known yet."""
+    def _made(self, attempt: Attempt, owner: Ownership) -> Ended | Verdict:
+        """What comes of an attempt; a verdict when that is not known yet.    Raises: as a trainer, when it may pass."""
         try:
-            config = self._beginning.config(attempt.number, self._begun)
-            self._fork(attempt, config)
-        except ConfigError as error:  # only now is it known whose state the changes have to fit
+            return self._tried(attempt, owner)
+        except UnfitError as error:  # only now is it known whose state the changes have to fit
             if attempt.parent is None:
                 raise
             return Ended(attempt.number, "refused", str(error), time_s=time.time())
+        except tuple(ERRORS) as error:
+            verdict = next(name for kind, name in ERRORS.items() if isinstance(error, kind))
+            ended = self._troubled(attempt, verdict, str(error), self._account(attempt), owner)
+            if ended is None:
+                raise
+            return ended
+
+    def _tried(self, attempt: Attempt, owner: Ownership) -> Ended | Verdict:
+        config = self._beginning.config(attempt.number, self._begun)
+        self._fork(attempt, config)
         if attempt.parent is not None:
             config = RunAddress.at(config.run_url).stored_config()  # with what its parent's state has settled
         account = self._trainer.account(config)
@@ -213,25 +240,53 @@ class Loop:
             result = self._trainer.train(config, limit_s)
             if result.verdict == OUT_OF_TIME:
                 return self._out_of_time()
-            if result.verdict != DONE and result.verdict not in FAILURES:
-                return Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
             account = self._trainer.account(config).concluded(result)
+            goes_on = Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
+            if result.verdict in PASSING:
+                return self._troubled(attempt, result.verdict, result.message, account, owner) or goes_on
+            if result.verdict != DONE and result.verdict not in FAILURES:
+                return goes_on
         assert account.verdict is not None
         figures = self._trainer.evaluate(config) if account.verdict == DONE else {}
+        return self._end(attempt, account.verdict, account.message, account, figures)
+
+    def _end(
+        self, attempt: Attempt, verdict: str, message: str, account: Account, figures: Figures | None = None
+    ) -> Ended:
         return Ended(
             attempt.number,
-            account.verdict,
-            account.message,
-            score=self._target.score(figures),
+            verdict,
+            message,
+            score=self._target.score(figures or {}),
             step=account.step,
-            tokens=account.num_steps * config.batch.tokens,
+            tokens=self._tokens_of(attempt, account),
             seconds=account.seconds,
-            figures=figures,
+            figures=figures or {},
             time_s=time.time(),
         )
 
+    def _troubled(
+        self, attempt: Attempt, verdict: str, message: str, account: Account, owner: Ownership
+    ) -> Ended | None:
+        """What may pass is written down, and ends the attempt when it has come to the same before: else one would block all.
+
+        Returns: None when it had not.
+        """
+        trouble = Trouble(attempt.number, verdict, message, account.step, time.time())
+        earlier = self._troubles.setdefault(attempt.number, [])
+        if any(trouble.is_like(each) for each in earlier):
+            return self._end(attempt, verdict, message, account)
+        owner.check()
+        self._journal.trouble(trouble, len(earlier))
+        earlier.append(trouble)
+        place = "before it is trained" if account.step is None else f"at step {account.step:,}"
+        self._tell(
+            f"{attempt.run} is interrupted: {verdict}. Should it come to that {place} again, it ends without a score."
+        )
+        return None
+
     def _fork(self, attempt: Attempt, config: RunConfig) -> None:
-        """Raises: ConfigError when the parent's state cannot take the changes."""
+        """Raises: UnfitError when the parent's state cannot take the changes; as a trainer."""
         record = attempt.begun
         assert record is not None
         if record.parent is None or Storage.open(config.run_url).exists(CONFIG_FILE):

@@ -35,7 +35,7 @@ class Trainer(Protocol):
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         """Make `config`'s run of the parent's state at `step`; where that was cut short, go on with it.
 
-        Raises: ConfigError when that state cannot take the changes; CheckpointError when it is not there.
+        Raises: UnfitError when that state cannot take the changes; CheckpointError when it is not there.
         """
 
     def train(self, config: RunConfig, limit_s: float | None) -> RunResult:

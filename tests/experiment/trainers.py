@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ConfigError
+from elastic_lm.errors import UnfitError
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Figures
 from elastic_lm.experiment.beginning import Beginning
@@ -55,7 +55,7 @@ class FakeTrainer:
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         self.calls.append(f"fork {config.name}")
         if self.refuses_forks:
-            raise ConfigError("that state cannot take it")
+            raise UnfitError("that state cannot take it")
         assert Storage.open(parent.run_url).exists(TRAINED)
         folder = Storage.open(config.run_url)
         folder.write(FORKED, str(step).encode())
