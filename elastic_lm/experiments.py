@@ -9,9 +9,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from elastic_lm.checkpoint import registry
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ElasticLMError
 from elastic_lm.experiment import fork as forking
@@ -23,6 +24,7 @@ from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.rehearsal import Prospect
 from elastic_lm.experiment.result import ExperimentResult
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
 from elastic_lm.run import Run
@@ -55,7 +57,7 @@ class Experiment:
         Raises: ConfigError when it cannot be carried out, or began as another plan; DataError, StorageError.
         """
         found = plan if isinstance(plan, Plan) else Plan.load(plan)
-        beginning = Beginning(found, _settled(found.base_config()))
+        beginning = Beginning.of(found, _settled(found.base_config()))
         return cls(Loop(beginning, _Trainer(found, on_line, quiet), tell), found)
 
     @property
@@ -111,6 +113,15 @@ class _Trainer:
 
         check_installed(wanted_by(config))
         make_plan(config)
+
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        folder = Storage.open(config.run_url)
+        rewinds = Rewinds.load(folder)
+        return [
+            found.step
+            for found in registry.found(folder)
+            if found.state == "complete" and rewinds.keep(found.step, found.meta)
+        ]
 
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         request = forking.Request(RunAddress.at(parent.run_url), config.name, step, config.storage, overrides, skip)

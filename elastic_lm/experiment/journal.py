@@ -24,6 +24,9 @@ FOLDER = "experiments"
 FORMAT, VERSION = "elastic-lm experiment", 1
 Record = TypeVar("Record")
 PLANS, ATTEMPTS, PAGE = "plans", "attempts", "page.html"
+NOTES = {
+    "base.data.manifest": " (the corpus at data.tokens is not the one that the experiment began with)"
+}  # on what differs
 _PLAN = re.compile(rf"{PLANS}/(\d{{8}})\.json")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}/\d{{2,}}-(begun|ended|trouble)(-\d{{4}})?\.json")
 
@@ -32,7 +35,7 @@ _ATTEMPT = re.compile(rf"{ATTEMPTS}/\d{{2,}}-(begun|ended|trouble)(-\d{{4}})?\.j
 class Setup:
     """What an experiment is, as far as its results depend on it. All are plain values.
 
-    `base`: the base config's fields that change bits, and its steps. `tasks`: the hash of each. `attempts`: what each changes.
+    `base`: what changes bits of the base config, or where it ends. `tasks`: the hash of each. `attempts`: what each changes.
     """
 
     target: str
@@ -55,7 +58,7 @@ class Setup:
         """What keeps this from going on where `earlier` was: one `field: was -> is` each."""
         was, now = (flatten({"target": a.target, "tasks": a.tasks, "parent": a.parent, "parent_step": a.parent_step,
                              "base": a.base}) for a in (earlier, self))  # fmt: skip
-        found = [f"{name}: {_told(was, name)} -> {_told(now, name)}" for name in sorted({*was, *now})
+        found = [f"{name}: {_told(was, name)} -> {_told(now, name)}{NOTES.get(name, '')}" for name in sorted({*was, *now})
                  if was.get(name) != now.get(name)]  # fmt: skip
         for number, before in enumerate(earlier.attempts):
             after = self.attempts[number] if number < len(self.attempts) else None

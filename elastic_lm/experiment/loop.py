@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
@@ -30,7 +30,7 @@ from elastic_lm.experiment.attempt import (
     seconds_of,
     tokens_of,
 )
-from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.beginning import Beginning, going_on
 from elastic_lm.experiment.journal import FOLDER, Journal
 from elastic_lm.experiment.rehearsal import Rehearsal
 from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult, Verdict
@@ -172,8 +172,20 @@ class Loop:
         parent = parent_of(self._plan.parent, self.attempts[:number], self._target)
         if parent is None:
             return Begun(number, note=f"no attempt that could be its parent ({self._plan.parent}) has a score")
-        assert parent.ended is not None
-        return Begun(number, parent.number, self._plan.parent_step or parent.ended.step)
+        assert parent.ended is not None and parent.ended.step is not None
+        wanted = self._plan.parent_step or parent.ended.step
+        step = min(self._checkpoints(parent), key=lambda step: (abs(step - wanted), step), default=None)
+        if step is None:
+            return Begun(number, note=f"no checkpoint of {parent.run} can be used any more")
+        note = None if step == wanted else f"that is the nearest to step {wanted:,} of which there is a checkpoint"
+        return Begun(number, parent.number, step, note)
+
+    def _checkpoints(self, attempt: Attempt) -> Sequence[int]:
+        """Steps at which it can be forked."""
+        try:
+            return self._trainer.checkpoints(self.rehearsal.prospects[attempt.number].config)
+        except CheckpointError:
+            return ()
 
     def _tokens(self, record: Begun) -> int:
         """That the attempt will train on. Of one whose changes do not fit its parent: none."""
@@ -231,7 +243,7 @@ class Loop:
         config = self._beginning.config(attempt.number, self._begun)
         self._fork(attempt, config)
         if attempt.parent is not None:
-            config = RunAddress.at(config.run_url).stored_config()  # with what its parent's state has settled
+            config = going_on(RunAddress.at(config.run_url).stored_config(), config)
         account = self._trainer.account(config)
         if account.verdict != DONE and account.verdict not in FAILURES:
             limit_s = self._limit_s(account.seconds)

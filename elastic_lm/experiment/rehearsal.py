@@ -124,10 +124,10 @@ def _changed(base: RunConfig, config: RunConfig) -> tuple[changes.Change, ...]:
 
 def _repeated(beginning: Beginning, configs: list[RunConfig]) -> list[int | None]:
     """For each the earlier attempt that it would repeat. Of a grid that is left out, in a list it is a mistake."""
-    first: dict[tuple[str, int], int] = {}
+    first: dict[str, int] = {}
     found: list[int | None] = []
     for planned, config in zip(beginning.planned, configs, strict=True):
-        key = config.identity_fingerprint(), config.training.steps
+        key = json.dumps([config.identity_fingerprint(), config.training.steps, _policies(config)])
         same = first.setdefault(key, planned.number)
         is_repeated = same != planned.number and not beginning.plan.forks
         if is_repeated and not beginning.plan.grid:
@@ -137,6 +137,13 @@ def _repeated(beginning: Beginning, configs: list[RunConfig]) -> list[int | None
             )
         found.append(same if is_repeated else None)
     return found
+
+
+def _policies(config: RunConfig) -> dict[str, Any]:
+    """What is no run's identity, because it decides only which batches are left out and whether a run ends early."""
+    spikes, on_nonfinite = config.spikes, config.training.on_nonfinite
+    is_used = spikes.policy != "ignore" or on_nonfinite == "rewind"
+    return {"training.on_nonfinite": on_nonfinite, **(flatten({"spikes": spikes.model_dump()}) if is_used else {})}
 
 
 def _check_tokenizers(beginning: Beginning, configs: list[RunConfig]) -> None:
@@ -249,7 +256,12 @@ def _setup(beginning: Beginning, base: RunConfig, asked: Mapping[str, Asked]) ->
         "tasks": {name: task.hash for name, task in asked.items()},
         "parent": plan.parent,
         "parent_step": plan.parent_step,
-        "base": {**flatten(base.identity()), LAST_STEP: base.training.steps, "storage": base.storage},
+        "base": {
+            **flatten(base.identity()),
+            **_policies(base),
+            LAST_STEP: base.training.steps,
+            "storage": base.storage,
+        },
         "attempts": attempts,
         "budget": plan.budget.model_dump(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,9 @@ class Trainer(Protocol):
 
     def check(self, config: RunConfig) -> None:
         """Raises: what `train` would before it begins anything."""
+
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        """Steps of the run's complete checkpoints, as far as they can be used.    Raises: CheckpointError when none can be."""
 
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         """Make `config`'s run of the parent's state at `step`; where that was cut short, go on with it.

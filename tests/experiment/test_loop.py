@@ -293,6 +293,44 @@ def test_fork_of_an_earlier_step_with_batches_left_out(base: RunConfig) -> None:
     assert result.attempts[1].ended is not None and result.attempts[1].ended.tokens == TOKENS // 5
 
 
+def test_fork_goes_on_from_the_nearest_checkpoint_when_the_promised_one_is_gone(base: RunConfig) -> None:
+    base = base.replace("checkpoint.every_steps=4", "checkpoint.keep=3")
+    trainer = FakeTrainer()
+    trainer.kept = {"lower-00": [8, 9, 10], "lower-01": []}
+    plan = plan_of(parent="last", parent_step=4, steps=8, target="perplexity < 1",
+                   changes=[{"optimizer.learning_rate": 1e-2}, {"optimizer.learning_rate": 1e-3}])  # fmt: skip
+    lines: list[str] = []
+    result = loop_of(base, plan, trainer, lines.append).run()
+    assert trainer.forks == [("lower-00", 8, "lower-01")]
+    note = "that is the nearest to step 4 of which there is a checkpoint"
+    assert [each.begun and each.begun.note for each in result.attempts] == [
+        None, note, "no checkpoint of lower-01 can be used any more",
+    ]  # fmt: skip
+    assert (
+        f"lower-01 begins: optimizer.learning_rate=0.01; a fork of lower-00 at step 8, as {note}; 512 tokens." in lines
+    )
+
+
+def test_what_changes_no_bits_reaches_forks_that_were_begun_before(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, trained = FakeTrainer(verdicts={"lower-01": ["stopped"]}), []
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trained.append(config)
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    plan = plan_of(parent="base", steps=5, changes=[{"optimizer.learning_rate": 1e-3, "workers.max": 1}])
+    carried_out(base, plan, trainer)
+    carried_out(base.replace("checkpoint.keep=7", "training.recompute=true", "workers.max=2"), plan, trainer)
+    first, second = trained[-2:]
+    assert first.name == second.name == "lower-01"
+    assert (second.checkpoint.keep, second.training.recompute, second.workers.max) == (7, True, 1)
+    assert second.identity() == first.identity() and second.training.steps == first.training.steps == 15
+
+
 def test_attempt_without_a_usable_parent_begins_from_scratch_and_says_so(base: RunConfig) -> None:
     lines: list[str] = []
     trainer = FakeTrainer(verdicts={"lower-00": ["poisoned"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +12,14 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.errors import UnfitError
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Figures
-from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.beginning import Beginning, kept_steps
 from elastic_lm.experiment.lineage import Skip
 from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.result import ExperimentResult
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
+from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
 TRAINED, FORKED = "trained.json", "forked.txt"
@@ -35,7 +36,8 @@ def by_learning_rate(config: RunConfig) -> float:
 class FakeTrainer:
     """`score`: perplexity of a run. `verdicts`: of runs that do not end well, by name, the first of each list first.
 
-    `begun`: runs whose training began, in their order; `forks`: (parent, step, run) of each.
+    `begun`: runs whose training began, in their order; `forks`: (parent, step, run) of each. `kept`: steps of the checkpoints
+    that a run has, by name, where they are not those of one that nothing has interrupted.
     """
 
     def __init__(self, score: Score = by_learning_rate, verdicts: Mapping[str, list[str]] | None = None) -> None:
@@ -44,6 +46,7 @@ class FakeTrainer:
         self.begun: list[str] = []
         self.forks: list[tuple[str, int, str]] = []
         self.refuses_forks = False
+        self.kept: dict[str, Sequence[int]] = {}
         self.figures = ("loss", "perplexity")
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
@@ -51,6 +54,11 @@ class FakeTrainer:
 
     def check(self, config: RunConfig) -> None:
         self.calls.append(f"check {config.name}")
+
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        folder = Storage.open(config.run_url)
+        start = int(folder.read(FORKED)) if folder.exists(FORKED) else 0
+        return self.kept.get(config.name, kept_steps(RunAddress.at(config.run_url).stored_config(), start))
 
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         self.calls.append(f"fork {config.name}")
@@ -116,7 +124,7 @@ def plan_of(**changes: Any) -> Plan:
 def loop_of(
     base: RunConfig, plan: Plan, trainer: FakeTrainer, tell: Callable[[str], None] = lambda sentence: None
 ) -> Loop:
-    return Loop(Beginning(plan, base), trainer, tell)
+    return Loop(Beginning.of(plan, base), trainer, tell)
 
 
 def carried_out(base: RunConfig, plan: Plan, trainer: FakeTrainer) -> ExperimentResult:
