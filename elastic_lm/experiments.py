@@ -100,11 +100,19 @@ class _Trainer:
 
     def __init__(self, plan: Plan, on_line: Callable[[str], None] | None, quiet: bool) -> None:
         self._plan, self._on_line, self._quiet = plan, on_line, quiet
+        self._fitting: set[tuple[object, ...]] = set()  # tokens and contexts for which all items are known to fit
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
         from elastic_lm.evaluate import tasks
+        from elastic_lm.trained_model import interface_of
 
         found = tasks.find(self._plan.tasks, config, self._plan.samples)
+        context = config.data.tokens, config.data.manifest, config.objective.name, config.model_spec(0).max_tokens
+        if context not in self._fitting:
+            interface = interface_of(config)
+            for task in found:
+                task.question.plan(interface)
+            self._fitting.add(context)
         return {task.name: Asked(task.hash, task.question.figures) for task in found}
 
     def check(self, config: RunConfig) -> None:
@@ -137,10 +145,10 @@ class _Trainer:
     def account(self, config: RunConfig) -> Account:
         return Account.of(Storage.open(config.run_url))
 
-    def evaluate(self, config: RunConfig) -> Figures:
+    def evaluate(self, config: RunConfig, step: int) -> Figures:
         run = Run.open(config)
         figures: dict[str, dict[str, float | None]] = {}
-        for result in run.evaluate(*self._plan.tasks, samples=self._plan.samples):
+        for result in run.evaluate(*self._plan.tasks, step=step, samples=self._plan.samples):
             result.store(run.address.folder())
             figures[result.task] = {name: metric.value for name, metric in result.outcome.metrics.items()}
         return figures

@@ -12,6 +12,7 @@ import yaml
 
 from elastic_lm import Experiment, Run, RunResult, fit
 from elastic_lm.config import RunConfig
+from elastic_lm.errors import StorageError
 from elastic_lm.events.types import EventKind
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.lineage import Lineage
@@ -148,6 +149,31 @@ def test_run_that_is_stopped_stops_the_experiment_and_goes_on_with_the_same_comm
     assert names == ["lower-00", "lower-01", "lower-01", "lower-02"]
     steps = [e.step for e in Run.open(f"{base.storage}/runs/lower-01").events() if e.kind is EventKind.STEP_COMMITTED]
     assert steps == list(range(STEPS))
+
+
+def test_score_is_of_the_step_that_the_record_tells(
+    base: RunConfig, tmp_path: Path, mailboxes: list[LocalMailbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base.replace("training.steps=8")
+    plan = written(base, tmp_path, budget={"attempts": 1})
+    real = Solo.train
+
+    def train(solo: Solo, until: int | None = None) -> Any:
+        real(solo, 4)
+        return real(Solo(solo.plan.config))
+
+    monkeypatch.setattr(Solo, "train", train)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluate", lambda *_, **__: (_ for _ in ()).throw(StorageError("away")))
+        assert run("experiment", plan).exit_code == 4
+    folder = Storage.open(f"{base.storage}/runs/lower-00")
+    for path in [path for path in folder.list("checkpoints/") if "00000008" in path]:
+        folder.delete(path)
+    told = run("experiment", plan)
+    assert told.exit_code != 0 and "step 8" in told.stderr
+    assert folder.list("evaluations/") == []
+    found = json.loads(run("experiment", plan, "--json").stdout)
+    assert (found["verdict"], found["attempts"][0]["state"]) == ("budget", "checkpoint_error")
 
 
 def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(

@@ -259,7 +259,9 @@ class Loop:
             if result.verdict != DONE and result.verdict not in FAILURES:
                 return goes_on
         assert account.verdict is not None
-        figures = self._trainer.evaluate(config) if account.verdict == DONE else {}
+        figures: Figures = {}
+        if account.verdict == DONE:
+            figures = self._trainer.evaluate(config, config.training.steps if account.step is None else account.step)
         return self._end(attempt, account.verdict, account.message, account, figures)
 
     def _end(

@@ -27,7 +27,10 @@ class Trainer(Protocol):
     """Each method may raise an ElasticLMError: then nothing is known of the attempt, and the loop ends to be gone on with."""
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
-        """The tasks, by name, as they are for this run.    Raises: ConfigError when one is broken or not for its objective."""
+        """The tasks, by name, as they are for this run.
+
+        Raises: ConfigError when one is broken, not for its objective, or has an item that does not fit its model.
+        """
 
     def check(self, config: RunConfig) -> None:
         """Raises: what `train` would before it begins anything."""
@@ -47,5 +50,8 @@ class Trainer(Protocol):
     def account(self, config: RunConfig) -> Account:
         """Of the run, also of one that has not begun."""
 
-    def evaluate(self, config: RunConfig) -> Figures:
-        """What the run's last state comes to in each task; kept in the run's folder, too."""
+    def evaluate(self, config: RunConfig, step: int) -> Figures:
+        """What the run's state of this step, its last one, comes to in each task; kept in the run's folder, too.
+
+        Raises: CheckpointError when that is not there.
+        """

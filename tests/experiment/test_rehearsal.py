@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_task_with_missing_references_or_items_is_refused(
     (tmp_path / "mine.yaml").write_text("kind: bleu\ndata: mine.jsonl\n")
     (tmp_path / "mine.jsonl").write_text(item)
     assert message in refused(write(tasks=["mine.yaml"], target="mine.bleu >= 20"), base)
+
+
+def test_item_that_does_not_fit_an_attempts_model_is_refused(base: RunConfig, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("kind: choices\ndata: mine.jsonl\n")
+    item = {"context": "a", "choices": ["b", "one two three four five six seven eight nine ten " * 2], "answer": 0}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(item))
+    long = ("model.max_tokens=256",)
+    Experiment.open(write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5", set_=long))
+    plan = write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5", changes=[{"model.max_tokens": 32}], set_=long)
+    told = refused(plan, base)
+    assert told.startswith("attempt 1 (model.max_tokens=32): ") and "the model's context is 32" in told
+    told = refused(write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5"), base)
+    assert told.startswith("attempt 0 (the base): ")
 
 
 def test_task_that_an_attempts_objective_cannot_answer_is_refused(
