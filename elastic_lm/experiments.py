@@ -100,6 +100,7 @@ class _Trainer:
 
     def __init__(self, plan: Plan, on_line: Callable[[str], None] | None, quiet: bool) -> None:
         self._plan, self._on_line, self._quiet = plan, on_line, quiet
+        self.signal: str | None = None
         self._fitting: set[tuple[object, ...]] = set()  # tokens and contexts for which all items are known to fit
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
@@ -139,8 +140,11 @@ class _Trainer:
         from elastic_lm.runtime.trainer import fit
 
         with _stopped_after(config, limit_s) as is_over:
-            result = fit(config, on_line=self._on_line, quiet=self._quiet)
+            result = fit(config, on_line=self._on_line, quiet=self._quiet, on_signal=self._hear)
         return replace(result, verdict=OUT_OF_TIME) if result.verdict == "stopped" and is_over() else result
+
+    def _hear(self, signal: str) -> None:
+        self.signal = signal
 
     def account(self, config: RunConfig) -> Account:
         return Account.of(Storage.open(config.run_url))

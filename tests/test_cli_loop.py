@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import yaml
 from elastic_lm import Experiment, Run, RunResult, fit
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import StorageError
-from elastic_lm.events.types import EventKind
+from elastic_lm.events.log import EventLog
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.runtime import remote
@@ -238,6 +242,43 @@ def test_account_of_a_run_that_was_cut_short(base: RunConfig) -> None:
     last = {event.attempt: event.elapsed_s for event in events}
     assert done.seconds == pytest.approx(sum(last.values()))
     assert done.seconds > stopped.seconds > 0
+
+
+def test_account_counts_steps_that_were_given_up(base: RunConfig) -> None:
+    folder = Storage.open(base.run_url)
+    log = EventLog(folder.child("events"))
+    committed = lambda *steps: [Event(EventKind.STEP_COMMITTED, "", step) for step in steps]  # noqa: E731
+    rewound = lambda step, number: Event(EventKind.REWOUND, "", step, fields={"num_steps": number})  # noqa: E731
+    for event in [Event(EventKind.RUN_STARTED, ""), *committed(4, 5, 6, 7, 8), rewound(6, 3), *committed(6, 7)]:
+        log.append(event)
+    log.flush()
+    found = Account.of(folder)
+    assert (found.step, found.num_steps) == (8, 7)
+    for event in [
+        rewound(4, 4),
+        Event(EventKind.RUN_FINISHED, "", 4, fields={"verdict": "stopped", "reason": "asked"}),
+    ]:
+        log.append(event)
+    log.flush()
+    found = Account.of(folder)
+    assert (found.verdict, found.step, found.num_steps) == ("stopped", 4, 7)
+    log.close()
+
+
+def test_signal_reaches_whoever_trains(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    real = Solo.train
+
+    def train(solo: Solo, until: int | None = None) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not heard:  # the test has a time limit
+            time.sleep(0.01)
+        return real(solo, until)
+
+    monkeypatch.setattr(Solo, "train", train)
+    with without_ray():
+        fit(base.replace("training.steps=1"), quiet=True, on_signal=heard.append)
+    assert heard == ["SIGTERM"]
 
 
 def test_account_takes_from_a_result_what_the_log_may_lack() -> None:

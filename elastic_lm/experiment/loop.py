@@ -213,6 +213,10 @@ class Loop:
             self._ended[found.number] = found
             self._tell_end(self.attempts[found.number])
             self._draw()
+            if (
+                self._trainer.signal is not None and self._verdict() is None
+            ):  # a run in its last step is done all the same
+                return Verdict("stopped", f"{self._trainer.signal} received; the same command goes on")
         return verdict
 
     def _begin(self, attempt: Attempt, owner: Ownership) -> Attempt:

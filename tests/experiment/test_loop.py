@@ -194,6 +194,23 @@ def test_error_that_comes_twice_at_the_same_step_ends_the_attempt(
     assert second.verdict == "reached"
 
 
+def test_signal_in_a_runs_last_step_ends_the_loop_before_the_next_attempt(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer()
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trainer.signal = "SIGTERM"
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    result = carried_out(base, plan_of(), trainer)
+    assert (result.verdict, result.message) == ("stopped", "SIGTERM received; the same command goes on")
+    assert [state for state, _ in told(result)] == ["done", "not begun", "not begun", "not begun"]
+    assert carried_out(base, plan_of(), FakeTrainer()).verdict == "reached"
+
+
 def test_error_of_the_trainer_ends_the_loop_until_the_next_command(
     base: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ class FakeTrainer:
         self.calls: list[str] = []
         self.begun: list[str] = []
         self.forks: list[tuple[str, int, str]] = []
+        self.signal: str | None = None
         self.refuses_forks = False
         self.kept: dict[str, Sequence[int]] = {}
         self.figures = ("loss", "perplexity")
