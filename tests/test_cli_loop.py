@@ -192,7 +192,7 @@ def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(
     plan = written(base.replace("training.steps=1000000"), tmp_path, budget={"hours": 0.5 / 3600})
     told = run("experiment", plan)
     assert told.exit_code == 1, told.stderr
-    assert "budget: the 0.000138889 hours of budget.hours are over" in told.stdout
+    assert "budget: the 0.0001388888888888889 hours of budget.hours are over" in told.stdout
     folder = Storage.open(f"{base.storage}/runs/lower-00")
     account = Account.of(folder)
     assert account.verdict == "stopped" and account.step is not None and 0 < account.step < 1_000_000

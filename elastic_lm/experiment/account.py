@@ -12,7 +12,7 @@ from elastic_lm.storage import Storage
 
 @dataclass(frozen=True)
 class Account:
-    """`verdict`: None while there is none. `num_steps`: steps that this run has committed, also those that it gave up when it went
+    """`verdict`: None while there is none. `num_steps`: steps that this run has committed, also those that it gave up by going
     back; `step`: how many its state has applied.
 
     `seconds`: for which it was trained: from the start of each of its coordinators to the last that it has logged. Waiting for

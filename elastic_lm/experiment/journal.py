@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from elastic_lm.config_text import flatten, inline
 from elastic_lm.errors import AlreadyExistsError, ConfigError, NotFoundError, StorageError
 from elastic_lm.experiment.attempt import Begun, Ended, Trouble
+from elastic_lm.experiment.target import exact
 from elastic_lm.storage import Storage
 
 FOLDER = "experiments"
@@ -67,7 +68,9 @@ class Setup:
         for name, limit in earlier.budget.items():
             raised = self.budget.get(name)
             if raised is not None and (limit is None or raised < limit):
-                found.append(f"budget.{name}: {'none' if limit is None else f'{limit:g}'} -> {raised:g}, which is less")
+                found.append(
+                    f"budget.{name}: {'none' if limit is None else exact(limit)} -> {exact(raised)}, which is less"
+                )
         return found
 
 

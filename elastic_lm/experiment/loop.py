@@ -34,6 +34,7 @@ from elastic_lm.experiment.beginning import Beginning, going_on
 from elastic_lm.experiment.journal import FOLDER, Journal
 from elastic_lm.experiment.rehearsal import Rehearsal
 from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult, Verdict
+from elastic_lm.experiment.target import exact
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Trainer
 from elastic_lm.ownership import Ownership
 from elastic_lm.run_address import RunAddress
@@ -148,14 +149,16 @@ class Loop:
         if budget.tokens is not None and spent + needed > budget.tokens:
             return self._spent(
                 f"{spent:,} tokens are trained on, and {following.run} would take {needed:,} more, beyond budget.tokens="
-                f"{budget.tokens:g}"
+                f"{exact(budget.tokens)}"
             )
         if budget.hours is not None and seconds_of(self.attempts) >= budget.hours * HOUR_S:
             return self._out_of_time()
         return None
 
     def _out_of_time(self) -> Verdict:
-        return self._spent(f"the {self._plan.budget.hours:g} hours of budget.hours are over")
+        hours = self._plan.budget.hours
+        assert hours is not None
+        return self._spent(f"the {exact(hours)} hours of budget.hours are over")
 
     def _spent(self, why: str) -> Verdict:
         return Verdict(BUDGET, f"{why}, and no attempt reaches {self._target}{self._best_told()}")
@@ -352,14 +355,15 @@ class Loop:
         if attempt.ended.verdict != DONE:
             told = f"{attempt.ended.verdict}, without a score: {attempt.ended.message}"
         elif attempt.score is None:
-            told = f"its {self._target.figure} is not finite, so it has no score"
+            told = f"its {self._target.figure} is {self._target.lacks(attempt.ended.figures)}, so it has no score"
         else:
             missed = "reaches" if self._target.is_reached(attempt.score) else "does not reach"
             told = f"{self._scored(attempt)} {missed} {self._target}"
         self._tell(f"{attempt.run} ends: {told}.")
 
     def _scored(self, attempt: Attempt) -> str:
-        return f"{self._target.figure.replace('_', ' ')} {attempt.score:,.4f}"
+        assert attempt.score is not None
+        return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
     def _draw(self, verdict: Verdict | None = None) -> str | None:
         """Returns: where the page is; None when it could not be written, which is no reason to stop."""

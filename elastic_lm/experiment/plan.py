@@ -150,7 +150,7 @@ class Plan(Part):
 
     def _planned(self, number: int, values: dict[str, Any]) -> Planned:
         fields = {name: value for name, value in values.items() if name not in ("steps", "skip")}
-        changes = config_text.flatten(fields)
+        changes = _flat(number, fields)
         steps = self.steps
         if LAST_STEP in changes:  # which says the same
             if "steps" in values:
@@ -219,6 +219,29 @@ def beside(plan: str, address: str) -> str:
         elif part != "..":
             parts.append(part)
     return f"{scheme}://{'/'.join(parts).replace('//', '/')}"
+
+
+def _flat(number: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """By dotted names.    Raises: ConfigError when one is given twice, or is none that a config can hold."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        for field_name, given in config_text.flatten({name: value}).items():
+            if field_name in flat:
+                raise ConfigError(f"attempt {number} gives {field_name} twice; leave one out")
+            _check_plain(number, field_name, given)
+            flat[field_name] = given
+    return flat
+
+
+def _check_plain(number: int, name: str, value: Any) -> None:
+    """Raises: ConfigError unless it is kept as it is given: numbers, text, true, false, null, and lists of these."""
+    try:
+        json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"attempt {number}: {name!a}={value!a} is no value that is kept as it is ({error}); write finite numbers, text (in "
+            "quotes where it looks like a date), true, false, null, or a list of these"
+        ) from None
 
 
 def _steps(number: int, value: Any) -> int | None:

@@ -21,7 +21,7 @@ from elastic_lm.experiment import changes
 from elastic_lm.experiment.beginning import Beginning, forked_step
 from elastic_lm.experiment.journal import Setup
 from elastic_lm.experiment.plan import LAST_STEP, Planned
-from elastic_lm.experiment.target import Target
+from elastic_lm.experiment.target import Target, exact
 from elastic_lm.experiment.trainer import Asked, Trainer
 from elastic_lm.storage import Storage
 
@@ -256,8 +256,8 @@ def _check_budget(beginning: Beginning, tokens: list[int]) -> None:
     limit = beginning.plan.budget.tokens
     if limit is not None and tokens[0] > limit:
         raise ConfigError(
-            f"budget.tokens={limit:g} does not allow one attempt: the base alone trains on {tokens[0]:,} tokens; give more, or "
-            f"lower its {LAST_STEP}"
+            f"budget.tokens={exact(limit)} does not allow one attempt: the base alone trains on {tokens[0]:,} tokens; give more, "
+            f"or lower its {LAST_STEP}"
         )
 
 

@@ -231,6 +231,13 @@ def raising(error: Exception) -> Callable[..., Any]:
     return function
 
 
+def test_spent_budget_is_told_with_all_its_digits(base: RunConfig) -> None:
+    plan = plan_of(budget={"tokens": 1234567.5, "attempts": 1})
+    carried_out(base, plan, FakeTrainer())
+    with pytest.raises(ConfigError, match=r"budget.tokens: 1234567.5 -> 1234567.25, which is less"):
+        loop_of(base, plan_of(budget={"tokens": 1234567.25, "attempts": 1}), FakeTrainer())
+
+
 def test_page_that_cannot_be_written_is_told_and_stops_nothing(
     base: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
