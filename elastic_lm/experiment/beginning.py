@@ -48,7 +48,7 @@ class Beginning:
         """The base with the attempt's changes, as they are from step 0."""
         planned = self.planned[number]
         config = changes.changed(self.base, planned.overrides, name=self.run(number), storage=self.base.storage)
-        return changes.with_skip(config, planned.skip, 0)
+        return changes.with_skip(config, planned.skip, 0, called="skip")
 
     def overrides(self, number: int, step: int) -> list[str]:
         """What a fork of a state that has applied `step` steps changes of its parent's config."""
@@ -60,7 +60,7 @@ class Beginning:
         overrides = self.overrides(number, step)
         config = changes.changed(parent, overrides, name=self.run(number), storage=self.base.storage)
         changes.check_skip(parent, config, step)
-        return changes.with_skip(config, self.planned[number].skip, step)
+        return changes.with_skip(config, self.planned[number].skip, step, called="skip")
 
     def config(self, number: int, begun: Mapping[int, Begun]) -> RunConfig:
         """That of an attempt that has begun, as these say. Each is made once, its parents first."""

@@ -98,8 +98,8 @@ def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | No
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 
-def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
-    """`config` with these ranges of batch indices left out as well.
+def with_skip(config: RunConfig, ranges: Skip, step: int, *, called: str = "--skip") -> RunConfig:
+    """`config` with these ranges of batch indices left out as well. `called`: what they were given as, for errors.
 
     Raises: UnfitError when one is none, or begins before the batch of `step`.
     """
@@ -107,12 +107,13 @@ def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
     for start, stop in ranges:
         if not 0 <= start < stop:
             raise UnfitError(
-                f"--skip {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
+                f"{called} {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
             )
         if start < first:
             raise UnfitError(
-                f"--skip {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what comes "
-                f"before is in the state and cannot be left out any more; begin at {first} or later, or fork an earlier step"
+                f"{called} {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what "
+                f"comes before is in the state and cannot be left out any more; begin at {first} or later, or fork an "
+                "earlier step"
             )
     if not ranges:
         return config

@@ -330,7 +330,8 @@ class Loop:
                 name,
                 job_token=secrets.token_hex(16),
                 what=f"experiment {name}",
-                on_waiting=lambda sentence: self._tell(sentence.replace("Run ", "Experiment ", 1)),
+                noun="experiment",
+                on_waiting=self._tell,
             )
         except OwnershipError as error:
             owner = str(error).partition(": ")[2].partition(";")[0]

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from elastic_lm.config import RunConfig
-from elastic_lm.errors import CheckpointError, ConfigError, DataError, ElasticLMError, OwnershipError, StorageError
+from elastic_lm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ElasticLMError,
+    OwnershipError,
+    StorageError,
+    SupersededError,
+)
 from elastic_lm.experiment.attempt import Attempt, Ended, parent_of
 from elastic_lm.experiment.plan import Planned
 from elastic_lm.experiment.result import ExperimentResult
@@ -506,6 +514,25 @@ def test_experiment_that_another_process_runs_is_left_alone(base: RunConfig, mon
     finally:
         other.release()
     assert carried_out(base, plan_of(), trainer).verdict == "reached"
+
+
+def test_experiment_that_another_process_took_over_ends_and_says_so(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, taken = FakeTrainer(), []
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        folder = Storage.open(base.storage).child("experiments/lower")
+        taken.append(Ownership.acquire(folder, "lower", job_token="other", is_gone=lambda owner: True))
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    with pytest.raises(
+        SupersededError, match=r"^experiment lower was taken over by .* and the experiment goes on there"
+    ):
+        carried_out(base, plan_of(), trainer)
+    taken[0].release()
 
 
 # -- the same name, another plan -------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from elastic_lm.config_text import beside
 from elastic_lm.errors import ConfigError
-from elastic_lm.experiment.plan import Plan, beside
+from elastic_lm.experiment.plan import Plan
 from elastic_lm.storage import Storage
 from tests.experiment.trainers import plan_of
 
@@ -154,7 +155,7 @@ def test_plan_may_be_an_object_in_storage(tmp_path: Path) -> None:
         ("plans/a.yaml", "/runs/b.yaml", "/runs/b.yaml"),
         ("s3://bucket/plans/a.yaml", "run.yaml", "s3://bucket/plans/run.yaml"),
         ("s3://bucket/plans/a.yaml", "../run.yaml", "s3://bucket/run.yaml"),
-        ("file:///x/plans/a.yaml", "../run.yaml", "file:///x/run.yaml"),
+        ("file:///x/plans/a.yaml", "../run.yaml", "file:///x/plans/../run.yaml"),
         ("/plans/a.yaml", "s3://bucket/run.yaml", "s3://bucket/run.yaml"),
     ],
 )

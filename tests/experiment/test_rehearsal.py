@@ -119,7 +119,7 @@ FORK: dict[str, Any] = {"parent": "base", "steps": 5}
         ({**FORK, "changes": [{"model.width": 32}]}, ["the state of step 10 cannot take model.width: 16 -> 32"]),
         ({**FORK, "changes": [{"model.num_heads": 2}]}, ["attempt 1", "would mean something else"]),
         ({**FORK, "changes": [{"optimizer.kind": "muon"}]}, ["cannot take", "optimizer.kind"]),
-        ({**FORK, "changes": [{"skip": [[2, 5]]}]}, ["begins before batch 10, the first that the fork trains"]),
+        ({**FORK, "changes": [{"skip": [[2, 5]]}]}, [": skip 2:5 begins before batch 10, the first that the fork trains"]),
         ({**FORK, "changes": [{"training.skip": [[2, 5]]}]}, ["does not agree with what the 10 steps before"]),
     ],
 )  # fmt: skip
