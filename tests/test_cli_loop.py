@@ -177,7 +177,7 @@ def test_score_is_of_the_step_that_the_record_tells(
     assert told.exit_code != 0 and "step 8" in told.stderr
     assert folder.list("evaluations/") == []
     found = json.loads(run("experiment", plan, "--json").stdout)
-    assert (found["verdict"], found["attempts"][0]["state"]) == ("budget", "checkpoint_error")
+    assert (found["verdict"], found["attempts"][0]["state"]) == ("budget", "bad_checkpoint")
 
 
 def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(

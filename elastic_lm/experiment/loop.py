@@ -42,7 +42,7 @@ from elastic_lm.storage import Storage
 
 HOUR_S = 3600.0
 # What may pass and may not, by what it is called in a record. Storage, a cluster or an owner that is in the way passes.
-ERRORS = {ConfigError: "config_error", CheckpointError: "checkpoint_error", DataError: "data_error"}
+ERRORS = {ConfigError: "bad_config", CheckpointError: "bad_checkpoint", DataError: "data_error"}
 
 
 class Loop:

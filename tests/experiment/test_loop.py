@@ -173,8 +173,8 @@ def test_run_that_comes_to_trouble_at_another_step_goes_on_with_the_next_command
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [
-        (ConfigError("too long"), "config_error"),
-        (CheckpointError("gone"), "checkpoint_error"),
+        (ConfigError("too long"), "bad_config"),
+        (CheckpointError("gone"), "bad_checkpoint"),
         (DataError("bad"), "data_error"),
     ],
 )
