@@ -216,9 +216,8 @@ class Loop:
             self._ended[found.number] = found
             self._tell_end(self.attempts[found.number])
             self._draw()
-            if (
-                self._trainer.signal is not None and self._verdict() is None
-            ):  # a run in its last step is done all the same
+            # A run that a signal finds in its last step is done all the same.
+            if self._trainer.signal is not None and self._verdict() is None:
                 return Verdict("stopped", f"{self._trainer.signal} received; the same command goes on")
         return verdict
 
