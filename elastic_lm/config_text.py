@@ -62,6 +62,31 @@ def parse(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
 
 
+def beside(file: str, address: str) -> str:
+    """What a relative address in a file means; `..` is the folder above. Object storage knows none, so that is resolved here.
+
+    Raises: ConfigError when it leads out of a bucket.
+    """
+    if "://" in address or address.startswith(("/", "~")):
+        return os.path.expanduser(address)
+    folder, slash, _ = file.rpartition("/")
+    scheme, mark, place = folder.partition("://")
+    if not mark or scheme == "file":
+        return f"{folder}{slash}{address}"
+    parts = place.split("/")
+    for part in address.split("/"):
+        if part == "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+        if not parts:
+            raise ConfigError(
+                f"{file}: {address} leads out of the bucket {place.partition('/')[0]}; write its whole address, "
+                f"{scheme}://BUCKET/PATH"
+            )
+    return f"{scheme}://{'/'.join(parts)}"
+
+
 def documents(text: str, source: str) -> list[Any]:
     """The same of a stream of documents."""
     with _told(source):

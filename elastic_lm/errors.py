@@ -28,6 +28,10 @@ class ConfigError(ElasticLMError):
     """A run's configuration breaks a rule; found before any actor starts."""
 
 
+class UnfitError(ConfigError):
+    """A fork changes what its parent's state, or the parent's other choices, cannot take, whenever it is tried."""
+
+
 class DataError(ElasticLMError):
     """Data that must not be trained on (corrupt, missing, mismatched), with the place where it was found."""
 

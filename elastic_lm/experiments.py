@@ -9,9 +9,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from elastic_lm.checkpoint import registry
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ElasticLMError
 from elastic_lm.experiment import fork as forking
@@ -23,6 +24,7 @@ from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.rehearsal import Prospect
 from elastic_lm.experiment.result import ExperimentResult
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
 from elastic_lm.run import Run
@@ -55,7 +57,7 @@ class Experiment:
         Raises: ConfigError when it cannot be carried out, or began as another plan; DataError, StorageError.
         """
         found = plan if isinstance(plan, Plan) else Plan.load(plan)
-        beginning = Beginning(found, _settled(found.base_config()))
+        beginning = Beginning.of(found, _settled(found.base_config()))
         return cls(Loop(beginning, _Trainer(found, on_line, quiet), tell), found)
 
     @property
@@ -98,11 +100,20 @@ class _Trainer:
 
     def __init__(self, plan: Plan, on_line: Callable[[str], None] | None, quiet: bool) -> None:
         self._plan, self._on_line, self._quiet = plan, on_line, quiet
+        self.signal: str | None = None
+        self._fitting: set[tuple[object, ...]] = set()  # tokens and contexts for which all items are known to fit
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
         from elastic_lm.evaluate import tasks
+        from elastic_lm.trained_model import interface_of
 
         found = tasks.find(self._plan.tasks, config, self._plan.samples)
+        context = config.data.tokens, config.data.manifest, config.objective.name, config.model_spec(0).max_tokens
+        if context not in self._fitting:
+            interface = interface_of(config)
+            for task in found:
+                task.question.plan(interface)
+            self._fitting.add(context)
         return {task.name: Asked(task.hash, task.question.figures) for task in found}
 
     def check(self, config: RunConfig) -> None:
@@ -112,6 +123,15 @@ class _Trainer:
         check_installed(wanted_by(config))
         make_plan(config)
 
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        folder = Storage.open(config.run_url)
+        rewinds = Rewinds.load(folder)
+        return [
+            found.step
+            for found in registry.found(folder)
+            if found.state == "complete" and rewinds.keep(found.step, found.meta)
+        ]
+
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         request = forking.Request(RunAddress.at(parent.run_url), config.name, step, config.storage, overrides, skip)
         forking.fork(request)
@@ -120,16 +140,19 @@ class _Trainer:
         from elastic_lm.runtime.trainer import fit
 
         with _stopped_after(config, limit_s) as is_over:
-            result = fit(config, on_line=self._on_line, quiet=self._quiet)
+            result = fit(config, on_line=self._on_line, quiet=self._quiet, on_signal=self._hear)
         return replace(result, verdict=OUT_OF_TIME) if result.verdict == "stopped" and is_over() else result
+
+    def _hear(self, signal: str) -> None:
+        self.signal = signal
 
     def account(self, config: RunConfig) -> Account:
         return Account.of(Storage.open(config.run_url))
 
-    def evaluate(self, config: RunConfig) -> Figures:
+    def evaluate(self, config: RunConfig, step: int) -> Figures:
         run = Run.open(config)
         figures: dict[str, dict[str, float | None]] = {}
-        for result in run.evaluate(*self._plan.tasks, samples=self._plan.samples):
+        for result in run.evaluate(*self._plan.tasks, step=step, samples=self._plan.samples):
             result.store(run.address.folder())
             figures[result.task] = {name: metric.value for name, metric in result.outcome.metrics.items()}
         return figures

@@ -76,10 +76,11 @@ class Ownership:
         owner: Owner,
         *,
         renew_s: float = RENEW_S,
+        noun: str = "run",
     ) -> None:
         """For `acquire`, which made the claim."""
         self.owner = owner
-        self._folder, self._run, self._renew_s = folder, run, renew_s
+        self._folder, self._run, self._renew_s, self._noun = folder, run, renew_s, noun
         self._superseded: str | None = None
         self._problem: str | None = None
         self._ending = threading.Event()
@@ -94,6 +95,7 @@ class Ownership:
         *,
         job_token: str,
         what: str = "",
+        noun: str = "run",
         after: int = 0,
         expiry_s: float = EXPIRY_S,
         renew_s: float = RENEW_S,
@@ -104,7 +106,8 @@ class Ownership:
     ) -> Ownership:
         """Become the run's owner: at once if it has none, or one of the same job; else when its owner is gone.
 
-        Args: `after`: the highest epoch that the run's log or checkpoints hold, should `owner/` have been emptied since.
+        Args: `noun`: what is owned, in a word. `after`: the highest epoch that the run's log or checkpoints hold, should `owner/`
+        have been emptied since.
         `is_gone` knows of some owners for certain that they have ended: they are not waited for, nor is a process of this
         machine. `on_waiting` gets a sentence before somebody is waited for. `renew_s` is the same for all who may meet;
         `expiry_s` is at least four times as long.
@@ -117,7 +120,7 @@ class Ownership:
                 f"expiry_s={expiry_s} is too short for a renewal every {renew_s} s; use {4 * renew_s} or more"
             )
         folder = run_storage.child(FOLDER)
-        watch = _Watch(folder, run, expiry_s, is_gone, on_waiting, clock, sleep)
+        watch = _Watch(folder, run, noun, expiry_s, is_gone, on_waiting, clock, sleep)
         while True:
             newest = _Newest.of(folder)
             if newest.epoch and not newest.released:
@@ -130,7 +133,7 @@ class Ownership:
                 folder.create(_name(owner.epoch, _CLAIM), json.dumps(asdict(owner)).encode())
                 # Whoever slept before this line may have made a claim that was outranked and deleted long ago.
                 if _Newest.of(folder).epoch == owner.epoch:
-                    return cls(folder, run, owner, renew_s=renew_s)
+                    return cls(folder, run, owner, renew_s=renew_s, noun=noun)
 
     @property
     def epoch(self) -> int:
@@ -167,7 +170,7 @@ class Ownership:
         self._ending.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.warning("The claim on run %s could not be given back in %.0f s.", self._run, timeout_s)
+            logger.warning("The claim on %s %s could not be given back in %.0f s.", self._noun, self._run, timeout_s)
 
     def release_job(self, timeout_s: float = 10.0) -> None:
         """The same in the name of the job's newest owner, by whoever started the job and outlived its coordinators."""
@@ -179,8 +182,9 @@ class Ownership:
     def _check(self, folder: Storage) -> None:
         if self._superseded is None and (newest := _Newest.of(folder).epoch) > self.epoch:
             self._superseded = (
-                f"run {self._run} was taken over by {_owner(folder, newest)}; owner {self.epoch}, process {self.owner.pid} "
-                f"on host {self.owner.host}, has to end: nothing of it counts from now on, and the run goes on there"
+                f"{self._noun} {self._run} was taken over by {_owner(folder, newest)}; owner {self.epoch}, process "
+                f"{self.owner.pid} on host {self.owner.host}, has to end: nothing of it counts from now on, and the {self._noun} "
+                "goes on there"
             )
         if self._superseded is not None:
             raise SupersededError(self._superseded)
@@ -202,7 +206,7 @@ class Ownership:
             except SupersededError:
                 return  # whoever holds the claim looks at `superseded`
             except StorageError as error:
-                self._say(f"The claim on run {self._run} cannot be renewed: {error}")
+                self._say(f"The claim on {self._noun} {self._run} cannot be renewed: {error}")
             if self._ending.wait(self._renew_s):
                 self._give_back(folder, self.epoch)
                 return
@@ -220,13 +224,13 @@ class Ownership:
             if not newest.released and _owner(folder, newest.epoch).job_token == self.owner.job_token:
                 self._give_back(folder, newest.epoch)
         except StorageError as error:
-            self._say(f"The claim on run {self._run} could not be given back, so it has to expire: {error}")
+            self._say(f"The claim on {self._noun} {self._run} could not be given back, so it has to expire: {error}")
 
     def _give_back(self, folder: Storage, epoch: int) -> None:
         try:
             folder.write(_name(epoch, _RELEASED), b"")
         except StorageError as error:
-            self._say(f"The claim on run {self._run} could not be given back, so it has to expire: {error}")
+            self._say(f"The claim on {self._noun} {self._run} could not be given back, so it has to expire: {error}")
 
     def _say(self, problem: str) -> None:
         if self._problem is None:  # once, and again after it was well
@@ -241,13 +245,14 @@ class _Watch:
         self,
         folder: Storage,
         run: str,
+        noun: str,
         expiry_s: float,
         is_gone: Callable[[Owner], bool],
         on_waiting: Callable[[str], None],
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
-        self._folder, self._run, self._expiry_s = folder, run, expiry_s
+        self._folder, self._run, self._noun, self._expiry_s = folder, run, noun, expiry_s
         self._is_gone, self._on_waiting = is_gone, on_waiting
         self._clock, self._sleep = clock, sleep
         self._look_s = min(LOOK_S, expiry_s / 20)
@@ -257,8 +262,8 @@ class _Watch:
         if self._is_known_to_be_gone(owner):
             return True
         self._on_waiting(
-            f"Run {self._run} belongs to {owner}; watching whether it lives. It is taken over when it has given no sign of "
-            f"life for {self._expiry_s:.0f} s."
+            f"{self._noun.capitalize()} {self._run} belongs to {owner}; watching whether it lives. It is taken over when it has "
+            f"given no sign of life for {self._expiry_s:.0f} s."
         )
         seen, num_renewals, silent_s, looked_at = self._renewals(owner), 0, 0.0, self._clock()
         while silent_s < self._expiry_s:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ import yaml
 
 from elastic_lm import Experiment, Run, RunResult, fit
 from elastic_lm.config import RunConfig
-from elastic_lm.events.types import EventKind
+from elastic_lm.errors import StorageError
+from elastic_lm.events.log import EventLog
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.runtime import remote
@@ -150,6 +155,31 @@ def test_run_that_is_stopped_stops_the_experiment_and_goes_on_with_the_same_comm
     assert steps == list(range(STEPS))
 
 
+def test_score_is_of_the_step_that_the_record_tells(
+    base: RunConfig, tmp_path: Path, mailboxes: list[LocalMailbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base.replace("training.steps=8")
+    plan = written(base, tmp_path, budget={"attempts": 1})
+    real = Solo.train
+
+    def train(solo: Solo, until: int | None = None) -> Any:
+        real(solo, 4)
+        return real(Solo(solo.plan.config))
+
+    monkeypatch.setattr(Solo, "train", train)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluate", lambda *_, **__: (_ for _ in ()).throw(StorageError("away")))
+        assert run("experiment", plan).exit_code == 4
+    folder = Storage.open(f"{base.storage}/runs/lower-00")
+    for path in [path for path in folder.list("checkpoints/") if "00000008" in path]:
+        folder.delete(path)
+    told = run("experiment", plan)
+    assert told.exit_code != 0 and "step 8" in told.stderr
+    assert folder.list("evaluations/") == []
+    found = json.loads(run("experiment", plan, "--json").stdout)
+    assert (found["verdict"], found["attempts"][0]["state"]) == ("budget", "bad_checkpoint")
+
+
 def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(
     base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mailboxes: list[LocalMailbox]
 ) -> None:
@@ -162,7 +192,7 @@ def test_run_is_stopped_with_a_checkpoint_when_the_hours_are_over(
     plan = written(base.replace("training.steps=1000000"), tmp_path, budget={"hours": 0.5 / 3600})
     told = run("experiment", plan)
     assert told.exit_code == 1, told.stderr
-    assert "budget: the 0.000138889 hours of budget.hours are over" in told.stdout
+    assert "budget: the 0.0001388888888888889 hours of budget.hours are over" in told.stdout
     folder = Storage.open(f"{base.storage}/runs/lower-00")
     account = Account.of(folder)
     assert account.verdict == "stopped" and account.step is not None and 0 < account.step < 1_000_000
@@ -212,6 +242,43 @@ def test_account_of_a_run_that_was_cut_short(base: RunConfig) -> None:
     last = {event.attempt: event.elapsed_s for event in events}
     assert done.seconds == pytest.approx(sum(last.values()))
     assert done.seconds > stopped.seconds > 0
+
+
+def test_account_counts_steps_that_were_given_up(base: RunConfig) -> None:
+    folder = Storage.open(base.run_url)
+    log = EventLog(folder.child("events"))
+    committed = lambda *steps: [Event(EventKind.STEP_COMMITTED, "", step) for step in steps]  # noqa: E731
+    rewound = lambda step, number: Event(EventKind.REWOUND, "", step, fields={"num_steps": number})  # noqa: E731
+    for event in [Event(EventKind.RUN_STARTED, ""), *committed(4, 5, 6, 7, 8), rewound(6, 3), *committed(6, 7)]:
+        log.append(event)
+    log.flush()
+    found = Account.of(folder)
+    assert (found.step, found.num_steps) == (8, 7)
+    for event in [
+        rewound(4, 4),
+        Event(EventKind.RUN_FINISHED, "", 4, fields={"verdict": "stopped", "reason": "asked"}),
+    ]:
+        log.append(event)
+    log.flush()
+    found = Account.of(folder)
+    assert (found.verdict, found.step, found.num_steps) == ("stopped", 4, 7)
+    log.close()
+
+
+def test_signal_reaches_whoever_trains(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    real = Solo.train
+
+    def train(solo: Solo, until: int | None = None) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not heard:  # the test has a time limit
+            time.sleep(0.01)
+        return real(solo, until)
+
+    monkeypatch.setattr(Solo, "train", train)
+    with without_ray():
+        fit(base.replace("training.steps=1"), quiet=True, on_signal=heard.append)
+    assert heard == ["SIGTERM"]
 
 
 def test_account_takes_from_a_result_what_the_log_may_lack() -> None:

@@ -105,9 +105,10 @@ ALLOWED = {
         "elastic_lm.tracking", "elastic_lm.trained_model",
     },
     "elastic_lm.experiments": {
-        "elastic_lm.config", "elastic_lm.data.manifest", "elastic_lm.errors", "elastic_lm.evaluate", "elastic_lm.experiment",
-        "elastic_lm.huggingface", "elastic_lm.result", "elastic_lm.run", "elastic_lm.run_address", "elastic_lm.runtime.plan",
-        "elastic_lm.runtime.trainer", "elastic_lm.storage", "elastic_lm.tracking.trackers",
+        "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.data.manifest", "elastic_lm.errors",
+        "elastic_lm.evaluate", "elastic_lm.experiment", "elastic_lm.huggingface", "elastic_lm.result", "elastic_lm.run",
+        "elastic_lm.run_address", "elastic_lm.runtime.plan", "elastic_lm.runtime.trainer", "elastic_lm.storage",
+        "elastic_lm.tracking.trackers", "elastic_lm.trained_model",
     },
     "elastic_lm.terminal": {"typer", "elastic_lm.errors"},
     "elastic_lm.completion": set(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elastic_lm.config import RunConfig
-from elastic_lm.config_text import hint, parse
+from elastic_lm.config_text import beside, hint, parse
 from elastic_lm.errors import ConfigError, NotFoundError, StorageError
 from elastic_lm.evaluate import held_out
 from elastic_lm.evaluate.bleu import Bleu
@@ -105,8 +105,8 @@ def load(address: str, objective: str) -> Task:
             f"run's is {objective}; leave the task out"
         )
     data = options.text("data")
-    text = _text(_beside(address, data), f"{address}: data={data}")
-    question = found(_items(text, _beside(address, data)), options)
+    text = _text(beside(address, data), f"{address}: data={data}")
+    question = found(_items(text, beside(address, data)), options)
     options.end()
     asked = {**options.taken, "data": hashlib.sha256(text.encode()).hexdigest()}
     return Task(stem, kind, hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(), question)
@@ -126,31 +126,6 @@ def _items(text: str, source: str) -> list[Fields]:
     if not items:
         raise ConfigError(f"{source} holds no items; write one JSON object a line")
     return items
-
-
-def _beside(address: str, data: str) -> str:
-    """What a relative address in a file means. Object storage knows no `..`, so that is resolved here.
-
-    Raises: ConfigError when it leads out of a bucket.
-    """
-    if "://" in data or data.startswith(("/", "~")):
-        return data
-    folder, slash, _ = address.rpartition("/")
-    scheme, mark, place = folder.partition("://")
-    if not mark or scheme == "file":
-        return f"{folder}{slash}{data}"
-    parts = place.split("/")
-    for part in data.split("/"):
-        if part == "..":
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-        if not parts:
-            raise ConfigError(
-                f"{address}: data={data} leads out of the bucket {place.partition('/')[0]}; write its whole address, "
-                f"{scheme}://BUCKET/PATH"
-            )
-    return f"{scheme}://{'/'.join(parts)}"
 
 
 def _text(address: str, source: str) -> str:

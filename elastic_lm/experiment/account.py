@@ -12,7 +12,8 @@ from elastic_lm.storage import Storage
 
 @dataclass(frozen=True)
 class Account:
-    """`verdict`: None while there is none. `num_steps`: steps that this run has committed, each once; `step`: behind the last.
+    """`verdict`: None while there is none. `num_steps`: steps that this run has committed, also those that it gave up by going
+    back; `step`: how many its state has applied.
 
     `seconds`: for which it was trained: from the start of each of its coordinators to the last that it has logged. Waiting for
     workers counts, and time in which nothing ran does not.
@@ -35,6 +36,8 @@ class Account:
         verdict, message = None, ""
         first: int | None = None
         last: int | None = None
+        step: int | None = None
+        given_up = 0
         lived: dict[int, float] = {}
         for event in read(run_storage.child("events")):
             lived[event.attempt] = max(lived.get(event.attempt, 0.0), event.elapsed_s)
@@ -43,7 +46,14 @@ class Account:
             elif event.kind is EventKind.STEP_COMMITTED and event.step is not None:
                 first = event.step if first is None else min(first, event.step)
                 last = event.step if last is None else max(last, event.step)
+                step = last + 1
+            elif event.kind is EventKind.REWOUND and event.step is not None:
+                given_up += event.fields["num_steps"]
+                first, last, step = (
+                    (None, None, event.step) if first == event.step else (first, event.step - 1, event.step)
+                )
             elif event.kind is EventKind.RUN_FINISHED:
                 verdict, message = event.fields.get("verdict"), event.fields.get("reason", event.message)
+                step = step if event.step is None else event.step
         num_steps = 0 if first is None or last is None else last + 1 - first
-        return cls(verdict, message, None if last is None else last + 1, num_steps, sum(lived.values()))
+        return cls(verdict, message, step, num_steps + given_up, sum(lived.values()))

@@ -12,7 +12,9 @@ from elastic_lm.experiment.target import Target
 
 DONE = "done"
 # Verdicts of a run that are a result: it came to nothing, and would again. With any other but `done` it may go on.
-FAILURES = ("poisoned", "failed", "failed_bug", "refused")
+FAILURES = ("poisoned", "spiked", "failed_bug", "refused")
+# Verdicts that may pass: a result when the run comes to one of them at the same step again.
+PASSING = ("failed", "unavailable", "data_error")
 
 Figures = Mapping[str, Mapping[str, float | None]]
 
@@ -35,8 +37,27 @@ class Begun:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What interrupted an attempt, and may pass. `verdict`: its run's, or what an error is called; `step`: where that was."""
+
+    number: int
+    verdict: str
+    message: str
+    step: int | None = None
+    time_s: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_like(self, other: Trouble) -> bool:
+        """Whether it came to the same at the same place."""
+        return (self.verdict, self.step) == (other.verdict, other.step)
+
+
+@dataclass(frozen=True)
 class Ended:
-    """What came of an attempt. `verdict`: its run's, or `refused` when its changes do not fit its parent.
+    """What came of an attempt. `verdict`: its run's, or that of a trouble that came twice; `refused` when its changes do not fit
+    its parent.
 
     `score`: the target's figure; None when it has none, or none that is finite. `figures`: all, by task. `tokens` and
     `seconds`: what it has trained on and how long its run was trained, without evaluation.

@@ -14,7 +14,7 @@ from elastic_lm import config_text
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest as Corpus
 from elastic_lm.data.order import batch_of, merged
-from elastic_lm.errors import ConfigError, DataError, StorageError
+from elastic_lm.errors import ConfigError, DataError, StorageError, UnfitError
 from elastic_lm.experiment.lineage import Change, Skip
 from elastic_lm.storage import Storage
 
@@ -28,13 +28,17 @@ ORDER = ("batch.", "data.", "training.seed")
 def changed(config: RunConfig, overrides: Sequence[str], *, name: str, storage: str) -> RunConfig:
     """`config` as another run's, with `a.b=value` overrides; whatever was left open is settled by the corpus.
 
-    Raises: ConfigError; DataError; StorageError.
+    Raises: UnfitError when they make no config; ConfigError when the corpus is not the one that it names; DataError;
+    StorageError.
     """
     for text in overrides:
         if (field := text.partition("=")[0].strip()) in PLACE:
             raise ConfigError(f"--set {field}=... names another run; write --name and --storage")
     fields = {**config.model_dump(mode="json"), "name": name, "storage": storage}
-    after = RunConfig(**config_text.override(fields, overrides))  # at once: one may need another
+    try:
+        after = RunConfig(**config_text.override(fields, overrides))  # at once: one may need another
+    except ConfigError as error:
+        raise UnfitError(str(error)) from error
     if after.data.tokens != config.data.tokens and after.data.manifest == config.data.manifest:
         after = after.replace("data.manifest=null")  # whatever is there; the hash says whether it is another corpus
     was, now = ([getattr(data, field) for field in CORPUS] for data in (config.data, after.data))
@@ -58,19 +62,19 @@ def _differences(before: dict[str, Any], after: dict[str, Any], *, identity: boo
 
 
 def check_steps(after: RunConfig, step: int) -> None:
-    """Raises: ConfigError when the fork would have nothing to train."""
+    """Raises: UnfitError when the fork would have nothing to train."""
     if after.training.steps <= step:
-        raise ConfigError(
+        raise UnfitError(
             f"the state has applied {step} steps and training.steps={after.training.steps}, so that nothing would be trained; "
             f"name an earlier step (RUN@STEP), or add steps: --set training.steps={2 * step or 1}"
         )
 
 
 def check_beginning(found: Sequence[Change]) -> None:
-    """Raises: ConfigError when weights are named to begin with. A run's identity holds their hash and not their place."""
+    """Raises: UnfitError when weights are named to begin with. A run's identity holds their hash and not their place."""
     for change in found:
         if change.name in BEGINNING:
-            raise ConfigError(
+            raise UnfitError(
                 f"{change}: a fork begins from its parent's state and from nothing else; leave it as it was"
             )
 
@@ -94,21 +98,22 @@ def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | No
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 
-def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
-    """`config` with these ranges of batch indices left out as well.
+def with_skip(config: RunConfig, ranges: Skip, step: int, *, called: str = "--skip") -> RunConfig:
+    """`config` with these ranges of batch indices left out as well. `called`: what they were given as, for errors.
 
-    Raises: ConfigError when one is none, or begins before the batch of `step`.
+    Raises: UnfitError when one is none, or begins before the batch of `step`.
     """
     first = batch_of(step, config.training.skip)
     for start, stop in ranges:
         if not 0 <= start < stop:
-            raise ConfigError(
-                f"--skip {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
+            raise UnfitError(
+                f"{called} {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
             )
         if start < first:
-            raise ConfigError(
-                f"--skip {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what comes "
-                f"before is in the state and cannot be left out any more; begin at {first} or later, or fork an earlier step"
+            raise UnfitError(
+                f"{called} {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what "
+                f"comes before is in the state and cannot be left out any more; begin at {first} or later, or fork an "
+                "earlier step"
             )
     if not ranges:
         return config
@@ -116,12 +121,12 @@ def with_skip(config: RunConfig, ranges: Skip, step: int) -> RunConfig:
 
 
 def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
-    """Raises: ConfigError unless the first `step` steps have trained the same batches under both."""
+    """Raises: UnfitError unless the first `step` steps have trained the same batches under both."""
     trained = batch_of(step - 1, before.training.skip) + 1 if step else 0  # batches from here on are the fork's
     was, now = (merged(_below(config.training.skip, trained)) for config in (before, after))
     if was != now:
         kept = [list(each) for each in was]
-        raise ConfigError(
+        raise UnfitError(
             f"training.skip={[list(each) for each in after.training.skip]} does not agree with what the {step} steps before the "
             f"fork have trained; below batch {trained} it has to leave out {kept or 'nothing'}, as the parent did"
         )
@@ -135,7 +140,9 @@ def _below(ranges: Skip, limit: int) -> Skip:
 
 
 def check_vocabulary(before: RunConfig, after: RunConfig) -> None:
-    """Raises: ConfigError when another corpus has other tokens than the model has learned; DataError; StorageError."""
+    """Raises: UnfitError when another corpus has other tokens than the model has learned; ConfigError when that cannot be known;
+    DataError; StorageError.
+    """
     if before.data.manifest == after.data.manifest:
         return
     theirs = Corpus.load(Storage.open(after.data.tokens))
@@ -154,7 +161,7 @@ def check_vocabulary(before: RunConfig, after: RunConfig) -> None:
             "fork to where that is now (--set data.tokens=URL), and then fork that"
         )
     if ours.tokenizer_hash != theirs.tokenizer_hash:
-        raise ConfigError(
+        raise UnfitError(
             f"the corpus at data.tokens={after.data.tokens} was made with another tokenizer ({theirs.tokenizer_hash[:12]}) than "
             f"the parent's ({ours.tokenizer_hash[:12]}), so the model has learned other tokens; make one with the parent's: "
             f"elastic-lm prepare --tokenizer {before.data.tokens}/tokenizer.json"

@@ -24,7 +24,7 @@ from elastic_lm.engine.loss_scale import LossScale
 from elastic_lm.engine.optimizer import largest_update
 from elastic_lm.engine.spec import EngineSpec, OptimizerSpec
 from elastic_lm.engine.state import ReplicaState
-from elastic_lm.errors import CheckpointError, ConfigError, ElasticLMError
+from elastic_lm.errors import CheckpointError, ConfigError, ElasticLMError, UnfitError
 from elastic_lm.experiment.lineage import Change
 from elastic_lm.model.account import Account
 from elastic_lm.model.spec import ModelSpec
@@ -57,7 +57,7 @@ def check(
 ) -> Alteration | None:
     """Returns: what has to be made of the state of `step`; None when it is to stay as it is.
 
-    Raises: ConfigError saying which of the changes it cannot take; CheckpointError; DataError, StorageError.
+    Raises: UnfitError saying which of the changes it cannot take; CheckpointError; DataError, StorageError.
     """
     relevant = [change for change in changes if change.identity and change.name.startswith(KEPT_BY)]
     if not relevant:
@@ -78,7 +78,7 @@ def check(
     try:
         surgery = Surgery.between(was.model, now.model)
     except ConfigError as error:
-        raise ConfigError(f"{told} {error}") from error
+        raise UnfitError(f"{told} {error}") from error
     _check_same(_expected(surgery, stored, wanted), wanted, f"{told} {changed}: ")
     if not surgery.account.fates:
         return None
@@ -87,11 +87,11 @@ def check(
 
 
 def _check_same(stored: Shapes, wanted: Shapes, told: str) -> None:
-    """Raises: ConfigError naming the first tensor that is of another shape."""
+    """Raises: UnfitError naming the first tensor that is of another shape."""
     if stored == wanted:
         return
     name = next(name for name in sorted({*wanted, *stored}) if wanted.get(name) != stored.get(name))
-    raise ConfigError(
+    raise UnfitError(
         f"{told}{name} {_told(stored.get(name), 'is stored')}, and {_told(wanted.get(name), 'is wanted')}. A fork keeps its "
         "parent's kind of optimizer, its loss scale and the shape of a model from a factory; leave these as they were, or begin "
         "a new run"

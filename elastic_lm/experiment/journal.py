@@ -1,34 +1,42 @@
 """What storage holds of an experiment: `experiments/NAME/` beside the runs.
 
 `plans/NNNNNNNN.json` are what the experiment was asked, the first one and each that has added to it; of each attempt there are
-`attempts/NN-begun.json` and `attempts/NN-ended.json`. Invariant: all of them are created once and never changed, so whatever is
-cut short is gone on with by whoever reads them, and no attempt is made twice. `page.html` is made of them.
+`attempts/NN-begun.json`, `attempts/NN-ended.json` and, for each time that it was interrupted by what may pass,
+`attempts/NN-trouble-KKKK.json`. Invariant: all of them are created once and never changed, so whatever is cut short is gone on
+with by whoever reads them, and no attempt is made twice. `page.html` is made of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elastic_lm.config_text import flatten, inline
 from elastic_lm.errors import AlreadyExistsError, ConfigError, NotFoundError, StorageError
-from elastic_lm.experiment.attempt import Begun, Ended
+from elastic_lm.experiment.attempt import Begun, Ended, Trouble
+from elastic_lm.experiment.target import exact
 from elastic_lm.storage import Storage
 
 FOLDER = "experiments"
 FORMAT, VERSION = "elastic-lm experiment", 1
 Record = TypeVar("Record")
 PLANS, ATTEMPTS, PAGE = "plans", "attempts", "page.html"
+NOTES = {
+    "base.data.manifest": " (the corpus at data.tokens is not the one that the experiment began with)"
+}  # on what differs
+_PLAN = re.compile(rf"{PLANS}/(\d{{8}})\.json")
+_ATTEMPT = re.compile(rf"{ATTEMPTS}/\d{{2,}}-(begun|ended|trouble)(-\d{{4}})?\.json")
 
 
 @dataclass(frozen=True)
 class Setup:
     """What an experiment is, as far as its results depend on it. All are plain values.
 
-    `base`: the base config's fields that change bits, and its steps. `tasks`: the hash of each. `attempts`: what each changes.
+    `base`: what changes bits of the base config, or where it ends. `tasks`: the hash of each. `attempts`: what each changes.
     """
 
     target: str
@@ -51,7 +59,7 @@ class Setup:
         """What keeps this from going on where `earlier` was: one `field: was -> is` each."""
         was, now = (flatten({"target": a.target, "tasks": a.tasks, "parent": a.parent, "parent_step": a.parent_step,
                              "base": a.base}) for a in (earlier, self))  # fmt: skip
-        found = [f"{name}: {_told(was, name)} -> {_told(now, name)}" for name in sorted({*was, *now})
+        found = [f"{name}: {_told(was, name)} -> {_told(now, name)}{NOTES.get(name, '')}" for name in sorted({*was, *now})
                  if was.get(name) != now.get(name)]  # fmt: skip
         for number, before in enumerate(earlier.attempts):
             after = self.attempts[number] if number < len(self.attempts) else None
@@ -60,8 +68,19 @@ class Setup:
         for name, limit in earlier.budget.items():
             raised = self.budget.get(name)
             if raised is not None and (limit is None or raised < limit):
-                found.append(f"budget.{name}: {'none' if limit is None else f'{limit:g}'} -> {raised:g}, which is less")
+                found.append(
+                    f"budget.{name}: {'none' if limit is None else exact(limit)} -> {exact(raised)}, which is less"
+                )
         return found
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of attempts, by number: how each has begun, what came of those that have ended, and their troubles, in order."""
+
+    begun: dict[int, Begun]
+    ended: dict[int, Ended]
+    troubles: dict[int, list[Trouble]]
 
 
 class Journal:
@@ -92,26 +111,37 @@ class Journal:
 
     def _newest(self) -> tuple[Setup | None, int]:
         """With the number of the next."""
-        names = self.folder.list(f"{PLANS}/")
-        return (_record(self.folder, names[-1], Setup) if names else None), len(names)
+        found = [match for name in sorted(self.folder.list(f"{PLANS}/")) if (match := _PLAN.fullmatch(name))]
+        if not found:
+            return None, 0
+        return _record(self.folder, found[-1][0], Setup), int(found[-1][1]) + 1
 
     # -- attempts ----------------------------------------------------------------------------------------------------
 
-    def records(self) -> tuple[dict[int, Begun], dict[int, Ended]]:
-        """By number: how each has begun, and what came of those that have ended.    Raises: ConfigError when one is damaged."""
-        begun: dict[int, Begun] = {}
-        ended: dict[int, Ended] = {}
-        for name in self.folder.list(f"{ATTEMPTS}/"):
-            if name.endswith("-begun.json"):
+    def records(self) -> Records:
+        """All that is written.    Raises: ConfigError when one is damaged."""
+        found = Records({}, {}, {})
+        for name in sorted(self.folder.list(f"{ATTEMPTS}/")):
+            match = _ATTEMPT.fullmatch(name)
+            if match is None:
+                continue
+            if match[1] == "begun":
                 beginning = _record(self.folder, name, Begun)
-                begun[beginning.number] = beginning
-            elif name.endswith("-ended.json"):
+                found.begun[beginning.number] = beginning
+            elif match[1] == "ended":
                 end = _record(self.folder, name, Ended)
-                ended[end.number] = end
-        return begun, ended
+                found.ended[end.number] = end
+            else:
+                trouble = _record(self.folder, name, Trouble)
+                found.troubles.setdefault(trouble.number, []).append(trouble)
+        return found
 
     def begin(self, record: Begun) -> None:
         self._create(f"{ATTEMPTS}/{record.number:02d}-begun.json", _data(record.as_json()))
+
+    def trouble(self, record: Trouble, earlier: int) -> None:
+        """`earlier`: how many troubles the attempt had before."""
+        self._create(f"{ATTEMPTS}/{record.number:02d}-trouble-{earlier:04d}.json", _data(record.as_json()))
 
     def end(self, record: Ended) -> None:
         self._create(f"{ATTEMPTS}/{record.number:02d}-ended.json", _data(record.as_json()))

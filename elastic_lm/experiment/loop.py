@@ -9,33 +9,40 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ConfigError, OwnershipError, StorageError
+from elastic_lm.errors import CheckpointError, ConfigError, DataError, OwnershipError, StorageError, UnfitError
 from elastic_lm.experiment import tree_page
+from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import (
     DONE,
     FAILURES,
+    PASSING,
     Attempt,
     Begun,
     Ended,
+    Figures,
+    Trouble,
     best,
     parent_of,
     seconds_of,
     tokens_of,
 )
-from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.beginning import Beginning, going_on
 from elastic_lm.experiment.journal import FOLDER, Journal
 from elastic_lm.experiment.rehearsal import Rehearsal
 from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult, Verdict
+from elastic_lm.experiment.target import exact
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Trainer
 from elastic_lm.ownership import Ownership
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
 HOUR_S = 3600.0
+# What may pass and may not, by what it is called in a record. Storage, a cluster or an owner that is in the way passes.
+ERRORS = {ConfigError: "bad_config", CheckpointError: "bad_checkpoint", DataError: "data_error"}
 
 
 class Loop:
@@ -51,7 +58,7 @@ class Loop:
         self._beginning, self._trainer, self._tell = beginning, trainer, tell
         self._plan, self._target = beginning.plan, beginning.plan.wanted
         self._journal = Journal(Storage.open(beginning.base.storage).child(f"{FOLDER}/{self._plan.name}"))
-        self._begun, self._ended = self._journal.records()
+        self._read()
         self.rehearsal = Rehearsal.of(beginning, trainer, self._begun)
         self._journal.check(self.rehearsal.setup)
 
@@ -75,12 +82,16 @@ class Loop:
             return self._result(verdict)
         owner = self._acquire()
         try:
-            self._begun, self._ended = self._journal.records()  # somebody may have gone on meanwhile
+            self._read()  # somebody may have gone on meanwhile
             self._journal.check(self.rehearsal.setup)
             self._journal.adopt(self.rehearsal.setup)
             return self._result(self._go_on(owner))
         finally:
             owner.release()
+
+    def _read(self) -> None:
+        found = self._journal.records()
+        self._begun, self._ended, self._troubles = found.begun, found.ended, found.troubles
 
     def _result(self, verdict: Verdict) -> ExperimentResult:
         tokens, seconds = self._taken()
@@ -101,10 +112,18 @@ class Loop:
         tokens, seconds = tokens_of(self.attempts), seconds_of(self.attempts)
         for each in self.attempts:
             if each.is_under_way:
-                config = self._beginning.config(each.number, self._begun)
-                account = self._trainer.account(config)
-                tokens, seconds = tokens + account.num_steps * config.batch.tokens, seconds + account.seconds
+                account = self._account(each)
+                tokens, seconds = tokens + self._tokens_of(each, account), seconds + account.seconds
         return tokens, seconds
+
+    def _account(self, attempt: Attempt) -> Account:
+        return self._trainer.account(self.rehearsal.prospects[attempt.number].config)  # its run is there in any case
+
+    def _tokens_of(self, attempt: Attempt, account: Account) -> int:
+        """That the attempt was trained on."""
+        if not account.num_steps:
+            return 0
+        return account.num_steps * self._beginning.config(attempt.number, self._begun).batch.tokens
 
     # -- what comes next ---------------------------------------------------------------------------------------------
 
@@ -130,14 +149,16 @@ class Loop:
         if budget.tokens is not None and spent + needed > budget.tokens:
             return self._spent(
                 f"{spent:,} tokens are trained on, and {following.run} would take {needed:,} more, beyond budget.tokens="
-                f"{budget.tokens:g}"
+                f"{exact(budget.tokens)}"
             )
         if budget.hours is not None and seconds_of(self.attempts) >= budget.hours * HOUR_S:
             return self._out_of_time()
         return None
 
     def _out_of_time(self) -> Verdict:
-        return self._spent(f"the {self._plan.budget.hours:g} hours of budget.hours are over")
+        hours = self._plan.budget.hours
+        assert hours is not None
+        return self._spent(f"the {exact(hours)} hours of budget.hours are over")
 
     def _spent(self, why: str) -> Verdict:
         return Verdict(BUDGET, f"{why}, and no attempt reaches {self._target}{self._best_told()}")
@@ -154,14 +175,26 @@ class Loop:
         parent = parent_of(self._plan.parent, self.attempts[:number], self._target)
         if parent is None:
             return Begun(number, note=f"no attempt that could be its parent ({self._plan.parent}) has a score")
-        assert parent.ended is not None
-        return Begun(number, parent.number, self._plan.parent_step or parent.ended.step)
+        assert parent.ended is not None and parent.ended.step is not None
+        wanted = self._plan.parent_step or parent.ended.step
+        step = min(self._checkpoints(parent), key=lambda step: (abs(step - wanted), step), default=None)
+        if step is None:
+            return Begun(number, note=f"no checkpoint of {parent.run} can be used any more")
+        note = None if step == wanted else f"that is the nearest to step {wanted:,} of which there is a checkpoint"
+        return Begun(number, parent.number, step, note)
+
+    def _checkpoints(self, attempt: Attempt) -> Sequence[int]:
+        """Steps at which it can be forked."""
+        try:
+            return self._trainer.checkpoints(self.rehearsal.prospects[attempt.number].config)
+        except CheckpointError:
+            return ()
 
     def _tokens(self, record: Begun) -> int:
         """That the attempt will train on. Of one whose changes do not fit its parent: none."""
         try:
             config = self._beginning.config(record.number, {**self._begun, record.number: record})
-        except ConfigError:
+        except UnfitError:
             return 0
         return config.batch.tokens * max(0, config.training.steps - (record.parent_step or 0))
 
@@ -175,7 +208,7 @@ class Loop:
                 self._draw()
             else:
                 self._tell(f"{attempt.run} goes on: {self._beginning_told(attempt)}.")
-            found = self._made(attempt)
+            found = self._made(attempt, owner)
             if isinstance(found, Verdict):
                 return found
             owner.check()
@@ -183,6 +216,9 @@ class Loop:
             self._ended[found.number] = found
             self._tell_end(self.attempts[found.number])
             self._draw()
+            # A run that a signal finds in its last step is done all the same.
+            if self._trainer.signal is not None and self._verdict() is None:
+                return Verdict("stopped", f"{self._trainer.signal} received; the same command goes on")
         return verdict
 
     def _begin(self, attempt: Attempt, owner: Ownership) -> Attempt:
@@ -194,17 +230,26 @@ class Loop:
         self._tell(f"{attempt.run} begins: {self._beginning_told(attempt)}.")
         return attempt
 
-    def _made(self, attempt: Attempt) -> Ended | Verdict:
-        """What comes of an attempt; a verdict when that is not known yet."""
+    def _made(self, attempt: Attempt, owner: Ownership) -> Ended | Verdict:
+        """What comes of an attempt; a verdict when that is not known yet.    Raises: as a trainer, when it may pass."""
         try:
-            config = self._beginning.config(attempt.number, self._begun)
-            self._fork(attempt, config)
-        except ConfigError as error:  # only now is it known whose state the changes have to fit
+            return self._tried(attempt, owner)
+        except UnfitError as error:  # only now is it known whose state the changes have to fit
             if attempt.parent is None:
                 raise
             return Ended(attempt.number, "refused", str(error), time_s=time.time())
+        except tuple(ERRORS) as error:
+            verdict = next(name for kind, name in ERRORS.items() if isinstance(error, kind))
+            ended = self._troubled(attempt, verdict, str(error), self._account(attempt), owner)
+            if ended is None:
+                raise
+            return ended
+
+    def _tried(self, attempt: Attempt, owner: Ownership) -> Ended | Verdict:
+        config = self._beginning.config(attempt.number, self._begun)
+        self._fork(attempt, config)
         if attempt.parent is not None:
-            config = RunAddress.at(config.run_url).stored_config()  # with what its parent's state has settled
+            config = going_on(RunAddress.at(config.run_url).stored_config(), config)
         account = self._trainer.account(config)
         if account.verdict != DONE and account.verdict not in FAILURES:
             limit_s = self._limit_s(account.seconds)
@@ -213,25 +258,55 @@ class Loop:
             result = self._trainer.train(config, limit_s)
             if result.verdict == OUT_OF_TIME:
                 return self._out_of_time()
-            if result.verdict != DONE and result.verdict not in FAILURES:
-                return Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
             account = self._trainer.account(config).concluded(result)
+            goes_on = Verdict(result.verdict, f"{attempt.run}: {result.message}; the same command goes on")
+            if result.verdict in PASSING:
+                return self._troubled(attempt, result.verdict, result.message, account, owner) or goes_on
+            if result.verdict != DONE and result.verdict not in FAILURES:
+                return goes_on
         assert account.verdict is not None
-        figures = self._trainer.evaluate(config) if account.verdict == DONE else {}
+        figures: Figures = {}
+        if account.verdict == DONE:
+            figures = self._trainer.evaluate(config, config.training.steps if account.step is None else account.step)
+        return self._end(attempt, account.verdict, account.message, account, figures)
+
+    def _end(
+        self, attempt: Attempt, verdict: str, message: str, account: Account, figures: Figures | None = None
+    ) -> Ended:
         return Ended(
             attempt.number,
-            account.verdict,
-            account.message,
-            score=self._target.score(figures),
+            verdict,
+            message,
+            score=self._target.score(figures or {}),
             step=account.step,
-            tokens=account.num_steps * config.batch.tokens,
+            tokens=self._tokens_of(attempt, account),
             seconds=account.seconds,
-            figures=figures,
+            figures=figures or {},
             time_s=time.time(),
         )
 
+    def _troubled(
+        self, attempt: Attempt, verdict: str, message: str, account: Account, owner: Ownership
+    ) -> Ended | None:
+        """What may pass is written down, and ends the attempt when it has come to the same before: else one would block all.
+
+        Returns: None when it had not.
+        """
+        trouble = Trouble(attempt.number, verdict, message, account.step, time.time())
+        earlier = self._troubles.setdefault(attempt.number, [])
+        if any(trouble.is_like(each) for each in earlier):
+            return self._end(attempt, verdict, message, account)
+        owner.check()
+        self._journal.trouble(trouble, len(earlier))
+        earlier.append(trouble)
+        place = "before it is trained" if account.step is None else f"at step {account.step:,}"
+        self._tell(
+            f"{attempt.run} is interrupted: {verdict}. Should it come to that {place} again, it ends without a score."
+        )
+        return None
+
     def _fork(self, attempt: Attempt, config: RunConfig) -> None:
-        """Raises: ConfigError when the parent's state cannot take the changes."""
+        """Raises: UnfitError when the parent's state cannot take the changes; as a trainer."""
         record = attempt.begun
         assert record is not None
         if record.parent is None or Storage.open(config.run_url).exists(CONFIG_FILE):
@@ -254,7 +329,8 @@ class Loop:
                 name,
                 job_token=secrets.token_hex(16),
                 what=f"experiment {name}",
-                on_waiting=lambda sentence: self._tell(sentence.replace("Run ", "Experiment ", 1)),
+                noun="experiment",
+                on_waiting=self._tell,
             )
         except OwnershipError as error:
             owner = str(error).partition(": ")[2].partition(";")[0]
@@ -279,14 +355,15 @@ class Loop:
         if attempt.ended.verdict != DONE:
             told = f"{attempt.ended.verdict}, without a score: {attempt.ended.message}"
         elif attempt.score is None:
-            told = f"its {self._target.figure} is not finite, so it has no score"
+            told = f"its {self._target.figure} is {self._target.lacks(attempt.ended.figures)}, so it has no score"
         else:
             missed = "reaches" if self._target.is_reached(attempt.score) else "does not reach"
             told = f"{self._scored(attempt)} {missed} {self._target}"
         self._tell(f"{attempt.run} ends: {told}.")
 
     def _scored(self, attempt: Attempt) -> str:
-        return f"{self._target.figure.replace('_', ' ')} {attempt.score:,.4f}"
+        assert attempt.score is not None
+        return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
     def _draw(self, verdict: Verdict | None = None) -> str | None:
         """Returns: where the page is; None when it could not be written, which is no reason to stop."""

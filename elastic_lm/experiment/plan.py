@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -21,11 +20,11 @@ from pydantic import Field, ValidationError
 from elastic_lm import config_text
 from elastic_lm.config import Count, Part, RunConfig
 from elastic_lm.errors import ConfigError, NotFoundError
+from elastic_lm.experiment.changes import PLACE
 from elastic_lm.experiment.lineage import Skip
 from elastic_lm.experiment.target import HELD_OUT, Target
 from elastic_lm.storage import Storage
 
-PLACE = ("name", "storage")  # of a run's config: an attempt has its own
 MOST_ATTEMPTS = 1_000  # each is gone through beforehand, which takes some 50 ms
 LAST_STEP = "training.steps"
 SUFFIXES = (".yaml", ".yml")
@@ -119,8 +118,8 @@ class Plan(Part):
             plan = cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        tasks = tuple(task if not task.endswith(SUFFIXES) else beside(where, task) for task in plan.tasks)
-        return plan.model_copy(update={"base": beside(where, plan.base), "tasks": tasks})
+        tasks = tuple(task if not task.endswith(SUFFIXES) else config_text.beside(where, task) for task in plan.tasks)
+        return plan.model_copy(update={"base": config_text.beside(where, plan.base), "tasks": tasks})
 
     @property
     def wanted(self) -> Target:
@@ -150,7 +149,7 @@ class Plan(Part):
 
     def _planned(self, number: int, values: dict[str, Any]) -> Planned:
         fields = {name: value for name, value in values.items() if name not in ("steps", "skip")}
-        changes = config_text.flatten(fields)
+        changes = _flat(number, fields)
         steps = self.steps
         if LAST_STEP in changes:  # which says the same
             if "steps" in values:
@@ -204,21 +203,27 @@ def text_of(address: str, what: str) -> str:
         raise ConfigError(f"the {what} {address} is no UTF-8 text; write it as UTF-8") from error
 
 
-def beside(plan: str, address: str) -> str:
-    """What a relative address in a plan means; `..` is the folder above, also in a bucket."""
-    if "://" in address or address.startswith(("/", "~")):
-        return os.path.expanduser(address)
-    folder, slash, _ = plan.rpartition("/")
-    scheme, mark, place = folder.partition("://")
-    if not mark:
-        return f"{folder}{slash}{address}"
-    parts: list[str] = []
-    for part in PurePosixPath(place, address).parts:
-        if part == ".." and parts:
-            parts.pop()
-        elif part != "..":
-            parts.append(part)
-    return f"{scheme}://{'/'.join(parts).replace('//', '/')}"
+def _flat(number: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """By dotted names.    Raises: ConfigError when one is given twice, or is none that a config can hold."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        for field_name, given in config_text.flatten({name: value}).items():
+            if field_name in flat:
+                raise ConfigError(f"attempt {number} gives {field_name} twice; leave one out")
+            _check_plain(number, field_name, given)
+            flat[field_name] = given
+    return flat
+
+
+def _check_plain(number: int, name: str, value: Any) -> None:
+    """Raises: ConfigError unless it is kept as it is given: numbers, text, true, false, null, and lists of these."""
+    try:
+        json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"attempt {number}: {name!a}={value!a} is no value that is kept as it is ({error}); write finite numbers, text (in "
+            "quotes where it looks like a date), true, false, null, or a list of these"
+        ) from None
 
 
 def _steps(number: int, value: Any) -> int | None:

@@ -21,6 +21,7 @@ from elastic_lm.experiment import changes
 from elastic_lm.experiment.beginning import Beginning, forked_step
 from elastic_lm.experiment.journal import Setup
 from elastic_lm.experiment.plan import LAST_STEP, Planned
+from elastic_lm.experiment.target import Target, exact
 from elastic_lm.experiment.trainer import Asked, Trainer
 from elastic_lm.storage import Storage
 
@@ -54,7 +55,8 @@ class Rehearsal:
         Raises: ConfigError when an attempt cannot be made; DataError, StorageError.
         """
         configs = [_scratch(beginning, planned) for planned in beginning.planned]
-        asked = _tasks(beginning, trainer, configs)
+        questions = _Questions(trainer, beginning.plan.wanted, {})
+        asked = _tasks(beginning, questions, configs)
         same_as = _repeated(beginning, configs)
         _check_tokenizers(beginning, configs)
         for number, config in enumerate(configs):
@@ -63,7 +65,7 @@ class Rehearsal:
                 with _About(beginning.planned[number]):
                     trainer.check(config)
         tokens = [config.batch.tokens * config.training.steps for config in configs]
-        for number, num_tokens in _forks(beginning, configs):
+        for number, num_tokens in _forks(beginning, questions, configs):
             tokens[number] = num_tokens
         _check_budget(beginning, tokens)
         prospects = tuple(
@@ -78,6 +80,24 @@ class Rehearsal:
             for number, config in enumerate(configs)
         )
         return cls(prospects, _setup(beginning, configs[0], asked[0]))
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What attempts are asked. Those that differ in nothing that tasks depend on are asked the same."""
+
+    trainer: Trainer
+    target: Target
+    known: dict[str, Mapping[str, Asked]]
+
+    def of(self, config: RunConfig) -> Mapping[str, Asked]:
+        """Raises: ConfigError when a task is broken or does not fit the model, or none tells what is wanted."""
+        key = json.dumps([config.model_dump(mode="json")[part] for part in ("data", "batch", "objective", "model")])
+        if key not in self.known:
+            asked = self.trainer.asked(config)
+            self.target.check({name: task.figures for name, task in asked.items()})
+            self.known[key] = asked
+        return self.known[key]
 
 
 class _About:
@@ -101,20 +121,12 @@ def _scratch(beginning: Beginning, planned: Planned) -> RunConfig:
         return beginning.scratch(planned.number)
 
 
-def _tasks(beginning: Beginning, trainer: Trainer, configs: list[RunConfig]) -> list[Mapping[str, Asked]]:
-    """Of each attempt; those that differ in nothing that tasks depend on are asked the same.
-
-    Raises: ConfigError when a task is broken, or none tells what is wanted.
-    """
-    known: dict[str, Mapping[str, Asked]] = {}
+def _tasks(beginning: Beginning, questions: _Questions, configs: list[RunConfig]) -> list[Mapping[str, Asked]]:
+    """Of each attempt.    Raises: ConfigError."""
     found = []
     for planned, config in zip(beginning.planned, configs, strict=True):
-        key = json.dumps([config.model_dump(mode="json")[part] for part in ("data", "batch", "objective", "model")])
-        if key not in known:
-            with _About(planned):
-                known[key] = trainer.asked(config)
-                beginning.plan.wanted.check({name: task.figures for name, task in known[key].items()})
-        found.append(known[key])
+        with _About(planned):
+            found.append(questions.of(config))
     return found
 
 
@@ -124,10 +136,10 @@ def _changed(base: RunConfig, config: RunConfig) -> tuple[changes.Change, ...]:
 
 def _repeated(beginning: Beginning, configs: list[RunConfig]) -> list[int | None]:
     """For each the earlier attempt that it would repeat. Of a grid that is left out, in a list it is a mistake."""
-    first: dict[tuple[str, int], int] = {}
+    first: dict[str, int] = {}
     found: list[int | None] = []
     for planned, config in zip(beginning.planned, configs, strict=True):
-        key = config.identity_fingerprint(), config.training.steps
+        key = json.dumps([config.identity_fingerprint(), config.training.steps, _policies(config)])
         same = first.setdefault(key, planned.number)
         is_repeated = same != planned.number and not beginning.plan.forks
         if is_repeated and not beginning.plan.grid:
@@ -137,6 +149,13 @@ def _repeated(beginning: Beginning, configs: list[RunConfig]) -> list[int | None
             )
         found.append(same if is_repeated else None)
     return found
+
+
+def _policies(config: RunConfig) -> dict[str, Any]:
+    """What is no run's identity, because it decides only which batches are left out and whether a run ends early."""
+    spikes, on_nonfinite = config.spikes, config.training.on_nonfinite
+    is_used = spikes.policy != "ignore" or on_nonfinite == "rewind"
+    return {"training.on_nonfinite": on_nonfinite, **(flatten({"spikes": spikes.model_dump()}) if is_used else {})}
 
 
 def _check_tokenizers(beginning: Beginning, configs: list[RunConfig]) -> None:
@@ -183,7 +202,7 @@ class _Parent:
     begins_at: int = 0
 
 
-def _forks(beginning: Beginning, configs: list[RunConfig]) -> Iterator[tuple[int, int]]:
+def _forks(beginning: Beginning, questions: _Questions, configs: list[RunConfig]) -> Iterator[tuple[int, int]]:
     """(number, tokens that it trains on when it is a fork of the base) of each, all likely parents being gone through."""
     plan = beginning.plan
     if not plan.forks:
@@ -191,14 +210,14 @@ def _forks(beginning: Beginning, configs: list[RunConfig]) -> Iterator[tuple[int
     base = _Parent(configs[0])
     before = chained = base
     for planned in beginning.planned[1:]:
-        mine = _fork(beginning, planned, base)
+        mine = _fork(beginning, questions, planned, base)
         yield planned.number, mine.config.batch.tokens * (mine.config.training.steps - mine.begins_at)
         if plan.parent != "base":
-            _fork(beginning, planned, before)
-            before, chained = mine, _fork(beginning, planned, chained)
+            _fork(beginning, questions, planned, before)
+            before, chained = mine, _fork(beginning, questions, planned, chained)
 
 
-def _fork(beginning: Beginning, planned: Planned, parent: _Parent) -> _Parent:
+def _fork(beginning: Beginning, questions: _Questions, planned: Planned, parent: _Parent) -> _Parent:
     """Raises: ConfigError when the attempt cannot be a fork of it."""
     with _About(planned, f", as a fork of {parent.config.name}"):
         step = forked_step(beginning.plan, parent.config, parent.begins_at)
@@ -213,6 +232,7 @@ def _fork(beginning: Beginning, planned: Planned, parent: _Parent) -> _Parent:
         changes.check_beginning(found)
         changes.check_vocabulary(parent.config, config)
         _check_state(parent.config, config, found, step)
+        questions.of(config)
     return _Parent(config, step)
 
 
@@ -236,8 +256,8 @@ def _check_budget(beginning: Beginning, tokens: list[int]) -> None:
     limit = beginning.plan.budget.tokens
     if limit is not None and tokens[0] > limit:
         raise ConfigError(
-            f"budget.tokens={limit:g} does not allow one attempt: the base alone trains on {tokens[0]:,} tokens; give more, or "
-            f"lower its {LAST_STEP}"
+            f"budget.tokens={exact(limit)} does not allow one attempt: the base alone trains on {tokens[0]:,} tokens; give more, "
+            f"or lower its {LAST_STEP}"
         )
 
 
@@ -249,7 +269,12 @@ def _setup(beginning: Beginning, base: RunConfig, asked: Mapping[str, Asked]) ->
         "tasks": {name: task.hash for name, task in asked.items()},
         "parent": plan.parent,
         "parent_step": plan.parent_step,
-        "base": {**flatten(base.identity()), LAST_STEP: base.training.steps, "storage": base.storage},
+        "base": {
+            **flatten(base.identity()),
+            **_policies(base),
+            LAST_STEP: base.training.steps,
+            "storage": base.storage,
+        },
         "attempts": attempts,
         "budget": plan.budget.model_dump(),
     }

@@ -24,7 +24,7 @@ class ExperimentResult:
     """What an experiment came to.
 
     `verdict`: reached, exhausted (no attempt is left), budget (it is spent), or that of the run which ended it for now: stopped,
-    unavailable, data_error, superseded. `best`: the attempt with the best score; `tokens` and `hours`: of all together.
+    failed, unavailable, data_error, superseded. `best`: the attempt with the best score; `tokens` and `hours`: of all together.
     """
 
     name: str

@@ -22,6 +22,7 @@ from typing import Any
 from elastic_lm import evaluation_file
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.layout import MANIFEST, folder_of
+from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import AlreadyExistsError, CheckpointError
@@ -176,6 +177,14 @@ def rules_of(config: RunConfig) -> SpikeRules | None:
     if spikes.policy == "ignore":
         return None
     return SpikeRules(spikes.window_steps, spikes.loss_z, spikes.gradient_z, spikes.steps_in_a_row)
+
+
+def retention_of(config: RunConfig) -> Retention:
+    """Which checkpoints the run keeps. Where it may go back, one of them it could go back to from any step behind the newest."""
+    checkpoint, spikes = config.checkpoint, config.spikes
+    may_go_back = "rewind" in (spikes.policy, config.training.on_nonfinite)
+    reach = spikes.rewind_steps + spikes.steps_in_a_row if may_go_back else None
+    return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 
 
 # -- the run's folder --------------------------------------------------------------------------------------------------

@@ -20,6 +20,11 @@ _TARGET = re.compile(
 )
 
 
+def exact(number: float) -> str:
+    """In as few digits as no other number has."""
+    return repr(float(number)).removesuffix(".0")
+
+
 @dataclass(frozen=True)
 class Target:
     """`sign`: <=, <, >= or >. The first two want less of the figure, the others more."""
@@ -44,7 +49,7 @@ class Target:
         return cls(match["task"] or HELD_OUT, match["figure"], match["sign"], bound)
 
     def __str__(self) -> str:
-        return f"{self.task}.{self.figure} {self.sign} {self.bound:g}"
+        return f"{self.task}.{self.figure} {self.sign} {exact(self.bound)}"
 
     @property
     def wants_less(self) -> bool:
@@ -69,6 +74,10 @@ class Target:
         value = figures.get(self.task, {}).get(self.figure)
         return value if value is not None and math.isfinite(value) else None
 
+    def lacks(self, figures: Mapping[str, Mapping[str, float | None]]) -> str:
+        """Why these have no score, in a word or two."""
+        return "not finite" if self.figure in figures.get(self.task, {}) else "not told"
+
     def is_reached(self, score: float | None) -> bool:
         if score is None:
             return False
@@ -81,6 +90,14 @@ class Target:
                 return score >= self.bound
             case _:
                 return score > self.bound
+
+    def shown(self, score: float) -> str:
+        """With four decimals, or as many more as tell on which side of my number it is."""
+        for decimals in range(4, 18):
+            text = f"{score:.{decimals}f}"
+            if self.is_reached(float(text)) == self.is_reached(score):
+                return f"{score:,.{decimals}f}"
+        return exact(score)
 
     def order(self, score: float) -> float:
         """The smaller, the better."""

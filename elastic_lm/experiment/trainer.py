@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,16 +26,26 @@ class Asked:
 class Trainer(Protocol):
     """Each method may raise an ElasticLMError: then nothing is known of the attempt, and the loop ends to be gone on with."""
 
+    @property
+    def signal(self) -> str | None:
+        """Name of one that asked to stop while a run was trained; None when none did."""
+
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
-        """The tasks, by name, as they are for this run.    Raises: ConfigError when one is broken or not for its objective."""
+        """The tasks, by name, as they are for this run.
+
+        Raises: ConfigError when one is broken, not for its objective, or has an item that does not fit its model.
+        """
 
     def check(self, config: RunConfig) -> None:
         """Raises: what `train` would before it begins anything."""
 
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        """Steps of the run's complete checkpoints, as far as they can be used.    Raises: CheckpointError when none can be."""
+
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         """Make `config`'s run of the parent's state at `step`; where that was cut short, go on with it.
 
-        Raises: ConfigError when that state cannot take the changes; CheckpointError when it is not there.
+        Raises: UnfitError when that state cannot take the changes; CheckpointError when it is not there.
         """
 
     def train(self, config: RunConfig, limit_s: float | None) -> RunResult:
@@ -44,5 +54,8 @@ class Trainer(Protocol):
     def account(self, config: RunConfig) -> Account:
         """Of the run, also of one that has not begun."""
 
-    def evaluate(self, config: RunConfig) -> Figures:
-        """What the run's last state comes to in each task; kept in the run's folder, too."""
+    def evaluate(self, config: RunConfig, step: int) -> Figures:
+        """What the run's state of this step, its last one, comes to in each task; kept in the run's folder, too.
+
+        Raises: CheckpointError when that is not there.
+        """

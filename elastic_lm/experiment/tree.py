@@ -5,7 +5,7 @@ Invariant: every attempt is in it once, children in the order in which they were
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,20 +27,20 @@ class Node:
 
 
 def nodes(attempts: Sequence[Attempt], target: Target) -> list[Node]:
-    """Depth first, as they are read from top to bottom."""
+    """Depth first, as they are read from top to bottom. A lineage may be as deep as a plan is long."""
     winner = best(attempts, target)
     children: dict[int | None, list[Attempt]] = {}
     for each in attempts:
         children.setdefault(each.parent, []).append(each)
 
-    def below(parent: int | None, open_: tuple[bool, ...]) -> Iterator[Node]:
-        of_parent = children.get(parent, [])
-        for each in of_parent:
-            is_last = each is of_parent[-1]
-            yield Node(each, len(open_), is_last, open_, _tone(each, winner, target))
-            yield from below(each.number, (*open_, not is_last))
-
-    return list(below(None, ()))
+    found = []
+    waiting: list[tuple[Attempt, tuple[bool, ...]]] = [(each, ()) for each in reversed(children.get(None, []))]
+    while waiting:
+        each, open_ = waiting.pop()
+        is_last = each is children[each.parent][-1]
+        found.append(Node(each, len(open_), is_last, open_, _tone(each, winner, target)))
+        waiting += [(child, (*open_, not is_last)) for child in reversed(children.get(each.number, []))]
+    return found
 
 
 def _tone(attempt: Attempt, winner: Attempt | None, target: Target) -> Tone:
@@ -59,7 +59,7 @@ def state_of(attempt: Attempt, target: Target) -> str:
         return attempt.state
     if attempt.score is not None:
         return "reaches it" if target.is_reached(attempt.score) else "misses it"
-    return "not finite" if attempt.ended.verdict == DONE else attempt.ended.verdict
+    return target.lacks(attempt.ended.figures) if attempt.ended.verdict == DONE else attempt.ended.verdict
 
 
 def lines(attempts: Sequence[Attempt], target: Target, *, plain: bool = False) -> list[tuple[str, Tone]]:
@@ -75,7 +75,7 @@ def lines(attempts: Sequence[Attempt], target: Target, *, plain: bool = False) -
 def _cells(attempt: Attempt, target: Target) -> tuple[str, ...]:
     ended = attempt.ended
     return (
-        "" if attempt.score is None else f"{attempt.score:,.4f}",
+        "" if attempt.score is None else target.shown(attempt.score),
         "" if ended is None or ended.step is None else f"{ended.step:,}",
         "" if ended is None else f"{ended.tokens:,}",
         state_of(attempt, target),

@@ -15,7 +15,8 @@ from elastic_lm.experiment.tree import Node, nodes, state_of
 from elastic_lm.monitor.chart import Chart, Line, duration
 
 WIDTH = 960
-ROW, INDENT, LEFT, RADIUS = 46, 30, 16, 6  # of the tree, in pixels
+ROW, INDENT, LEFT, RADIUS = 46, 30, 16, 6  # of the tree, in pixels; a deep one has a smaller indent
+DEEPEST = 420  # the farthest that an attempt stands to the right, so that there is room for what is told of it
 MOST_CHARACTERS = 92  # of what an attempt has changed, in one line
 STYLE = """<style>
 .told { font-size: 16px; color: var(--text); margin: 0 } .told.good { color: var(--good) } .told.bad { color: var(--bad) }
@@ -89,7 +90,9 @@ def _short(number: float) -> str:
 def _tree(target: Target, attempts: Sequence[Attempt]) -> str:
     found = nodes(attempts, target)
     rows = {node.attempt.number: row for row, node in enumerate(found)}
-    drawn = [*(_edge(node, rows) for node in found if node.depth), *(_row(n, r, target) for r, n in enumerate(found))]
+    indent = min(INDENT, DEEPEST / max([1, *(node.depth for node in found)]))
+    edges = (_edge(node, rows, indent) for node in found if node.depth)
+    drawn = [*edges, *(_row(node, row, target, indent) for row, node in enumerate(found))]
     return (
         f'<section><h2>Lineage</h2><svg class="tree" '
         f'viewBox="0 0 {WIDTH} {ROW * len(found)}" role="img" aria-label="Lineage of the attempts">{"".join(drawn)}</svg>'
@@ -97,29 +100,31 @@ def _tree(target: Target, attempts: Sequence[Attempt]) -> str:
     )
 
 
-def _at(depth: int, row: int) -> tuple[int, int]:
-    return LEFT + INDENT * depth, ROW * row + ROW // 2
+def _at(depth: int, row: int, indent: float) -> tuple[float, int]:
+    return round(LEFT + indent * depth, 1), ROW * row + ROW // 2
 
 
-def _edge(node: Node, rows: dict[int, int]) -> str:
+def _edge(node: Node, rows: dict[int, int], indent: float) -> str:
     """Down from the parent and round a corner."""
     parent = node.attempt.parent
     assert parent is not None
-    x, y = _at(node.depth - 1, rows[parent])
-    to_x, to_y = _at(node.depth, rows[node.attempt.number])
-    return f'<path class="edge" d="M{x},{y}V{to_y - 10}Q{x},{to_y} {x + 10},{to_y}H{to_x}"/>'
+    x, y = _at(node.depth - 1, rows[parent], indent)
+    to_x, to_y = _at(node.depth, rows[node.attempt.number], indent)
+    corner = min(10, to_x - x)
+    return f'<path class="edge" d="M{x:g},{y}V{to_y - 10}Q{x:g},{to_y} {x + corner:g},{to_y}H{to_x:g}"/>'
 
 
-def _row(node: Node, row: int, target: Target) -> str:
+def _row(node: Node, row: int, target: Target, indent: float) -> str:
     attempt = node.attempt
-    x, y = _at(node.depth, row)
-    score = "" if attempt.score is None else f"{attempt.score:,.4f}"
+    x, y = _at(node.depth, row, indent)
+    score = "" if attempt.score is None else target.shown(attempt.score)
     state = state_of(attempt, target)
     detail = _detail(attempt, state if score else "")
     return (
         f'<g class="{node.tone}"><rect x="0" y="{y - ROW // 2 + 2}" width="{WIDTH}" height="{ROW - 4}" rx="6"/>'
-        f'<circle cx="{x}" cy="{y}" r="{RADIUS}"/><text class="name" x="{x + 16}" y="{y - 3}">{html.escape(attempt.run)}</text>'
-        f'<text class="faint" x="{x + 16}" y="{y + 14}">{html.escape(_told(attempt))}</text>'
+        f'<circle cx="{x:g}" cy="{y}" r="{RADIUS}"/>'
+        f'<text class="name" x="{x + 16:g}" y="{y - 3}">{html.escape(attempt.run)}</text>'
+        f'<text class="faint" x="{x + 16:g}" y="{y + 14}">{html.escape(_told(attempt))}</text>'
         f'<text class="score" x="{WIDTH - 12}" y="{y - 3}">{score or html.escape(state)}</text>'
         f'<text class="faint state" x="{WIDTH - 12}" y="{y + 14}">{html.escape(detail)}</text></g>'
     )

@@ -23,7 +23,6 @@ import ray
 
 from elastic_lm import __version__, failpoints
 from elastic_lm.checkpoint.registry import CheckpointInfo
-from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
@@ -36,7 +35,7 @@ from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.errors import CheckpointError, StorageError, SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment import rewinds
-from elastic_lm.experiment.rewinds import Rewind, Rewinds
+from elastic_lm.experiment.rewinds import Rewind, Rewinds, retention_of
 from elastic_lm.model.flops import training_flops_per_token
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.ownership import Ownership
@@ -512,14 +511,6 @@ class Coordinator:
 def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
     """Its address, and the digests that its writer gave it."""
     return {} if checkpoint is None else {"url": checkpoint.url, **checkpoint.meta.get("digest", {})}
-
-
-def retention_of(config: RunConfig) -> Retention:
-    """Where the run may go back, one stays that it could go back to from any step behind the newest."""
-    checkpoint, spikes = config.checkpoint, config.spikes
-    may_go_back = "rewind" in (spikes.policy, config.training.on_nonfinite)
-    reach = spikes.rewind_steps + spikes.steps_in_a_row if may_go_back else None
-    return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 
 
 def roster_of(plan: Plan) -> Roster:

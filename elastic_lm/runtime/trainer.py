@@ -61,6 +61,7 @@ def fit(
     on_line: Callable[[str], None] | None = None,
     view: View | None = None,
     quiet: bool = False,
+    on_signal: Callable[[str], None] = lambda name: None,
 ) -> RunResult:
     """Train until done, stopped or beyond help. Blocks.
 
@@ -68,7 +69,8 @@ def fit(
     lines one at a time in its place, a `view` gets news and figures as objects, and `quiet` shows nothing. All are called
     in this thread.
     In the main thread, the first SIGINT (a notebook's interrupt), SIGTERM or SIGHUP stops the run with a checkpoint, and
-    its result is returned; the second ends it at once. In another thread signals are left alone; `Run.stop` stops it.
+    its result is returned; the second ends it at once. `on_signal` hears the first one's name: a run that is all but done is
+    `done` all the same. In another thread signals are left alone; `Run.stop` stops it.
     Returns: the verdict with its figures; an interrupted or failed run has a verdict too.
     Raises: ConfigError, DataError, CheckpointError, StorageError or ClusterError when it cannot start.
     """
@@ -78,7 +80,7 @@ def fit(
     check_installed(wanted_by(config))
     plan = make_plan(config, may_be_held=True)
     with _shown(plan.config, on_line, view, quiet) as chosen:
-        return _fit(plan, chosen)
+        return _fit(plan, chosen, on_signal)
 
 
 @contextlib.contextmanager
@@ -98,7 +100,7 @@ def _shown(config: RunConfig, on_line: Callable[[str], None] | None, view: View 
             yield suitable
 
 
-def _fit(plan: Plan, view: View) -> RunResult:
+def _fit(plan: Plan, view: View, on_signal: Callable[[str], None]) -> RunResult:
     config = plan.config
     with cluster.connected(config.workers.min * config.workers.num_cpus) as sentence:
         view.news(News(sentence))
@@ -113,7 +115,7 @@ def _fit(plan: Plan, view: View) -> RunResult:
             plan.run_storage.write(CONFIG_FILE, config.to_yaml().encode())
             with _temporary_folder() as folder:
                 hosted = _Hosted(config, mailbox, token, folder)
-                with _stop_on_signal(mailbox), Reassurance(Roster(config.name)):
+                with _stop_on_signal(mailbox, on_signal), Reassurance(Roster(config.name)):
                     hosted.start()
                     _follow(mailbox, hosted, view)
                     result = hosted.result()
@@ -290,7 +292,7 @@ def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signal(mailbox: Any) -> Iterator[None]:
+def _stop_on_signal(mailbox: Any, on_signal: Callable[[str], None]) -> Iterator[None]:
     """First signal: ask for a stop with a checkpoint. Second: the default, which ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -300,6 +302,7 @@ def _stop_on_signal(mailbox: Any) -> Iterator[None]:
         for signum in before:
             signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
         name = signal.Signals(number).name
+        on_signal(name)
         mailbox.post.remote(Command("stop", {"reason": f"{name} received"}))
 
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

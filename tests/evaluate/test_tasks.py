@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from elastic_lm.config import RunConfig
+from elastic_lm.config_text import beside
 from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, train
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import tasks
@@ -376,13 +377,13 @@ def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
     ],
 )
 def test_relative_address_is_beside_the_task(address: str, data: str, place: str) -> None:
-    assert tasks._beside(address, data) == place
+    assert beside(address, data) == place
 
 
 @pytest.mark.parametrize("data", ["../mine.jsonl", "../other/mine.jsonl", "a/../../mine.jsonl"])
 def test_relative_address_does_not_leave_its_bucket(data: str) -> None:
     with pytest.raises(ConfigError, match="leads out of the bucket bucket; write its whole address, s3://BUCKET/PATH"):
-        tasks._beside("s3://bucket/mine.yaml", data)
+        beside("s3://bucket/mine.yaml", data)
 
 
 def test_items_of_a_task_in_a_bucket_may_lie_in_another_folder_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

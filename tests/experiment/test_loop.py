@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 
 from elastic_lm.config import RunConfig
-from elastic_lm.errors import ConfigError, OwnershipError, StorageError
+from elastic_lm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ElasticLMError,
+    OwnershipError,
+    StorageError,
+    SupersededError,
+)
 from elastic_lm.experiment.attempt import Attempt, Ended, parent_of
 from elastic_lm.experiment.plan import Planned
 from elastic_lm.experiment.result import ExperimentResult
 from elastic_lm.experiment.target import Target
 from elastic_lm.ownership import Ownership
+from elastic_lm.result import RunResult
 from elastic_lm.storage import Storage
 from tests.experiment.trainers import TRAINED, FakeTrainer, by_learning_rate, carried_out, loop_of, plan_of
 from tests.solo import solo_config
@@ -100,7 +109,7 @@ def test_lines_tell_each_beginning_and_each_end(base: RunConfig) -> None:
 # -- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verdict", ["poisoned", "failed", "failed_bug", "refused"])
+@pytest.mark.parametrize("verdict", ["poisoned", "spiked", "failed_bug", "refused"])
 def test_attempt_that_fails_has_no_score_and_the_next_one_begins(verdict: str, base: RunConfig) -> None:
     trainer = FakeTrainer(verdicts={"lower-00": [verdict]})
     result = carried_out(base, plan_of(), trainer)
@@ -119,7 +128,7 @@ def test_attempt_that_diverged_has_no_score(score: float | None, base: RunConfig
     assert [each.parent for each in result.attempts[:3]] == [None, None, 1]
 
 
-@pytest.mark.parametrize("verdict", ["stopped", "unavailable", "data_error", "superseded"])
+@pytest.mark.parametrize("verdict", ["stopped", "unavailable", "data_error", "superseded", "failed"])
 def test_run_that_may_go_on_ends_the_loop_until_the_next_command(verdict: str, base: RunConfig) -> None:
     trainer = FakeTrainer(verdicts={"lower-01": [verdict]})
     result = carried_out(base, plan_of(), trainer)
@@ -134,6 +143,80 @@ def test_run_that_may_go_on_ends_the_loop_until_the_next_command(verdict: str, b
     assert result.verdict == "reached"
     assert trainer.begun == ["lower-00", "lower-01", "lower-02"]  # the run went on, and did not begin again
     assert result.tokens == 3 * TOKENS
+
+
+@pytest.mark.parametrize("verdict", ["failed", "unavailable", "data_error"])
+def test_run_that_comes_to_the_same_trouble_twice_ends_its_attempt(verdict: str, base: RunConfig) -> None:
+    trainer = FakeTrainer(verdicts={"lower-01": [verdict] * 5})
+    lines: list[str] = []
+    first = loop_of(base, plan_of(), trainer, lines.append).run()
+    assert (first.verdict, first.attempts[1].state) == (verdict, "under way")
+    assert lines[-1] == (
+        f"lower-01 is interrupted: {verdict}. Should it come to that at step 9 again, it ends without a score."
+    )
+    second = carried_out(base, plan_of(), trainer)
+    assert told(second)[1] == (verdict, None)
+    assert second.attempts[1].ended is not None and second.attempts[1].ended.message == f"it was {verdict}"
+    assert second.verdict == "reached"
+
+
+def test_run_that_comes_to_trouble_at_another_step_goes_on_with_the_next_command(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, steps, states = FakeTrainer(), iter((3, 5, 5)), []
+    monkeypatch.setattr(trainer, "train", lambda config, limit_s: RunResult("failed", "away", next(steps)))
+    for _ in range(3):
+        states.append(carried_out(base, plan_of(budget={"attempts": 1}), trainer).attempts[0].state)
+    assert states == ["under way", "under way", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (ConfigError("too long"), "bad_config"),
+        (CheckpointError("gone"), "bad_checkpoint"),
+        (DataError("bad"), "data_error"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fork", "train", "evaluate"])
+def test_error_that_comes_twice_at_the_same_step_ends_the_attempt(
+    verb: str, error: ElasticLMError, verdict: str, base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer()
+    real = getattr(trainer, verb)
+    of = (lambda given: given[2]) if verb == "fork" else (lambda given: given[0])
+
+    def function(*given: Any) -> Any:
+        if of(given).name == "lower-01":
+            raise error
+        return real(*given)
+
+    monkeypatch.setattr(trainer, verb, function)
+    plan = plan_of(parent="base", steps=5)
+    with pytest.raises(type(error), match=str(error)):
+        carried_out(base, plan, trainer)
+    second = carried_out(base, plan, trainer)
+    assert told(second)[1] == (verdict, None)
+    assert second.attempts[1].ended is not None and second.attempts[1].ended.message == str(error)
+    assert second.attempts[1].ended.tokens == (TOKENS // 2 if verb == "evaluate" else 0)
+    assert second.verdict == "reached"
+
+
+def test_signal_in_a_runs_last_step_ends_the_loop_before_the_next_attempt(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer()
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trainer.signal = "SIGTERM"
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    result = carried_out(base, plan_of(), trainer)
+    assert (result.verdict, result.message) == ("stopped", "SIGTERM received; the same command goes on")
+    assert [state for state, _ in told(result)] == ["done", "not begun", "not begun", "not begun"]
+    assert carried_out(base, plan_of(), FakeTrainer()).verdict == "reached"
 
 
 def test_error_of_the_trainer_ends_the_loop_until_the_next_command(
@@ -154,6 +237,13 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return function
+
+
+def test_spent_budget_is_told_with_all_its_digits(base: RunConfig) -> None:
+    plan = plan_of(budget={"tokens": 1234567.5, "attempts": 1})
+    carried_out(base, plan, FakeTrainer())
+    with pytest.raises(ConfigError, match=r"budget.tokens: 1234567.5 -> 1234567.25, which is less"):
+        loop_of(base, plan_of(budget={"tokens": 1234567.25, "attempts": 1}), FakeTrainer())
 
 
 def test_page_that_cannot_be_written_is_told_and_stops_nothing(
@@ -233,6 +323,44 @@ def test_fork_of_an_earlier_step_with_batches_left_out(base: RunConfig) -> None:
     config = RunConfig.load(base.storage.removeprefix("file://") + "/runs/lower-01/config.yaml")
     assert config.training.skip == ((8, 9),)
     assert result.attempts[1].ended is not None and result.attempts[1].ended.tokens == TOKENS // 5
+
+
+def test_fork_goes_on_from_the_nearest_checkpoint_when_the_promised_one_is_gone(base: RunConfig) -> None:
+    base = base.replace("checkpoint.every_steps=4", "checkpoint.keep=3")
+    trainer = FakeTrainer()
+    trainer.kept = {"lower-00": [8, 9, 10], "lower-01": []}
+    plan = plan_of(parent="last", parent_step=4, steps=8, target="perplexity < 1",
+                   changes=[{"optimizer.learning_rate": 1e-2}, {"optimizer.learning_rate": 1e-3}])  # fmt: skip
+    lines: list[str] = []
+    result = loop_of(base, plan, trainer, lines.append).run()
+    assert trainer.forks == [("lower-00", 8, "lower-01")]
+    note = "that is the nearest to step 4 of which there is a checkpoint"
+    assert [each.begun and each.begun.note for each in result.attempts] == [
+        None, note, "no checkpoint of lower-01 can be used any more",
+    ]  # fmt: skip
+    assert (
+        f"lower-01 begins: optimizer.learning_rate=0.01; a fork of lower-00 at step 8, as {note}; 512 tokens." in lines
+    )
+
+
+def test_what_changes_no_bits_reaches_forks_that_were_begun_before(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, trained = FakeTrainer(verdicts={"lower-01": ["stopped"]}), []
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trained.append(config)
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    plan = plan_of(parent="base", steps=5, changes=[{"optimizer.learning_rate": 1e-3, "workers.max": 1}])
+    carried_out(base, plan, trainer)
+    carried_out(base.replace("checkpoint.keep=7", "training.recompute=true", "workers.max=2"), plan, trainer)
+    first, second = trained[-2:]
+    assert first.name == second.name == "lower-01"
+    assert (second.checkpoint.keep, second.training.recompute, second.workers.max) == (7, True, 1)
+    assert second.identity() == first.identity() and second.training.steps == first.training.steps == 15
 
 
 def test_attempt_without_a_usable_parent_begins_from_scratch_and_says_so(base: RunConfig) -> None:
@@ -388,6 +516,25 @@ def test_experiment_that_another_process_runs_is_left_alone(base: RunConfig, mon
     assert carried_out(base, plan_of(), trainer).verdict == "reached"
 
 
+def test_experiment_that_another_process_took_over_ends_and_says_so(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, taken = FakeTrainer(), []
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        folder = Storage.open(base.storage).child("experiments/lower")
+        taken.append(Ownership.acquire(folder, "lower", job_token="other", is_gone=lambda owner: True))
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    with pytest.raises(
+        SupersededError, match=r"^experiment lower was taken over by .* and the experiment goes on there"
+    ):
+        carried_out(base, plan_of(), trainer)
+    taken[0].release()
+
+
 # -- the same name, another plan -------------------------------------------------------------------------------------
 
 
@@ -440,6 +587,16 @@ def test_another_base_or_task_under_the_name_is_refused(base: RunConfig, monkeyp
     with pytest.raises(ConfigError, match="tasks.held_out: hash of 32 -> other"):
         loop_of(base, plan_of(), trainer)
     assert loop_of(base.replace("workers.max=2", "checkpoint.keep=7"), plan_of(), FakeTrainer()).run().ok
+
+
+def test_files_that_are_none_of_the_experiments_are_passed_over(base: RunConfig) -> None:
+    first = carried_out(base, plan_of(), FakeTrainer())
+    folder = Storage.open(base.storage).child("experiments/lower")
+    for path in ("plans/.DS_Store", "plans/zz.txt", "attempts/00-ended.json.orig", "attempts/mine-begun.json"):
+        folder.write(path, b"x")
+    assert carried_out(base, plan_of(), FakeTrainer()) == first
+    more = plan_of(changes=[*plan_of().changes, {"model.dropout": 0.1}], target="perplexity <= 30")
+    carried_out(base, more, FakeTrainer())
 
 
 def test_record_that_is_damaged_is_told(base: RunConfig) -> None:

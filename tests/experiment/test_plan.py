@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from elastic_lm.config_text import beside
 from elastic_lm.errors import ConfigError
-from elastic_lm.experiment.plan import Plan, beside
+from elastic_lm.experiment.plan import Plan
 from elastic_lm.storage import Storage
 from tests.experiment.trainers import plan_of
 
@@ -97,6 +100,19 @@ def test_grid_is_all_combinations_the_last_field_fastest() -> None:
         ({"changes": [{"skip": 5}]}, "is no list of ranges of batches"),
         ({"tasks": []}, "tasks="),
         ({"changes": [5]}, "changes.0=5 is not a section"),
+        (
+            {"changes": [{"model.dropout": datetime.date(2024, 1, 1)}]},
+            r"attempt 1: 'model.dropout'=datetime.date\(2024",
+        ),
+        ({"changes": [{}, {"model.preset": b"x"}]}, "attempt 2: 'model.preset'=b'x' is no value that is kept"),
+        ({"changes": None, "grid": {"model.dropout": [{1, 2}]}}, "attempt 1: 'model.dropout'={1, 2} is no value"),
+        ({"changes": [{"optimizer.clip_norm": math.inf}]}, "attempt 1: 'optimizer.clip_norm'=inf is no value"),
+        ({"changes": [{"optimizer.clip_norm": [math.nan]}]}, r"'optimizer.clip_norm'=\[nan\] is no value"),
+        ({"changes": [{"model.preset": "\ud800"}]}, r"'model.preset'='\\ud800' is no value"),
+        (
+            {"changes": [{"optimizer.eps": 1, "optimizer": {"eps": 2}}]},
+            "attempt 1 gives optimizer.eps twice; leave one out",
+        ),
     ],
 )
 def test_mistake_in_a_plan_is_told_with_its_file(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -139,7 +155,7 @@ def test_plan_may_be_an_object_in_storage(tmp_path: Path) -> None:
         ("plans/a.yaml", "/runs/b.yaml", "/runs/b.yaml"),
         ("s3://bucket/plans/a.yaml", "run.yaml", "s3://bucket/plans/run.yaml"),
         ("s3://bucket/plans/a.yaml", "../run.yaml", "s3://bucket/run.yaml"),
-        ("file:///x/plans/a.yaml", "../run.yaml", "file:///x/run.yaml"),
+        ("file:///x/plans/a.yaml", "../run.yaml", "file:///x/plans/../run.yaml"),
         ("/plans/a.yaml", "s3://bucket/run.yaml", "s3://bucket/run.yaml"),
     ],
 )

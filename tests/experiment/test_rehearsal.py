@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,7 @@ FORK: dict[str, Any] = {"parent": "base", "steps": 5}
         ({**FORK, "changes": [{"model.width": 32}]}, ["the state of step 10 cannot take model.width: 16 -> 32"]),
         ({**FORK, "changes": [{"model.num_heads": 2}]}, ["attempt 1", "would mean something else"]),
         ({**FORK, "changes": [{"optimizer.kind": "muon"}]}, ["cannot take", "optimizer.kind"]),
-        ({**FORK, "changes": [{"skip": [[2, 5]]}]}, ["begins before batch 10, the first that the fork trains"]),
+        ({**FORK, "changes": [{"skip": [[2, 5]]}]}, [": skip 2:5 begins before batch 10, the first that the fork trains"]),
         ({**FORK, "changes": [{"training.skip": [[2, 5]]}]}, ["does not agree with what the 10 steps before"]),
     ],
 )  # fmt: skip
@@ -143,6 +145,19 @@ def test_task_with_missing_references_or_items_is_refused(
     (tmp_path / "mine.yaml").write_text("kind: bleu\ndata: mine.jsonl\n")
     (tmp_path / "mine.jsonl").write_text(item)
     assert message in refused(write(tasks=["mine.yaml"], target="mine.bleu >= 20"), base)
+
+
+def test_item_that_does_not_fit_an_attempts_model_is_refused(base: RunConfig, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("kind: choices\ndata: mine.jsonl\n")
+    item = {"context": "a", "choices": ["b", "one two three four five six seven eight nine ten " * 2], "answer": 0}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(item))
+    long = ("model.max_tokens=256",)
+    Experiment.open(write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5", set_=long))
+    plan = write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5", changes=[{"model.max_tokens": 32}], set_=long)
+    told = refused(plan, base)
+    assert told.startswith("attempt 1 (model.max_tokens=32): ") and "the model's context is 32" in told
+    told = refused(write(tasks=["mine.yaml"], target="mine.accuracy >= 0.5"), base)
+    assert told.startswith("attempt 0 (the base): ")
 
 
 def test_task_that_an_attempts_objective_cannot_answer_is_refused(
@@ -181,6 +196,49 @@ def test_name_of_a_run_that_is_not_the_experiments_is_refused(base: RunConfig, w
     assert Storage.open(base.storage).list() == ["runs/plan-01/config.yaml"]
 
 
+@pytest.mark.parametrize("change", ["training.on_nonfinite=skip", "spikes.policy=stop"])
+def test_policies_make_other_attempts_and_other_experiments(change: str, base: RunConfig) -> None:
+    field, _, value = change.partition("=")
+    loop = loop_of(base, plan_of(grid={field: [value]}), FakeTrainer())
+    assert [attempt.same_as for attempt in loop.attempts] == [None, None]
+    carried_out(base, plan_of(), FakeTrainer())
+    with pytest.raises(ConfigError, match=rf"base.{field}: \w+ -> {value}"):
+        loop_of(base.replace(change), plan_of(), FakeTrainer())
+
+
+def test_choices_about_spikes_that_nobody_looks_for_make_no_other_attempt(base: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="would repeat attempt 0"):
+        loop_of(base, plan_of(changes=[{"spikes.loss_z": 9.0}]), FakeTrainer())
+
+
+def test_corpus_that_was_replaced_is_refused(base: RunConfig, tmp_path: Path, other_corpus: str) -> None:
+    shutil.copytree(base.data.tokens.removeprefix("file://"), tmp_path / "mine")
+    mine = base.replace(f"data.tokens={tmp_path}/mine")
+    trainer = FakeTrainer(verdicts={"lower-01": ["stopped"]})
+    carried_out(mine, plan_of(), trainer)
+    shutil.move(tmp_path / "mine", tmp_path / "moved")
+    assert loop_of(
+        mine.replace(f"data.tokens={tmp_path}/moved"), plan_of(), trainer
+    ).attempts  # it may have another place
+    shutil.copytree(other_corpus.removeprefix("file://"), tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"base.data.manifest: \w+ -> \w+ \(the corpus at data.tokens is not the one"):
+        loop_of(mine, plan_of(), trainer)
+
+
+def test_corpus_that_is_replaced_while_attempts_are_made_ends_the_loop(
+    base: RunConfig, tmp_path: Path, other_corpus: str
+) -> None:
+    shutil.copytree(base.data.tokens.removeprefix("file://"), tmp_path / "mine")
+
+    def score(config: RunConfig) -> float:
+        shutil.rmtree(tmp_path / "mine")
+        shutil.copytree(other_corpus.removeprefix("file://"), tmp_path / "mine")
+        return 50.0
+
+    with pytest.raises(ConfigError, match=r"data.manifest=\w+ is not the corpus at data.tokens="):
+        carried_out(base.replace(f"data.tokens={tmp_path}/mine"), plan_of(), FakeTrainer(score))
+
+
 def test_combination_that_is_the_base_is_not_made_again(base: RunConfig) -> None:
     grid = {"optimizer.learning_rate": [3e-4, 1e-2], "model.dropout": [0.0, 0.1]}
     trainer = FakeTrainer()
@@ -206,10 +264,16 @@ def test_attempt_that_is_asked_another_thing_is_noted(base: RunConfig) -> None:
         ({"every_steps": 3, "keep": 1, "keep_every": 3}, 0, [3, 6, 9, 10]),
         ({"every_steps": 3}, 8, [9, 10]),
         ({"every_steps": 5}, 8, [8, 10]),  # a fork has its parent's
+        (  # that of step 4 goes before it is old enough to go back to
+            {"every_steps": 2, "spikes.policy": "rewind", "spikes.rewind_steps": 4, "spikes.steps_in_a_row": 1},
+            0,
+            [2, 8, 10],
+        ),
+        ({"every_steps": 2, "keep": 2, "keep_best": 3}, 0, [8, 10]),  # which are the best is not known
     ],
 )
 def test_checkpoints_that_a_run_will_have(
-    checkpoint: dict[str, int], begins_at: int, kept: list[int], base: RunConfig
+    checkpoint: dict[str, Any], begins_at: int, kept: list[int], base: RunConfig
 ) -> None:
-    overrides = [f"checkpoint.{name}={value}" for name, value in checkpoint.items()]
+    overrides = [f"{name if '.' in name else f'checkpoint.{name}'}={value}" for name, value in checkpoint.items()]
     assert kept_steps(base.replace(*overrides), begins_at) == kept

@@ -26,6 +26,27 @@ def test_target_is_read_as_it_is_written(text: str, target: Target) -> None:
     assert Target.parse(str(target)) == target
 
 
+@pytest.mark.parametrize("number", ["30.00001", "123456789", "1e+300", "2.3456784", "0.1"])
+def test_target_is_told_with_all_of_its_number(number: str) -> None:
+    assert str(Target.parse(f"loss <= {number}")) == f"held_out.loss <= {number}"
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(31.0, "31.0000"), (30.0, "30.0000"), (30.00001, "30.00001"), (29.99999999, "30.0000"), (1234.5, "1,234.5000")],
+)
+def test_score_is_shown_with_the_digits_that_tell_it_from_the_bound(score: float, shown: str) -> None:
+    target = Target.parse("loss <= 30")
+    assert target.shown(score).startswith(shown)
+    assert target.is_reached(float(target.shown(score).replace(",", ""))) == target.is_reached(score)
+
+
+def test_figure_that_is_not_told_is_not_called_infinite() -> None:
+    target = Target.parse("loss <= 30")
+    told = [target.lacks({"held_out": figures}) for figures in ({}, {"loss": None}, {"loss": math.inf})]
+    assert told == ["not told", "not finite", "not finite"]
+
+
 @pytest.mark.parametrize(
     "text", ["", "perplexity", "perplexity = 30", "perplexity <= ", "<= 30", "a b <= 30", "30 >= perplexity"]
 )

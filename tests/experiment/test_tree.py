@@ -143,3 +143,12 @@ def test_page_lives_in_a_browser(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None and title[1] == "lines=3;rows=1;wide=false", done.stderr
+
+
+def test_lineage_as_deep_as_a_plan_is_long_is_drawn_within_the_page() -> None:
+    attempts = [made(number, number - 1 if number else None, score=100.0) for number in range(1_001)]
+    found = nodes(attempts, TARGET)
+    assert [node.depth for node in found] == list(range(1_001))
+    page = tree_page.render("deep", TARGET, "exhausted", "none", attempts[:60])
+    places = [float(x) for x in re.findall(r'circle cx="([\d.]+)"', page)]
+    assert len(places) == 60 and places == sorted(set(places)) and places[-1] <= tree_page.WIDTH / 2

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import ConfigError
+from elastic_lm.errors import UnfitError
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Figures
-from elastic_lm.experiment.beginning import Beginning
+from elastic_lm.experiment.beginning import Beginning, kept_steps
 from elastic_lm.experiment.lineage import Skip
 from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.result import ExperimentResult
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
+from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
 
 TRAINED, FORKED = "trained.json", "forked.txt"
@@ -35,7 +36,8 @@ def by_learning_rate(config: RunConfig) -> float:
 class FakeTrainer:
     """`score`: perplexity of a run. `verdicts`: of runs that do not end well, by name, the first of each list first.
 
-    `begun`: runs whose training began, in their order; `forks`: (parent, step, run) of each.
+    `begun`: runs whose training began, in their order; `forks`: (parent, step, run) of each. `kept`: steps of the checkpoints
+    that a run has, by name, where they are not those of one that nothing has interrupted.
     """
 
     def __init__(self, score: Score = by_learning_rate, verdicts: Mapping[str, list[str]] | None = None) -> None:
@@ -43,7 +45,9 @@ class FakeTrainer:
         self.calls: list[str] = []
         self.begun: list[str] = []
         self.forks: list[tuple[str, int, str]] = []
+        self.signal: str | None = None
         self.refuses_forks = False
+        self.kept: dict[str, Sequence[int]] = {}
         self.figures = ("loss", "perplexity")
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
@@ -52,10 +56,15 @@ class FakeTrainer:
     def check(self, config: RunConfig) -> None:
         self.calls.append(f"check {config.name}")
 
+    def checkpoints(self, config: RunConfig) -> Sequence[int]:
+        folder = Storage.open(config.run_url)
+        start = int(folder.read(FORKED)) if folder.exists(FORKED) else 0
+        return self.kept.get(config.name, kept_steps(RunAddress.at(config.run_url).stored_config(), start))
+
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         self.calls.append(f"fork {config.name}")
         if self.refuses_forks:
-            raise ConfigError("that state cannot take it")
+            raise UnfitError("that state cannot take it")
         assert Storage.open(parent.run_url).exists(TRAINED)
         folder = Storage.open(config.run_url)
         folder.write(FORKED, str(step).encode())
@@ -89,9 +98,9 @@ class FakeTrainer:
         folder = Storage.open(config.run_url)
         return Account(**json.loads(folder.read(TRAINED))) if folder.exists(TRAINED) else Account()
 
-    def evaluate(self, config: RunConfig) -> Figures:
+    def evaluate(self, config: RunConfig, step: int) -> Figures:
         self.calls.append(f"evaluate {config.name}")
-        assert self.account(config).verdict == "done"
+        assert (self.account(config).verdict, self.account(config).step) == ("done", step)
         value = self.score(config)
         Storage.open(config.run_url).write("evaluations/held_out.json", b"{}")
         return {"held_out": {"loss": None if value is None else math.log(value), "perplexity": value}}
@@ -116,7 +125,7 @@ def plan_of(**changes: Any) -> Plan:
 def loop_of(
     base: RunConfig, plan: Plan, trainer: FakeTrainer, tell: Callable[[str], None] = lambda sentence: None
 ) -> Loop:
-    return Loop(Beginning(plan, base), trainer, tell)
+    return Loop(Beginning.of(plan, base), trainer, tell)
 
 
 def carried_out(base: RunConfig, plan: Plan, trainer: FakeTrainer) -> ExperimentResult:
