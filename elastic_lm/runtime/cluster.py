@@ -163,7 +163,7 @@ class LocalCluster:
                 "include_dashboard": dashboard_port is not None,
                 "dashboard_port": dashboard_port,
                 "object_store_memory": object_store_bytes,
-                "_system_config": HEALTH_CHECKS,
+                "_system_config": dict(HEALTH_CHECKS),  # which Ray adds to
             },
         )
         self.address: str = self._cluster.address
