@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elastic_lm import cli_run
-from elastic_lm.errors import ConfigError, DataError
+from elastic_lm.errors import ConfigError, DataError, NotFoundError
 from elastic_lm.terminal import deliver, say, told_errors
 
 if TYPE_CHECKING:
@@ -89,14 +89,26 @@ def prune(
 ) -> None:
     """Delete old checkpoints, and what unfinished ones have left.
 
-    What damaged ones have left goes, too.
+    What damaged ones have left goes, too. Of a run that may go back from a loss spike, one to go back to stays.
     """
     with told_errors():
         from elastic_lm.checkpoint import retention
 
-        deleted = retention.prune(_folder(run), retention.Retention(keep, keep_every, keep_best), dry_run=dry_run)
+        chosen = retention.Retention(keep, keep_every, keep_best, _reach_steps(run))
+        deleted = retention.prune(_folder(run), chosen, dry_run=dry_run)
     what = ", ".join(f"{step:,}" for step in deleted) or "nothing"
     say(f"{'Would delete' if dry_run else 'Deleted'} the checkpoints of these steps: {what}.")
+
+
+def _reach_steps(run: str) -> int | None:
+    """How far the run may go back; None: it does not, or nobody knows."""
+    from elastic_lm.experiment.rewinds import retention_of
+    from elastic_lm.run import Run
+
+    try:
+        return retention_of(Run.open(run).config).reach_steps
+    except (ConfigError, NotFoundError):
+        return None
 
 
 def _folder(run: str) -> Storage:
