@@ -370,8 +370,9 @@ class EvaluationConfig(Part):
 class SpikesConfig(Part):
     """What a loss spike does (docs/spikes.md). Which batches it leaves out counts for a run's bits, these choices do not."""
 
-    policy: Literal["ignore", "stop", "rewind"] = "ignore"
-    """stop: end the run. rewind: go back to a checkpoint from before the spike, and leave out the batches around it."""
+    policy: Literal["ignore", "stop", "skip", "rewind"] = "ignore"
+    """stop: end the run. rewind: go back to a checkpoint from before the spike, and leave out the batches around it. skip: the
+    same, but leave out no more than the batches of the steps that stand out."""
     window_steps: int = Field(default=200, ge=20, le=5_000)
     """Steps that the next one is compared with."""
     loss_z: float = Field(default=6.0, gt=0, allow_inf_nan=False)
@@ -386,6 +387,10 @@ class SpikesConfig(Part):
     """How many batches are left out then, from there on."""
     max_rewinds: Count = 5
     """How often a run may go back. Another spike then stops it."""
+
+    @property
+    def goes_back(self) -> bool:
+        return self.policy in ("skip", "rewind")
 
 
 class ControlConfig(Part):

@@ -185,21 +185,17 @@ def _check_checkpoint(config: RunConfig) -> Iterator[str]:
 
 def _check_spikes(config: RunConfig) -> Iterator[str]:
     spikes = config.spikes
-    rewinds = [
-        f"{name}=rewind"
-        for name, policy in (("spikes.policy", spikes.policy), ("training.on_nonfinite", config.training.on_nonfinite))
-        if policy == "rewind"
-    ]
-    if not rewinds:
-        return
+    chosen = (("spikes.policy", spikes.policy), ("training.on_nonfinite", config.training.on_nonfinite))
+    far = [f"{name}={policy}" for name, policy in chosen if policy == "rewind"]
     needed = spikes.rewind_steps + spikes.steps_in_a_row
-    if spikes.skip_batches < needed:
+    if far and spikes.skip_batches < needed:
         yield (
             f"spikes.skip_batches={spikes.skip_batches} ends before the spike does, {spikes.rewind_steps} batches later "
             f"(rewind_steps) and {spikes.steps_in_a_row} long (steps_in_a_row); use at least {needed}"
         )
-    if config.checkpoint.every_steps is None:
-        yield f"{rewinds[0]} goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps"
+    back = far or ([f"spikes.policy={spikes.policy}"] if spikes.goes_back else [])
+    if back and config.checkpoint.every_steps is None:
+        yield f"{back[0]} goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps"
 
 
 def _check_control(config: RunConfig) -> Iterator[str]:

@@ -193,7 +193,7 @@ FIELDS = (
     number("checkpoint.timeout_s", "0", ABOVE_0, "60"),
     number("evaluation.every", "0", NOT_BELOW_1, "10"),
     number("evaluation.samples", "0", NOT_BELOW_1, "100"),
-    Row("spikes.policy", "skip", "'skip'", "should be ignore, stop or rewind", "stop", False),
+    Row("spikes.policy", "wait", "'wait'", "should be ignore, stop, skip or rewind", "stop", False),
     number("spikes.window_steps", "19", "should be greater than or equal to 20", "50"),
     number("spikes.loss_z", "0", ABOVE_0, "5"),
     number("spikes.gradient_z", "0", ABOVE_0, "5"),
@@ -507,6 +507,10 @@ TOGETHER = [
     (
         ["spikes.policy=rewind"],
         "spikes.policy=rewind goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps",
+    ),
+    (
+        ["spikes={policy: skip, skip_batches: 1}"],
+        "spikes.policy=skip goes back to a checkpoint, and there is only one at the end; set checkpoint.every_steps",
     ),
     (
         ["training.on_nonfinite=rewind", "spikes.skip_batches=102", "checkpoint.every_steps=1000"],

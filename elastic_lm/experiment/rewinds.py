@@ -26,7 +26,7 @@ from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import AlreadyExistsError, CheckpointError
-from elastic_lm.experiment.spikes import Spike, SpikeRules
+from elastic_lm.experiment.spikes import POISONED, Spike, SpikeRules
 from elastic_lm.storage import Storage
 
 FOLDER = "rewinds"
@@ -60,8 +60,11 @@ class Rewind:
     def of(cls, spike: Spike, config: RunConfig, *, number: int, begins_at: int = 0) -> Rewind:
         """What to do about a spike. `config`: with the rewinds before it; `begins_at`: the step at which the run begins."""
         skip, rules = config.training.skip, config.spikes
-        to_step = max(begins_at, spike.first_step - rules.rewind_steps)
-        left_out = batch_of(to_step, skip), batch_of(to_step + rules.skip_batches - 1, skip) + 1
+        steps_before, num_batches = rules.rewind_steps, rules.skip_batches
+        if rules.policy == "skip" and spike.cause != POISONED:
+            steps_before, num_batches = 0, spike.last_step - spike.first_step + 1
+        to_step = max(begins_at, spike.first_step - steps_before)
+        left_out = batch_of(to_step, skip), batch_of(to_step + num_batches - 1, skip) + 1
         after = merged((*skip, left_out))
         return cls(
             number=number,
@@ -182,8 +185,8 @@ def rules_of(config: RunConfig) -> SpikeRules | None:
 def retention_of(config: RunConfig) -> Retention:
     """Which checkpoints the run keeps. Where it may go back, one of them it could go back to from any step behind the newest."""
     checkpoint, spikes = config.checkpoint, config.spikes
-    may_go_back = "rewind" in (spikes.policy, config.training.on_nonfinite)
-    reach = spikes.rewind_steps + spikes.steps_in_a_row if may_go_back else None
+    is_far = "rewind" in (spikes.policy, config.training.on_nonfinite)
+    reach = (spikes.rewind_steps if is_far else 0) + spikes.steps_in_a_row if is_far or spikes.goes_back else None
     return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 
 

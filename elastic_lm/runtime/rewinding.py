@@ -19,7 +19,7 @@ class Rewinding:
     def judge(self, spike: Spike) -> ev.Spoiled | ev.SpikeFound:
         """For control. What it is to hear of once it can hear of any number of times."""
         rewind = Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at)
-        if self._config.spikes.policy == "rewind" and self._has_room:
+        if self._config.spikes.goes_back and self._has_room:
             return self._go_back(rewind)
         often = f" The run has gone back {len(self._rewinds)} times (spikes.max_rewinds)." if self._rewinds else ""
         (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]

@@ -22,7 +22,7 @@ class SpikeWatch:
 
     def __init__(self, config: RunConfig) -> None:
         self._rules = rules_of(config)
-        self._rewinds = config.spikes.policy == "rewind"
+        self._goes_back = config.spikes.goes_back
         self._policy = _policy_of(config.model_dump(mode="json"))
         self._detector = None if self._rules is None else SpikeDetector(self._rules)
         self._is_heeded = True  # by the attempt whose steps come now
@@ -40,7 +40,7 @@ class SpikeWatch:
         """An event of an earlier attempt; its steps are observed, too."""
         if event.kind is EventKind.RUN_STARTED:
             self._is_heeded = _policy_of(event.fields["config"]) == self._policy
-        elif event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "spiked" and not self._rewinds:
+        elif event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "spiked" and not self._goes_back:
             self.found = None
         elif event.kind is EventKind.REWOUND:
             self.num_rewinds = max(self.num_rewinds, event.fields["number"])

@@ -16,8 +16,8 @@ from elastic_lm.data.order import batch_of
 from elastic_lm.errors import CheckpointError
 from elastic_lm.experiment import rewinds
 from elastic_lm.experiment.origin import Origin
-from elastic_lm.experiment.rewinds import Rewind, Rewinds
-from elastic_lm.experiment.spikes import Spike
+from elastic_lm.experiment.rewinds import Rewind, Rewinds, retention_of
+from elastic_lm.experiment.spikes import POISONED, Spike
 from elastic_lm.run_address import RunAddress
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.sample_loss import SampleLoss
@@ -65,6 +65,24 @@ def test_steps_that_stay_have_the_batches_that_they_had(config: RunConfig) -> No
     assert not gone & trained
     assert {batch_of(step, before) for step in range(103)} - gone <= trained
     assert {batch for start, stop in rewind.left_out for batch in range(start, stop)} == gone
+
+
+def test_skip_leaves_out_the_batches_of_the_spike_alone(config: RunConfig) -> None:
+    config = config.replace("spikes.policy=skip", "training.skip=[[101, 103]]")
+    rewind = Rewind.of(spike(99, 101), config, number=1)
+    assert (rewind.to_step, rewind.left_out) == (99, [(99, 101), (103, 104)])
+    poisoned = Rewind.of(Spike(99, 99, POISONED, "not finite"), config, number=1)
+    assert (poisoned.to_step, poisoned.after) == (89, ((89, 121),))
+
+
+def test_one_checkpoint_stays_as_far_back_as_the_run_may_go(config: RunConfig) -> None:
+    def reach(*overrides: str) -> int | None:
+        return retention_of(config.replace(*overrides)).reach_steps
+
+    assert reach() == 13
+    assert reach("spikes.policy=skip") == 3
+    assert reach("spikes.policy=skip", "training.on_nonfinite=rewind") == 13
+    assert reach("spikes.policy=stop") is None
 
 
 def test_rewind_never_goes_back_behind_the_beginning(config: RunConfig) -> None:

@@ -205,3 +205,13 @@ def test_checkpoint_that_is_stored_after_the_rewind_is_in_nobodys_way(
     assert saved == [60, 70, 80, 90]
     whole = [found for found in registry.found(Storage.open(run.config.run_url)) if found.state == "complete"]
     assert all(found.meta["config"]["training"]["skip"] == [[*stored.training.skip[0]]] for found in whole)
+
+
+@pytest.mark.thorough
+def test_skip_leaves_out_the_noise_and_nothing_else(start: Callable[..., Run], noisy: str) -> None:
+    """Twice three steps that stand out: two rewinds, with six batches left out in the end."""
+    run = start(steps=80, tokens=noisy, **{**CHANGES, "spikes": {**CHANGES["spikes"], "policy": "skip"}})
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    stored = assert_rewound(run, result.digest["state"], num_rewinds=2)
+    assert stored.training.skip == ((BAD.start, BAD.stop),)
