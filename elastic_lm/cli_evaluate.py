@@ -71,8 +71,7 @@ def evaluate(
 
     On this machine's CPU, or with --workers shared out over a cluster, also while the run trains. The task held_out is the loss
     on text that the corpus keeps from training; others are multiple choice, pairs of sentences, BLEU, a scorer of your own, and
-    all of lm-evaluation-harness:
-    docs/evaluation.md. Results are kept in the run's folder, below evaluations/.
+    all of lm-evaluation-harness (docs/evaluation.md). Results are kept in the run's folder, below evaluations/.
     """
     with told_errors():
         if workers is None:
@@ -81,14 +80,8 @@ def evaluate(
         from elastic_lm.run import Run
         from elastic_lm.run_address import split_step
 
-        if harness is not None and tasks is not None:
-            raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
-        if harness is not None and workers is not None:
-            raise ConfigError("--workers is for --tasks: the harness asks one model, on this machine; leave it out")
-        if harness is None and any(option is not None for option in (harness_python, harness_include, harness_shots)):
-            raise ConfigError(
-                "--harness-python, --harness-include and --harness-shots are for tasks of the harness; name them with --harness"
-            )
+        of_harness = any(option is not None for option in (harness_python, harness_include, harness_shots))
+        _check_options(harness, tasks, workers, of_harness=of_harness)
         name, step = split_step(run)
         found = Run.open(name)
         display = None if as_json else Display()
@@ -123,6 +116,18 @@ def _kept(result: Result, run: Run) -> ElasticLMError | None:
 def _step_aside() -> None:
     """Take the lowest priority, for all threads that begin from here on, and the harness."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
+def _check_options(harness: str | None, tasks: str | None, workers: int | None, *, of_harness: bool) -> None:
+    """`of_harness`: whether one was given that is for the harness alone.    Raises: ConfigError."""
+    if harness is not None and tasks is not None:
+        raise ConfigError("--tasks and --harness are two evaluations; give one of them, then the other")
+    if harness is not None and workers is not None:
+        raise ConfigError("--workers is for --tasks: the harness asks one model, on this machine; leave it out")
+    if harness is None and of_harness:
+        raise ConfigError(
+            "--harness-python, --harness-include and --harness-shots are for tasks of the harness; name them with --harness"
+        )
 
 
 def _names(listed: str) -> list[str]:

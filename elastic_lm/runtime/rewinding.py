@@ -15,32 +15,41 @@ class Rewinding:
     def __init__(self, config: RunConfig, rewinds: Rewinds, begins_at: int) -> None:
         self._config, self._rewinds, self._begins_at = config, rewinds, begins_at
         self.decided: Rewind | None = None
+        self._spoiled: ev.Spoiled | None = (
+            None  # once it was said: a run that ends may be asked about its spike for minutes
+        )
 
     def judge(self, spike: Spike) -> ev.Spoiled | ev.SpikeFound:
         """For control. What it is to hear of once it can hear of any number of times."""
-        rewind = Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at)
         if self._config.spikes.goes_back and self._has_room:
-            return self._go_back(rewind)
-        often = f" The run has gone back {len(self._rewinds)} times (spikes.max_rewinds)." if self._rewinds else ""
-        (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
-        told = (
-            f"{spike}.{often} To go on without the batches around it: elastic-lm fork {self._config.run_url}@STEP --name "
-            f"{self._config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
-        )
-        return ev.Spoiled("spiked", told)
+            return self._go_back(spike)
+        self._spoiled = self._spoiled or ev.Spoiled("spiked", self._advice(spike))
+        return self._spoiled
 
     def judge_report(self, report: LeaseReport) -> ev.SpikeFound | None:
         """A step that came to nothing is as good as a spike, where the run is to go back for it; else control's affair."""
         wanted = self._config.training.on_nonfinite == "rewind" and self._has_room
         if not wanted or report.end is not LeaseEnd.POISONED or report.error_step is None:
             return None
-        spike = Spike(report.error_step, report.error_step, POISONED, reason=report.error or "")
-        return self._go_back(Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at))
+        return self._go_back(Spike(report.error_step, report.error_step, POISONED, reason=report.error or ""))
 
     @property
     def _has_room(self) -> bool:
         return len(self._rewinds) < self._config.spikes.max_rewinds
 
-    def _go_back(self, rewind: Rewind) -> ev.SpikeFound:
-        self.decided = self.decided or rewind
+    def _rewind(self, spike: Spike) -> Rewind:
+        return Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at)
+
+    def _go_back(self, spike: Spike) -> ev.SpikeFound:
+        self.decided = self.decided or self._rewind(spike)
         return ev.SpikeFound(self.decided.to_step, str(self.decided))
+
+    def _advice(self, spike: Spike) -> str:
+        rewind, config = self._rewind(spike), self._config
+        times = f"{len(self._rewinds)} time{'s' if len(self._rewinds) > 1 else ''}"
+        often = f" The run has gone back {times} (spikes.max_rewinds)." if self._rewinds else ""
+        (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
+        return (
+            f"{spike}.{often} To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name "
+            f"{config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
+        )

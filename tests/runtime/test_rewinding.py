@@ -1,0 +1,66 @@
+"""What is done about a spike: by the policy, and by how often the run has gone back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastic_lm.config import RunConfig
+from elastic_lm.control import events as ev
+from elastic_lm.experiment.rewinds import Rewind, Rewinds
+from elastic_lm.experiment.spikes import Spike
+from elastic_lm.protocol import Generation, LeaseEnd, LeaseReport
+from elastic_lm.runtime.rewinding import Rewinding
+from tests.solo import solo_config
+
+SPIKE = Spike(100, 102, "loss", "the loss stands out")
+
+
+def config(tmp_path: Path, **changes: str) -> RunConfig:
+    spikes = {"rewind_steps": 10, "skip_batches": 30, "max_rewinds": 1, **changes}
+    return solo_config("/tokens", f"file://{tmp_path}", steps=500, spikes=spikes, checkpoint={"every_steps": 20})
+
+
+def report(end: LeaseEnd, step: int | None) -> LeaseReport:
+    return LeaseReport("w0", Generation(1, 1), end, 7, whole=True, error="it is not finite", error_step=step)
+
+
+@pytest.mark.parametrize(("policy", "to_step"), [("rewind", 90), ("skip", 100)])
+def test_run_goes_back_once_however_often_it_is_asked(policy: str, to_step: int, tmp_path: Path) -> None:
+    rewinding = Rewinding(config(tmp_path, policy=policy), Rewinds(), 0)
+    first = rewinding.judge(SPIKE)
+    decided = rewinding.decided
+    assert isinstance(first, ev.SpikeFound) and decided is not None
+    assert (first.to_step, first.reason) == (to_step, str(decided))
+    assert rewinding.judge(Spike(200, 202, "loss", "another one")) == first
+    assert rewinding.decided is decided
+
+
+def test_policy_stop_ends_the_run_with_advice(tmp_path: Path) -> None:
+    rewinding = Rewinding(config(tmp_path, policy="stop"), Rewinds(), 0)
+    told = rewinding.judge(SPIKE)
+    assert isinstance(told, ev.Spoiled) and told.verdict == "spiked"
+    assert "--skip 90:120, with a checkpoint of step 90 or earlier" in told.message
+    assert rewinding.judge(SPIKE) is told
+    assert rewinding.decided is None
+
+
+def test_run_that_has_gone_back_often_enough_ends(tmp_path: Path) -> None:
+    chosen = config(tmp_path, policy="rewind")
+    made = Rewinds((Rewind.of(SPIKE, chosen, number=1),))
+    told = Rewinding(made.applied(chosen), made, 0).judge(Spike(200, 202, "loss", "the loss stands out again"))
+    assert isinstance(told, ev.Spoiled)
+    assert "The run has gone back 1 time (spikes.max_rewinds)." in told.message
+
+
+def test_step_that_came_to_nothing_is_gone_back_from_where_that_is_wanted(tmp_path: Path) -> None:
+    wanted = config(tmp_path).replace("training.on_nonfinite=rewind")
+    found = Rewinding(wanted, Rewinds(), 0).judge_report(report(LeaseEnd.POISONED, 50))
+    assert found is not None and found.to_step == 40
+    assert Rewinding(wanted, Rewinds(), 45).judge_report(report(LeaseEnd.POISONED, 50)) == ev.SpikeFound(
+        45, "Back to step 45, leaving out batches 45:75: it is not finite"
+    )
+    for other in (report(LeaseEnd.RAISED, 50), report(LeaseEnd.POISONED, None)):
+        assert Rewinding(wanted, Rewinds(), 0).judge_report(other) is None
+    assert Rewinding(config(tmp_path), Rewinds(), 0).judge_report(report(LeaseEnd.POISONED, 50)) is None
