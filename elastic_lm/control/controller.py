@@ -504,8 +504,10 @@ class Control:
             lease = common_lease(members, current, generation, self._spec, restore=restore,
                                  settled=self._current.settled, trains=trains)  # fmt: skip
         self._balance.began(now)
-        for rank in lease.receivers if lease.source is not None else ():
-            self._members[lease.members[rank]].whole = False
+        if lease.source is not None:
+            self._standstill.attribute_to("join")  # of whoever lacks the state, if nothing else tells why
+            for rank in lease.receivers:
+                self._members[lease.members[rank]].whole = False
         if self._saving.restorable_at is None:
             self._saving.restorable_at = now
         self._begin(lease, now, is_for_all=not current.behind)

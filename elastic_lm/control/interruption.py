@@ -14,7 +14,8 @@ from elastic_lm.protocol import Generation, Lease
 START, WAIT = "start", "wait"  # for lack of workers: the first one, and any later
 TAKEOVER = "coordinator"  # this coordinator took over from an earlier one
 LEASE = "lease"  # one ended, and nothing else is known yet
-PLANNED = (LEASE, "join", "drain", "checkpoint", "straggler", "resize", "evaluation")
+ROUTINE = (LEASE, "checkpoint", "evaluation")  # the elastic set stays as it is
+PLANNED = (*ROUTINE, "join", "drain", "straggler", "resize")
 
 
 @dataclass
@@ -56,9 +57,13 @@ class Standstill:
             self._interruption.add(cause, detail, generation)
 
     def attribute_to(self, cause: str) -> None:
-        """What a lease was ended for: the cause, where nothing else happened."""
-        if self._interruption is not None and self._interruption.cause == LEASE:
-            self._interruption.cause = cause
+        """What a lease was ended for, or the next one is for: the cause, where nothing else happened.
+
+        A change of the elastic set outranks routine: whoever looks for it finds it, also if it came with an evaluation.
+        """
+        over = self._interruption
+        if over is not None and (over.cause == LEASE or (over.cause in ROUTINE and cause not in ROUTINE)):
+            over.cause = cause
 
     def wait(self, have: int, wanted: int, generation: Generation, now: float) -> None:
         """There are too few workers to begin with. Told once."""

@@ -1671,6 +1671,21 @@ def test_joiner_gets_the_state_and_helps_to_evaluate() -> None:
     assert not run.events(EventKind.REFORMED)
     assert run.lease.evaluates and run.lease.members == ("w0", "w1", "w2")
     assert sorted(sum(run.lease.assignments, ())) == sorted({0, 1, 2, 3} - set(first))
+    for name, batches in zip(run.lease.members, run.lease.assignments, strict=True):
+        measured(run, name, 10, *batches)
+    run.beat("w0", Phase.COMPUTE, 10)
+    (reformed,) = run.events(EventKind.REFORMED)
+    assert reformed.fields["cause"] == "join"  # not only an evaluation
+
+
+def test_join_with_the_usual_renewal_of_a_lease_is_told_as_one() -> None:
+    run = Run(max_workers=3, checkpoint_every=10).training("w0", "w1")
+    run.ready("w2")
+    for name in ("w0", "w1"):  # before those who become ready a moment later are waited for
+        run.report(name, 10)
+    assert run.lease.members == ("w0", "w1", "w2")
+    run.beat("w0", Phase.COMPUTE, 10)
+    assert [told.fields["cause"] for told in run.events(EventKind.REFORMED)] == ["join"]
 
 
 def test_last_holders_that_leave_hand_the_state_on_before_an_evaluation() -> None:

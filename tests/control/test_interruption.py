@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_lm.control.interruption import LEASE, PLANNED, TAKEOVER, Standstill
+from elastic_lm.control.interruption import LEASE, PLANNED, ROUTINE, TAKEOVER, Standstill
 from elastic_lm.events.types import EventKind
 from elastic_lm.protocol import Generation, Lease
 from tests.control.told import Told
@@ -46,14 +46,29 @@ def test_failure_outranks_a_plan_and_the_time_counts_from_the_first(planned: str
     assert told[0].fields == {"cause": "failure", "lost_s": 2.0, "world_size": 2}
 
 
-@pytest.mark.parametrize(("began", "told_cause"), [(LEASE, "join"), ("failure", "failure"), (TAKEOVER, TAKEOVER)])
-def test_only_the_bare_end_of_a_lease_takes_the_cause_of_it(began: str, told_cause: str) -> None:
+@pytest.mark.parametrize(
+    ("began", "told_cause"),
+    [*((routine, "join") for routine in ROUTINE), ("drain", "drain"), ("failure", "failure"), (TAKEOVER, TAKEOVER)],
+)
+def test_a_change_of_the_set_is_the_cause_where_routine_alone_would_be(began: str, told_cause: str) -> None:
     told = Told()
     standstill = Standstill(told)
     standstill.attribute_to("join")
     assert not standstill.lasts
     standstill.begin(began, "", FIRST, 10.0)
     standstill.attribute_to("join")
+    standstill.end(lease(SECOND), 0, 11.0)
+    assert told[0].fields["cause"] == told_cause
+
+
+@pytest.mark.parametrize(
+    ("began", "told_cause"), [(LEASE, "evaluation"), ("checkpoint", "checkpoint"), ("join", "join")]
+)
+def test_routine_is_the_cause_where_a_lease_ended_and_nothing_else_happened(began: str, told_cause: str) -> None:
+    told = Told()
+    standstill = Standstill(told)
+    standstill.begin(began, "", FIRST, 10.0)
+    standstill.attribute_to("evaluation")
     standstill.end(lease(SECOND), 0, 11.0)
     assert told[0].fields["cause"] == told_cause
 
