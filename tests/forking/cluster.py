@@ -17,9 +17,12 @@ from tests.forking import launcher
 from tests.forking.launcher import ADDRESS
 
 
-def _workers_folder() -> Path:
-    """Where the server tells whose worker is whose."""
-    return Path(os.environ[ADDRESS]).parent
+def worker_of(launcher: psutil.Process) -> int | None:
+    """Process id of the worker that a process stands for; None when it stands for none."""
+    try:
+        return int(Path(os.environ[ADDRESS]).with_name(str(launcher.pid)).read_text())
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager
@@ -46,8 +49,9 @@ class ForkingNode(LogicalNode):
     def processes(self) -> list[psutil.Process]:
         found = super().processes()
         for process in list(found):
-            with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
-                found.append(psutil.Process(int(_workers_folder().joinpath(str(process.pid)).read_text())))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if (pid := worker_of(process)) is not None:
+                    found.append(psutil.Process(pid))
         return found
 
 
