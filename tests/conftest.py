@@ -127,11 +127,11 @@ def folder_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(s3_server: str) -> Iterator[LocalCluster]:
+def shared_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Started after the S3 server: Ray's workers inherit the AWS_* environment of the process that starts the nodes."""
-    from elastic_lm.runtime.cluster import LocalCluster
+    from tests.forking.cluster import ForkingCluster, fork_server
 
-    with LocalCluster(3, num_cpus=2) as cluster:
+    with fork_server(tmp_path_factory.mktemp("fork")), ForkingCluster(3, num_cpus=2) as cluster:
         yield cluster
 
 

@@ -13,8 +13,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -141,8 +142,12 @@ def _title(process: psutil.Process) -> str:
 class LocalCluster:
     """A head without CPUs (it hosts the coordinator) and `num_nodes` nodes of `num_cpus` each, on this machine.
 
-    `dashboard_port`: of a dashboard, which takes jobs; there is none unless given.
+    `dashboard_port`: of a dashboard, which takes jobs; there is none unless given. `node_type` and `node_arguments` (of Ray's
+    nodes, beside ours) are for subclasses.
     """
+
+    node_type: type[LogicalNode] = LogicalNode
+    node_arguments: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -164,10 +169,11 @@ class LocalCluster:
                 "dashboard_port": dashboard_port,
                 "object_store_memory": object_store_bytes,
                 "_system_config": dict(HEALTH_CHECKS),  # which Ray adds to
+                **self.node_arguments,
             },
         )
         self.address: str = self._cluster.address
-        self.head = LogicalNode(self._cluster.head_node)
+        self.head = self.node_type(self._cluster.head_node)
         self.nodes: list[LogicalNode] = [self.add_node() for _ in range(num_nodes)]
 
     def connect(self) -> None:
@@ -175,9 +181,8 @@ class LocalCluster:
 
     def add_node(self) -> LogicalNode:
         """Start one more node and wait until it is up (3-4 s)."""
-        node = LogicalNode(
-            self._cluster.add_node(num_cpus=self._num_cpus, object_store_memory=self._object_store_bytes)
-        )
+        options = {"num_cpus": self._num_cpus, "object_store_memory": self._object_store_bytes, **self.node_arguments}
+        node = self.node_type(self._cluster.add_node(**options))
         if hasattr(self, "nodes"):
             self.nodes.append(node)
         return node

@@ -115,6 +115,10 @@ class Run:
     def await_step(self, step: int) -> dict[str, Any]:
         return self.await_status(lambda status: status["step"] >= step, f"step {step}")
 
+    def await_logged(self, kind: EventKind, number: int) -> None:
+        """Until the log holds so many events of this kind: what a coordinator has not stored is lost with it."""
+        wait_for(lambda: self.count(kind) >= number, timeout_s=WAIT_S, what=f"{number} events {kind}", poll_s=0.1)
+
     def command(self, kind: str, **arguments: Any) -> None:
         ray.get(self.mailbox.post.remote(Command(kind, arguments)))
 

@@ -33,6 +33,7 @@ def num_attempts(run: HostedRun) -> int:
 def test_killed_coordinator_costs_no_step_and_no_worker(start: Start) -> None:
     run = start(steps=STEPS, kind=HostedRun, checkpoint={"every_steps": 1000})
     run.await_step(30)
+    run.await_logged(EventKind.MEMBER_STARTED, 3)
     pid = run.coordinator_pid()
     os.kill(pid, signal.SIGKILL)
     run.await_successor(pid)
@@ -115,6 +116,7 @@ def test_coordinator_that_freezes_at_an_edge_is_succeeded(edge: str, start: Star
 def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
     run = start(steps=2 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20})
     run.await_step(30)
+    run.await_logged(EventKind.MEMBER_STARTED, 3)
     pid = run.freeze_coordinator()
     run.await_successor(pid)
     os.kill(pid, signal.SIGCONT)
@@ -134,6 +136,7 @@ def test_successor_that_takes_longer_than_workers_wait_finds_them_as_long_as_the
         control={"orphaned_after_s": 15.0},
     )  # fmt: skip
     run.await_step(20)
+    run.await_logged(EventKind.MEMBER_STARTED, 3)
     with Reassurance(Roster(run.config.name)):
         os.kill(run.coordinator_pid(), signal.SIGKILL)
         assert_same_bits(run, run.result())

@@ -107,6 +107,7 @@ def test_successor_waits_for_storage_and_then_goes_on_from_memory(
     """The coordinator is killed while storage is away: the run does not end for it, and no step is trained again."""
     run = start(steps=STEPS, storage=on_s3, kind=HostedRun, workers={"min": 2, "max": 2})
     run.await_step(20)
+    run.await_logged(EventKind.MEMBER_STARTED, 2)
     os.kill(run.coordinator_pid(), signal.SIGKILL)
     away = proxy.inject(p.status(400), on="(/runs/|prefix=runs)")
     run.await_status(lambda _: len(away.hits) > 5, "a successor that asked, and asked again")

@@ -55,6 +55,15 @@ def events(config: RunConfig) -> list[Event]:
     return list(read(Storage.open(config.run_url).child("events")))
 
 
+def await_workers(config: RunConfig, number: int) -> None:
+    """Until the log tells of so many: what a coordinator has not stored is lost with it."""
+
+    def are_told() -> bool:
+        return sum(event.kind is EventKind.MEMBER_STARTED for event in events(config)) >= number
+
+    wait_for(are_told, timeout_s=WAIT_S, what=f"a log that tells of {number} workers", poll_s=0.1)
+
+
 def expected_digest(config: RunConfig) -> str:
     return undisturbed(config)[0]
 
@@ -326,6 +335,7 @@ def test_coordinator_that_dies_or_freezes_is_succeeded_and_workers_train_on(
 ) -> None:
     config = endless(corpus, tmp_path, "succeeded")
     driver = drive(config, address=cluster.address)
+    await_workers(config, 3)
     for number in (signal.SIGKILL, signal.SIGSTOP):
         status = driver.await_step(driver.await_step(0)["step"] + 20)
         pid = status["coordinator"]["pid"]
@@ -350,6 +360,7 @@ def test_command_that_is_given_again_after_its_driver_was_killed_goes_on_with_th
     config = endless(corpus, tmp_path, "given-again")
     first = drive(config, address=cluster.address)
     step = first.await_step(30)["step"]
+    await_workers(config, 3)
     first.process.kill()
     first.process.wait(WAIT_S)
     again = drive(config, address=cluster.address)
