@@ -170,6 +170,8 @@ class Control:
                     self._ending.fail(verdict, message)
                     self._on_stop(message, now)
             case ev.SpikeFound(to_step, reason):
+                if self._current.is_out:  # what it trains is given up
+                    self._current.fence(now)
                 self._finish(act.Verdict(act.REWOUND, reason, to_step))
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",

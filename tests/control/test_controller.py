@@ -1616,6 +1616,7 @@ def test_spike_ends_the_attempt_at_once_and_not_the_run() -> None:
     run = Run().training("w0")
     run.tell(ev.SpikeFound(40, "the loss stands out"))
     assert run.one(act.Finish).verdict == act.Verdict(act.REWOUND, "the loss stands out", 40)
+    assert run.one(act.Fence).member_ids == ("w0",)  # whoever comes next goes on with it
     assert not [emit for emit in run.all(act.Emit) if emit.event.kind is EventKind.RUN_FINISHED]
     assert not run.all(act.SaveCheckpoint)  # of a state that is given up
     run.tell(ev.SpikeFound(40, "the loss stands out"))  # it stays in the log
