@@ -108,6 +108,10 @@ class Legacy:
 
     readers: ReaderPool | None = None
 
+    @property
+    def is_left(self) -> bool:
+        return self.readers is not None
+
     def take(self) -> ReaderPool | None:
         readers, self.readers = self.readers, None
         return readers
@@ -208,6 +212,7 @@ class Coordinator:
             first_number=self._recorder.num_members,
             evaluated=self._recorder.evaluated,
             begins_elsewhere=plan.begins_at > 0 or plan.problem is not None,
+            goes_back=self._legacy.is_left,
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
