@@ -27,7 +27,7 @@ from elastic_lm.control.elastic_set import ElasticSet
 from elastic_lm.control.ending import Ending
 from elastic_lm.control.evaluating import Evaluating
 from elastic_lm.control.health import Health
-from elastic_lm.control.interruption import LEASE, TAKEOVER, Standstill
+from elastic_lm.control.interruption import LEASE, REWIND, TAKEOVER, Standstill
 from elastic_lm.control.leases import Standing, catch_up_lease, common_lease, evaluation_lease, standing
 from elastic_lm.control.membership import Member, MemberState
 from elastic_lm.control.saving import FINAL_TRIES, Saving
@@ -44,7 +44,8 @@ class Control:
     """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id.
 
     `evaluated`: the steps before which the log says that held-out text was measured. `begins_elsewhere`: the run is a fork, whose
-    first state is its parent's: without a checkpoint it is lost with the last member that holds one.
+    first state is its parent's: without a checkpoint it is lost with the last member that holds one. `goes_back`: the attempt
+    before has decided that, and left its members.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Control:
         first_number: int = 0,
         evaluated: Iterable[int] = (),
         begins_elsewhere: bool = False,
+        goes_back: bool = False,
     ) -> None:
         self._spec = spec
+        self._goes_back = goes_back
         self._saving = Saving(spec, resume_step, self._do, self._tell, begins_elsewhere=begins_elsewhere)
         self._evaluating = Evaluating(spec, evaluated, self._emit)
         self._current = CurrentLease(owner_epoch, self._do)
@@ -130,8 +133,11 @@ class Control:
                 self._on_ready(report, now)
             case ev.MemberFound(member_id, node_id, pid):
                 # Before the first tick, so that nobody is started in its place and no lease passes its state by.
-                self._members.found(member_id, node_id, pid, now)
-                self._interrupt(TAKEOVER, "another one took over", now)
+                self._members.found(member_id, node_id, pid, now, begins_anew=self._goes_back)
+                if self._goes_back:
+                    self._interrupt(REWIND, "the run goes back", now)
+                else:
+                    self._interrupt(TAKEOVER, "another one took over", now)
             case ev.MemberReturned(report):
                 self._on_returned(report, now)
             case ev.MemberFailed():
@@ -170,6 +176,8 @@ class Control:
                     self._ending.fail(verdict, message)
                     self._on_stop(message, now)
             case ev.SpikeFound(to_step, reason):
+                if self._current.is_out:  # what it trains is given up
+                    self._current.fence(now)
                 self._finish(act.Verdict(act.REWOUND, reason, to_step))
             case ev.ReaderReplaced(reader, replacement, cause):
                 self._emit(EventKind.READER_REPLACED, f"Reader {reader} is replaced by {replacement}: {cause}.",

@@ -99,11 +99,12 @@ class ElasticSet(Mapping[str, Member]):
                    member_id=member.member_id, node_id=report.node_id, startup_s=report.startup_s,
                    environment=report.environment)  # fmt: skip
 
-    def found(self, member_id: str, node_id: str, pid: int, now: float) -> None:
-        """It served an earlier coordinator, and returns or fails."""
+    def found(self, member_id: str, node_id: str, pid: int, now: float, *, begins_anew: bool) -> None:
+        """It served an earlier coordinator, and returns or fails. `begins_anew`: what it holds is of no use."""
         number = number_of(member_id)
         self._next_number = max(self._next_number, number + 1)
-        self._members[member_id] = Member(member_id, number, now, MemberState.RETURNING, node_id, pid)
+        member = Member(member_id, number, now, MemberState.RETURNING, node_id, pid, begins_anew=begins_anew)
+        self._members[member_id] = member
 
     def returned(self, member: Member, report: ReturnReport, now: float) -> None:
         member.last_beat, member.micro_batch_s = now, report.micro_batch_s

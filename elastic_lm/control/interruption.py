@@ -13,6 +13,7 @@ from elastic_lm.protocol import Generation, Lease
 
 START, WAIT = "start", "wait"  # for lack of workers: the first one, and any later
 TAKEOVER = "coordinator"  # this coordinator took over from an earlier one
+REWIND = "rewind"  # the run goes back, and all begin anew
 LEASE = "lease"  # one ended, and nothing else is known yet
 ROUTINE = (LEASE, "checkpoint", "evaluation")  # the elastic set stays as it is
 PLANNED = (*ROUTINE, "join", "drain", "straggler", "resize")

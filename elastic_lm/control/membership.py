@@ -42,6 +42,7 @@ class Member:
     node_id: str | None = None
     pid: int | None = None
     leaving: str | None = None  # why it is drained, if it is
+    begins_anew: bool = False  # it was found, and what it held then is of no use
 
     whole: bool = False
     next_step: int = 0
@@ -92,11 +93,11 @@ class Member:
     @property
     def may_hold_state(self) -> bool:
         """It has a whole state, or comes back and has not said that it has none."""
-        return self.whole or self.is_awaited
+        return self.whole or (self.is_awaited and not self.begins_anew)
 
     @property
     def is_awaited(self) -> bool:
-        """It comes back, with a state for all that is known. One that still warms up has none."""
+        """It comes back. One that still warms up has no state, and may do that later."""
         warms_up = self.last_beat is not None and self.phase is Phase.STARTING
         return self.state is MemberState.RETURNING and not warms_up
 

@@ -23,7 +23,7 @@ from elastic_lm.engine.operations import GroupBroken, Operation
 from elastic_lm.engine.reduce import Reduction
 from elastic_lm.engine.shared import SLOT_BYTES
 from elastic_lm.engine.state import ReplicaState
-from elastic_lm.engine.step import Control, PoisonedStep, StepRunner
+from elastic_lm.engine.step import Control, PoisonedStep, StepRunner, TokenSource
 from elastic_lm.errors import CheckpointError, DataError, UnavailableError
 from elastic_lm.protocol import Evaluation, Generation, Lease, LeaseEnd, LeaseReport, Measure, Phase, StepRecord
 
@@ -79,6 +79,16 @@ class Member:
     @property
     def state(self) -> ReplicaState:
         return self.runner.replica.state
+
+    def start_over(self, tokens: TokenSource) -> None:
+        """Train other batches from now on. Nothing that it holds is of them, so it is as one that has just started."""
+        self.runner = StepRunner(self.runner.replica, tokens)
+        self.state.lose()
+        self.records.clear()
+        self.evaluations = ()
+        if self.kept is not None:
+            self.kept.group.drop()
+            self.kept = None
 
 
 def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseReport:

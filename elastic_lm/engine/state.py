@@ -106,6 +106,10 @@ class ReplicaState:
         self.next_step = next_step
         self.torn = False
 
+    def lose(self) -> None:
+        """It is nobody's state any more."""
+        self.torn, self.next_step = True, 0
+
     def leave_out(self, step: int) -> None:
         """The step changes nothing but the count of steps."""
         assert self.next_step == step and not self.torn

@@ -31,6 +31,7 @@ CAUSES = (
     "hang",
     "error",
     "coordinator",
+    "rewind",
     "wait",
     "join",
     "drain",

@@ -38,7 +38,18 @@ TONES: dict[EventKind, Tone] = {
     EventKind.RUN_FINISHED: "plain",
 }
 # Every checkpoint and every end of a lease re-forms; only these are worth a line.
-NEWSWORTHY_CAUSES = {"failure", "hang", "join", "drain", "resize", "straggler", "wait", "start", "coordinator"}
+NEWSWORTHY_CAUSES = {
+    "failure",
+    "hang",
+    "join",
+    "drain",
+    "resize",
+    "straggler",
+    "wait",
+    "start",
+    "coordinator",
+    "rewind",
+}
 
 
 @dataclass(frozen=True)

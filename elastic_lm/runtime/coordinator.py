@@ -102,13 +102,34 @@ class Plan:
         return None if self.newest is None else self.newest.step
 
 
-class Coordinator:
-    """Runs one attempt of a run, from the first member's start to the verdict."""
+@dataclass
+class Legacy:
+    """What an attempt that has gone back leaves to the next one in its process: readers serve any order of batches."""
 
-    def __init__(self, plan: Plan, mailbox: Any, owner: Ownership) -> None:
+    readers: ReaderPool | None = None
+
+    @property
+    def is_left(self) -> bool:
+        return self.readers is not None
+
+    def take(self) -> ReaderPool | None:
+        readers, self.readers = self.readers, None
+        return readers
+
+    def close(self) -> None:
+        """Nobody comes any more."""
+        if (readers := self.take()) is not None:
+            readers.close()
+
+
+class Coordinator:
+    """Runs one attempt of a run, from the first member's start to the verdict. `legacy`: taken, and left."""
+
+    def __init__(self, plan: Plan, mailbox: Any, owner: Ownership, legacy: Legacy) -> None:
         self._plan = plan
         self._mailbox = mailbox
         self._owner = owner
+        self._legacy = legacy
         self._superseded: str | None = None
         self._awake_at = time.monotonic()
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
@@ -128,7 +149,7 @@ class Coordinator:
     def run(self) -> RunResult:
         """Train until there is a verdict, and leave nothing running then. Without one, the workers wait for a successor.
 
-        Returns: `REWOUND` as the verdict when the run is to go on, from before a spike and by another plan.
+        Returns: `REWOUND` as the verdict when the run is to go on, from before a spike and by another plan: so do the workers.
         Raises: SupersededError when another owner has taken over; StorageError.
         """
         with ExitStack() as stack:
@@ -191,16 +212,15 @@ class Coordinator:
             first_number=self._recorder.num_members,
             evaluated=self._recorder.evaluated,
             begins_elsewhere=plan.begins_at > 0 or plan.problem is not None,
+            goes_back=self._legacy.is_left,
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
-        self._readers = ReaderPool(
-            plan.start_reader,
-            config.data.readers,
-            timeout_s=config.data.reader_timeout_s,
-            on_news=self._on_reader_news,
+        self._readers = self._legacy.take() or ReaderPool(
+            plan.start_reader, config.data.readers, timeout_s=config.data.reader_timeout_s
         )
-        stack.callback(self._readers.close)
+        self._readers.on_news = self._on_reader_news
+        stack.callback(self._leave_readers)
         self._readers.warm_up(plan.order, plan.resume_step or 0)
         self._open_checkpoints(stack)
         self._open_members(stack, roster, found)
@@ -246,7 +266,14 @@ class Coordinator:
         stack.callback(lifelines.close)
         self._members = Members(
             self._boot(
-                Summons(self._owner.epoch, lifelines.address, secret, self._readers.readers, self._plan.held_out)
+                Summons(
+                    self._owner.epoch,
+                    self._plan.order,
+                    lifelines.address,
+                    secret,
+                    self._readers.readers,
+                    self._plan.held_out,
+                )
             ),
             roster,
             worker_options(self._plan.config),
@@ -275,8 +302,15 @@ class Coordinator:
         self._owner.check()
 
     def _end_members(self) -> None:
-        if self._verdict is not None:
+        """Unless somebody comes who goes on with them."""
+        if self._verdict is not None and self._verdict.kind != act.REWOUND:
             self._members.end_all()
+
+    def _leave_readers(self) -> None:
+        if self._verdict is not None and self._verdict.kind == act.REWOUND:
+            self._legacy.readers = self._readers
+        else:
+            self._readers.close()
 
     def _boot(self, summons: Summons) -> WorkerBoot:
         plan, config = self._plan, self._plan.config
@@ -285,7 +319,6 @@ class Coordinator:
             summons=summons,
             orphaned_after_s=config.control.orphaned_after_s,
             spec=plan.spec,
-            order=plan.order,
             corpus=config.data.tokens,
             reader_timeout_s=config.data.reader_timeout_s,
             storage_timeout_s=config.data.storage_timeout_s,
@@ -514,8 +547,10 @@ def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
 
 
 def roster_of(plan: Plan) -> Roster:
-    """The run's workers, by what they train."""
-    return Roster(plan.config.name, roster_fingerprint(plan.config, birth_of(plan.run_storage)))
+    """The run's workers, by what they train; those from before a rewind are told of it and go on."""
+    birth, config = birth_of(plan.run_storage), plan.config
+    ours = [config, *plan.rewinds.were(config)]
+    return Roster(config.name, *(roster_fingerprint(each, birth) for each in ours))
 
 
 def roster_fingerprint(config: RunConfig, birth: str) -> str:

@@ -103,7 +103,7 @@ class Members:
                 self._failed(member_id, error)
 
         _when_done(handle.adopt.remote(self._boot.summons), lambda _: None, failed)
-        _when_done(handle.come_back.remote(self._logged_step), self._returned, failed)
+        _when_done(handle.come_back.remote(self._boot.summons, self._logged_step), self._returned, failed)
 
     def _returned(self, report: ReturnReport) -> None:
         self._deliver(MemberReturned(report))

@@ -25,6 +25,7 @@ class Pulse:
         self.next_step = 0
         self.progress = 0
         self.micro_batch_s: float | None = None
+        self.first_generation = Generation(0, 0)  # whose steps are told
         self._records: list[StepRecord] = []
         self._told: deque[StepRecord] = deque(maxlen=TOLD_AGAIN)
 
@@ -42,6 +43,7 @@ class Pulse:
         records = tuple(self._records[:BEAT_RECORDS])
         del self._records[: len(records)]
         self._told.extend(records)
+        records = tuple(record for record in records if record.generation >= self.first_generation)
         return Heartbeat(
             self._member_id,
             self.generation,

@@ -51,11 +51,11 @@ class ReaderPool:
         num_readers: int,
         *,
         timeout_s: float,
-        on_news: Callable[[ReaderNews], None],
+        on_news: Callable[[ReaderNews], None] = lambda news: None,
     ) -> None:
         self._start_handle = start_reader
         self._timeout_s = timeout_s
-        self._on_news = on_news
+        self.on_news = on_news
         self._num_started = 0
         self._readers = [self._start() for _ in range(num_readers)]
         self._stop = threading.Event()
@@ -107,4 +107,4 @@ class ReaderPool:
         lost = self._readers[index]
         ray.kill(lost.handle)
         self._readers[index] = self._start()
-        self._on_news(ReaderNews(lost.reader_id, self._readers[index].reader_id, cause, self.readers))
+        self.on_news(ReaderNews(lost.reader_id, self._readers[index].reader_id, cause, self.readers))

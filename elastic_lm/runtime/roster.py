@@ -49,14 +49,14 @@ class Found:
 
 
 class Roster:
-    """The workers of one run. `fingerprint`: of the run's identity; None: whatever they train."""
+    """The workers of one run. `fingerprints`: of the run's identity, that of now first; none: whatever they train."""
 
-    def __init__(self, run: str, fingerprint: str | None = None) -> None:
-        self._run, self._fingerprint = run, fingerprint and fingerprint[:FINGERPRINT_DIGITS]
+    def __init__(self, run: str, *fingerprints: str) -> None:
+        self._run, self._fingerprints = run, [each[:FINGERPRINT_DIGITS] for each in fingerprints]
 
     def name(self, member_id: str, owner_epoch: int) -> str:
         """Of a worker, in Ray. The epoch makes it one of its own: a frozen one may hold on to its name for long."""
-        return f"worker/{self._run}/{self._fingerprint}/{owner_epoch}/{member_id}"
+        return f"worker/{self._run}/{self._fingerprints[0]}/{owner_epoch}/{member_id}"
 
     def found(self) -> list[Found]:
         """Everybody who is registered, the newest coordinator's first."""
@@ -81,7 +81,7 @@ class Roster:
             return None
         known = ray._private.state.actors(handle._actor_id.hex())
         place = (known["Address"]["NodeID"], known["Pid"]) if known.get("Pid") else None
-        return Found(match["member_id"], handle, place, fits=match["fingerprint"] == self._fingerprint)
+        return Found(match["member_id"], handle, place, fits=match["fingerprint"] in self._fingerprints)
 
 
 class Reassurance:

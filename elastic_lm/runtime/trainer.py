@@ -36,7 +36,7 @@ from elastic_lm.runtime.roster import Reassurance, Roster, reap
 
 if TYPE_CHECKING:
     from elastic_lm.ownership import Ownership
-    from elastic_lm.runtime.coordinator import Plan
+    from elastic_lm.runtime.coordinator import Legacy, Plan
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -244,29 +244,36 @@ def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
     Storage that gives no answer is waited for: a successor often comes when much is in trouble at once.
     Raises: SupersededError, UnavailableError, and what `make_plan` raises.
     """
+    from elastic_lm.runtime.coordinator import Legacy
     from elastic_lm.runtime.patience import Patience
 
     patience, what = Patience(config.data.storage_timeout_s), f"answer from {config.run_url} or {config.data.tokens}"
-    owner = patience.outlast(what, lambda _: claim(config, token))
-    result = patience.outlast(what, lambda _: _attempt(config, mailbox, owner))
-    while result.verdict == REWOUND:
-        result = patience.outlast(what, lambda _: _attempt(config, mailbox, owner))
-    owner.release()
-    return result
+    with contextlib.closing(Legacy()) as legacy:
+        while True:
+            result = patience.outlast(what, lambda _: _attempt(config, mailbox, token, legacy))
+            if result.verdict != REWOUND:
+                return result
 
 
-def _attempt(config: RunConfig, mailbox: Any, owner: Ownership) -> RunResult:
-    """By a plan of this moment: of the run as it was left, and with the batches left out that it went back from."""
+def _attempt(config: RunConfig, mailbox: Any, token: str, legacy: Legacy) -> RunResult:
+    """By a plan of this moment: of the run as it was left, and with the batches left out that it went back from.
+
+    Each has a claim of its own: workers go on with whoever has a higher epoch than the one before.
+    """
     from elastic_lm.experiment import rewinds
     from elastic_lm.runtime.coordinator import Coordinator
     from elastic_lm.runtime.plan import make_plan
 
+    owner = claim(config, token)
     plan = make_plan(config, may_be_held=True)
     if plan.rewinds:
         rewinds.clear(plan.run_storage, plan.rewinds, owner.check)
         owner.check()
         plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
-    return Coordinator(plan, mailbox, owner).run()
+    result = Coordinator(plan, mailbox, owner, legacy).run()
+    if result.verdict != REWOUND:
+        owner.release()
+    return result
 
 
 def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:

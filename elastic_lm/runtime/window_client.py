@@ -36,7 +36,7 @@ class WindowClient:
     def __init__(
         self, order: Order, address: str, readers: list[Any], *, reader_timeout_s: float, storage_timeout_s: float
     ) -> None:
-        self._order = order
+        self.order = order
         self._address = address
         self._readers = readers
         self._timeout_s = reader_timeout_s
@@ -53,14 +53,14 @@ class WindowClient:
 
         Raises: Cancelled; DataError when a reader found data that must not be trained on; UnavailableError.
         """
-        found = rows(self._order, step, micro_batch, lambda *window: self._window(window, cancelled))
+        found = rows(self.order, step, micro_batch, lambda *window: self._window(window, cancelled))
         self._ask_ahead(step)
         return found
 
     def _ask_ahead(self, step: int) -> None:
         """Have the next step's windows, and the one after the newest, on their way before they are needed."""
-        windows = self._order.windows_of(step + 1)
-        for window in [*windows, self._order.window_after(windows[-1])]:
+        windows = self.order.windows_of(step + 1)
+        for window in [*windows, self.order.window_after(windows[-1])]:
             if window not in self._windows and window not in self._asked and len(self._asked) < WINDOWS_KEPT:
                 self._ask(window, attempt=0)
 
@@ -91,7 +91,7 @@ class WindowClient:
         )
 
     def _ask(self, window: Window, attempt: int) -> None:
-        reader = reader_for(window, self._order, self._readers, attempt)
+        reader = reader_for(window, self.order, self._readers, attempt)
         self._asked[window] = (reader, reader.window.remote(*window, stride=len(self._readers)))
 
     def _await(self, reference: ray.ObjectRef, cancelled: Callable[[], bool]) -> Any:

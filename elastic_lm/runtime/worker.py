@@ -5,7 +5,9 @@ must be ordered with them), the `control` group answers fences at once, the life
 member never restarts: its replacement is a new member with a new name.
 
 A member outlives its coordinator: it is a detached actor, keeps its state, and goes on with its lease. A successor calls it
-by name (`adopt`, `come_back`); from then on it obeys no coordinator of a lower epoch. Without any it ends itself.
+by name (`adopt`, `come_back`); from then on it obeys no coordinator of a lower epoch. Without any it ends itself. Invariant:
+the order of batches that it trains by is that of the highest epoch it has heard of, and so are its leases. When that order is
+another one, because the run has gone back, all that it holds is of no use, and it begins as a new member does.
 
 This module imports no torch: the actor's process shows a sign of life first and imports while it warms up.
 """
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from elastic_lm.data.held_out import HeldOut
     from elastic_lm.data.order import Order
     from elastic_lm.engine.spec import EngineSpec
+    from elastic_lm.runtime.window_client import WindowClient
     from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -54,9 +57,10 @@ LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True)
 class Summons:
-    """A coordinator's call: where to send heartbeats, whom to ask for tokens, and how high it stands."""
+    """A coordinator's call: what to train, where to send heartbeats, whom to ask for tokens, and how high it stands."""
 
     owner_epoch: int
+    order: Order
     lifeline_address: tuple[str, int]
     lifeline_secret: str
     readers: tuple[Any, ...]
@@ -71,7 +75,6 @@ class WorkerBoot:
     summons: Summons
     orphaned_after_s: float
     spec: EngineSpec
-    order: Order
     corpus: str  # its address
     reader_timeout_s: float
     storage_timeout_s: float
@@ -130,6 +133,7 @@ class Worker:
         self._pulse = Pulse(boot.member_id)
         self._obeying = threading.RLock()  # whom it obeys changes in one piece: two threads answer `control` calls
         self._owner_epoch = boot.summons.owner_epoch
+        self._order = boot.summons.order
         self._readers = boot.summons.readers
         self._held_out = boot.summons.held_out
         self._held_out_source: Any = None
@@ -186,25 +190,31 @@ class Worker:
         from elastic_lm.engine.lease import Member
         from elastic_lm.engine.probe import environment, probe
         from elastic_lm.engine.step import Replica, StepRunner
-        from elastic_lm.runtime.window_client import WindowClient
 
         boot = self._boot
         replica = Replica(boot.spec)
         digest = probe(replica)
         failpoints.hit("warm_up")
+        tokens = self._open_tokens(self._order)
+        self._member = Member(boot.member_id, StepRunner(replica, tokens), self._restore, boot.form_timeout_s)
+        self._member.initial = None if boot.init is None else self._initial
+        node_id, pid = self.locate()
+        found = environment(boot.spec.threads, boot.spec.device, compiles=boot.spec.compile)
+        return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
+
+    def _open_tokens(self, order: Order) -> WindowClient:
+        from elastic_lm.runtime.window_client import WindowClient
+
+        boot = self._boot
         self._tokens = WindowClient(
-            boot.order,
+            order,
             boot.corpus,
             list(self._readers),
             reader_timeout_s=boot.reader_timeout_s,
             storage_timeout_s=boot.storage_timeout_s,
         )
         self._tokens.set_readers(list(self._readers))  # others may have been told since the line above looked
-        self._member = Member(boot.member_id, StepRunner(replica, self._tokens), self._restore, boot.form_timeout_s)
-        self._member.initial = None if boot.init is None else self._initial
-        node_id, pid = self.locate()
-        found = environment(boot.spec.threads, boot.spec.device, compiles=boot.spec.compile)
-        return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
+        return self._tokens
 
     def run_lease(self, lease: Lease) -> LeaseReport:
         """Train as the lease says. Always returns a report; see `engine/lease.py`.
@@ -214,7 +224,7 @@ class Worker:
         from elastic_lm.engine.determinism import prepare
         from elastic_lm.engine.lease import run_lease
 
-        if self._is_over(lease.generation):
+        if not self._is_ours(lease.generation):
             return self._refusal(lease)
         prepare(self._boot.spec)  # it is per thread
         if lease.evaluates:
@@ -250,19 +260,26 @@ class Worker:
     def _is_over(self, generation: Generation) -> bool:
         return self._lowest_generation is not None and generation < self._lowest_generation
 
+    def _is_ours(self, generation: Generation) -> bool:
+        """Whether the coordinator that this member obeys has granted it."""
+        return generation.owner_epoch == self._owner_epoch and not self._is_over(generation)
+
     def _refusal(self, lease: Lease) -> LeaseReport:
         state = self._member.state
         return LeaseReport(
             self._boot.member_id, lease.generation, LeaseEnd.FENCED, state.next_step, whole=not state.torn
         )
 
-    def come_back(self, logged_step: int) -> ReturnReport:
-        """After `adopt`, when whatever ran for the earlier coordinator has ended: what this member holds.
+    def come_back(self, summons: Summons, logged_step: int) -> ReturnReport:
+        """As `adopt`, when whatever ran for the earlier coordinator has ended: what this member holds of what it is to train.
 
         Args: `logged_step`: the event log holds every step before this one.
         """
+        self.adopt(summons)  # which may be the first that is heard of it
         ready = self._ready or self.warm_up()
-        member = self._member
+        member, order = self._member, self._order
+        if self._tokens.order != order:  # the run has gone back
+            member.start_over(self._open_tokens(order))
         return ReturnReport(
             ready,
             member.state.next_step,
@@ -345,7 +362,9 @@ class Worker:
         with self._obeying:
             if summons.owner_epoch <= self._owner_epoch:
                 return  # called late: it is not the newest
-            self._owner_epoch, self._held_out = summons.owner_epoch, summons.held_out
+            if summons.order != self._order:  # what was trained by another one is nothing to tell this coordinator of
+                self._pulse.first_generation = Generation(summons.owner_epoch, 0)
+            self._owner_epoch, self._order, self._held_out = summons.owner_epoch, summons.order, summons.held_out
             self.fence(Generation(summons.owner_epoch, 0))
             self._uploads.cancel((summons.owner_epoch, 0))
             self.set_readers(summons.owner_epoch, summons.readers)

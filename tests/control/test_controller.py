@@ -44,12 +44,17 @@ class Run:
         owner_epoch: int = 0,
         ticks: bool = True,
         begins_elsewhere: bool = False,
+        goes_back: bool = False,
         **fields: Any,
     ) -> None:
         usual = {"min_workers": 1, "max_workers": 3, "num_micro_batches": 8, "total_steps": 100}
         self.spec = ControlSpec(**{**usual, **fields})
         self.control = Control(
-            self.spec, resume_step=resume_step, owner_epoch=owner_epoch, begins_elsewhere=begins_elsewhere
+            self.spec,
+            resume_step=resume_step,
+            owner_epoch=owner_epoch,
+            begins_elsewhere=begins_elsewhere,
+            goes_back=goes_back,
         )
         self.now = 1_000.0
         self.said: list[act.Action] = []  # everything since `listen`
@@ -1616,6 +1621,7 @@ def test_spike_ends_the_attempt_at_once_and_not_the_run() -> None:
     run = Run().training("w0")
     run.tell(ev.SpikeFound(40, "the loss stands out"))
     assert run.one(act.Finish).verdict == act.Verdict(act.REWOUND, "the loss stands out", 40)
+    assert run.one(act.Fence).member_ids == ("w0",)  # whoever comes next goes on with it
     assert not [emit for emit in run.all(act.Emit) if emit.event.kind is EventKind.RUN_FINISHED]
     assert not run.all(act.SaveCheckpoint)  # of a state that is given up
     run.tell(ev.SpikeFound(40, "the loss stands out"))  # it stays in the log
@@ -2199,6 +2205,27 @@ def test_takeover_is_told_with_what_it_cost() -> None:
     assert (event.fields["cause"], round(event.fields["lost_s"], 1)) == ("coordinator", 0.5)
     (event,) = run.events(EventKind.MEMBER_RETURNED)
     assert (event.step, event.fields["whole"]) == (7, True)
+
+
+def test_members_of_a_run_that_goes_back_restore_its_checkpoint_together() -> None:
+    run = found("w0", "w1", goes_back=True, resume_step=40)
+    returns(run, "w0", 0, whole=False)
+    assert not run.all(act.Grant)
+    run.wait(0.5)
+    returns(run, "w1", 0, whole=False)
+    assert (run.lease.members, run.lease.start_step, run.lease.restore) == (("w0", "w1"), 40, 40)
+    run.beat("w0", step=40)
+    (event,) = run.events(EventKind.REFORMED)
+    assert (event.fields["cause"], round(event.fields["lost_s"], 1)) == ("rewind", 0.5)
+
+
+def test_frozen_member_of_a_run_that_goes_back_is_not_waited_for_as_the_last_holder_of_a_state() -> None:
+    for goes_back in (True, False):
+        run = found("w0", "w1", goes_back=goes_back, resume_step=40, progress_timeout_s=100.0)
+        returns(run, "w0", 0, whole=False)
+        for _ in range(20):
+            run.wait(1.0, beating="w0", phase=Phase.WAITING)
+        assert bool(run.all(act.Grant)) == goes_back
 
 
 def test_answer_of_a_member_that_was_given_up_is_answered_with_another_kill() -> None:

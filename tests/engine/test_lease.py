@@ -308,6 +308,34 @@ def test_non_finite_loss_stops_every_member_before_the_update():
         cluster.close()
 
 
+class OtherTokens(SyntheticTokens):
+    """What is trained when the run has gone back."""
+
+    def tokens(self, step, micro_batch, cancelled=None):
+        return super().tokens(step + 100, micro_batch, cancelled)
+
+
+def train_alone(member, number, stop):
+    lease = Lease(
+        Generation(0, number), ("w0",), None, 0, stop, (tuple(range(member.runner.replica.spec.micro_batches)),)
+    )
+    report = run_lease(member, lease, EventControl())
+    assert report.end is LeaseEnd.COMPLETED
+    return [told.step for told in report.records]
+
+
+def test_member_that_starts_over_is_as_a_new_one():
+    new = Member("w0", StepRunner(Replica(tiny_spec()), OtherTokens()), restore=lambda step, on_part: {})
+    train_alone(new, 1, 4)
+    member = Member("w0", StepRunner(Replica(tiny_spec()), SyntheticTokens()), restore=lambda step, on_part: {})
+    assert train_alone(member, 1, 6) == list(range(6))
+    before = member.state.digest()
+    member.start_over(OtherTokens())
+    assert (member.state.torn, member.state.next_step, list(member.records)) == (True, 0, [])
+    assert train_alone(member, 2, 4) == list(range(4))
+    assert member.state.digest() == new.state.digest() != before
+
+
 class Watch(EventControl):
     """Notes the phases that are reported, and fences after so many."""
 

@@ -110,6 +110,19 @@ def test_config_says_what_is_left_out(config: RunConfig) -> None:
     assert made.applied(other) == other
 
 
+def test_runs_of_before_are_known_by_what_they_left_out(config: RunConfig) -> None:
+    """Whose workers go on."""
+    config = config.replace("training.skip=[[3, 5]]")
+    first = Rewind.of(spike(100), config, number=1)
+    second = Rewind.of(spike(300), after(config, first), number=2)
+    made = Rewinds((first, second))
+    ever = [config, after(config, first), after(config, first, second)]
+    fingerprints = [each.identity_fingerprint() for each in ever]
+    for number, now in enumerate(ever):
+        assert [each.identity_fingerprint() for each in made.were(now)] == fingerprints[:number]
+    assert made.were(config.replace("training.skip=[[7, 8]]")) == Rewinds().were(config) == []
+
+
 def test_checkpoints_of_what_stays_are_kept(config: RunConfig) -> None:
     first = Rewind.of(spike(100), config, number=1)  # back to 90
     second = Rewind.of(spike(95), after(config, first), number=2)  # back to 85

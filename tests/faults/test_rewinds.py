@@ -88,6 +88,8 @@ def test_bad_stretch_is_found_and_left_out(start: Callable[..., Run], noisy: str
     clean, mine = ([step[1] for step in steps[-30:]] for steps in (undisturbed(without_noise)[1], final_steps(run)))
     error = math.sqrt((statistics.variance(clean) + statistics.variance(mine)) / 30)
     assert abs(statistics.mean(mine) - statistics.mean(clean)) < 4 * error
+    # By the same workers.
+    assert run.count(EventKind.MEMBER_STARTED) == run.count(EventKind.MEMBER_RETURNED) == 2
     # What is told of it afterwards.
     (told,) = [event for event in run.events() if event.kind is EventKind.REWOUND]
     assert (told.step, told.fields["left_out"]) == (rewind.to_step, [[rewind.to_step, rewind.to_step + 24]])

@@ -12,10 +12,13 @@ from elastic_lm.control import events as ev
 from elastic_lm.control.actions import Grant
 from elastic_lm.control.controller import Control
 from elastic_lm.control.spec import ControlSpec
+from elastic_lm.data.order import Order
 from elastic_lm.protocol import ReadyReport, ReturnReport
 from elastic_lm.runtime.members import Members
 from elastic_lm.runtime.roster import Found, Roster
 from elastic_lm.runtime.worker import Summons, WorkerBoot
+
+ORDER = Order(4, 8, 0, 1, seed=7, micro_batches=2, micro_batch_size=2, sequence_length=8)
 
 
 class Answer:
@@ -71,7 +74,7 @@ def adopt(*everybody: Found) -> list[ev.Input]:
 
 
 def adopting(told: list[ev.Input]) -> Members:
-    boot = WorkerBoot("", Summons(2, ("127.0.0.1", 1), "", (), None), 60.0, *[None] * 8)  # type: ignore[arg-type]
+    boot = WorkerBoot("", Summons(2, ORDER, ("127.0.0.1", 1), "", (), None), 60.0, *[None] * 7)  # type: ignore[arg-type]
     return Members(boot, Roster("run", "abc"), {}, told.append, retire_timeout_s=5.0)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import replace
 
-from elastic_lm.protocol import Heartbeat
+from elastic_lm.protocol import Generation, Heartbeat
 from elastic_lm.runtime.lifeline import MAX_LINE_BYTES, Lifeline, LifelineServer, encode
 from elastic_lm.runtime.pulse import BEAT_RECORDS, TOLD_AGAIN, Pulse
 from tests.runtime.test_ledger import record
@@ -44,6 +45,17 @@ def test_new_connection_hears_again_what_the_broken_one_was_told_and_then_the_re
     pulse.tell(record(2))
     pulse.tell_again()
     assert [steps(pulse.beat()), steps(pulse.beat())] == [[0, 1, 2], []]
+
+
+def test_steps_of_generations_that_are_not_to_be_told_are_not_neither_anew_nor_again() -> None:
+    pulse = pulse_of(2)
+    pulse.beat()
+    pulse.tell(record(2))
+    pulse.first_generation = Generation(1, 0)
+    pulse.tell_again()
+    pulse.tell(record(3))  # of the step that was under way
+    pulse.tell(replace(record(2), generation=Generation(1, 1)))
+    assert [(told.step, told.generation) for told in pulse.beat().records] == [(2, Generation(1, 1))]
 
 
 def test_what_is_told_again_is_bounded() -> None:
