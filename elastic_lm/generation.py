@@ -86,7 +86,7 @@ class Prefix:
         self._ids.append(token)
 
     def next_logits(self) -> Tensor:
-        """[V]"""
+        """[V], of the token behind all of them."""
         if len(self._ids) > self._model.max_tokens:
             self._cache = None
         if self._cache is None:

@@ -93,7 +93,7 @@ class TrainedModel(ModelInterface):
         """[V] in fp32, of the token behind these, and behind those that the cache holds; it takes these in."""
         tokens_BT = torch.tensor([ids], device=self.device)
         with torch.no_grad():
-            if isinstance(self.module, GPT):  # computes no other logits
+            if type(self.module) is GPT:  # computes no other logits; what a factory makes of it may not know how
                 logits_V = self.module(tokens_BT, torch.tensor([len(ids) - 1], device=self.device), cache)[0]
             else:
                 logits_V = self.module(tokens_BT)[0, -1]
@@ -101,7 +101,7 @@ class TrainedModel(ModelInterface):
 
     def make_cache(self, capacity: int) -> Cache | None:
         """For so many tokens. None of a model that sees what comes behind a token, too, and of one that is not ours."""
-        if isinstance(self.module, GPT) and self.module.spec.attention == "causal":
+        if type(self.module) is GPT and self.module.spec.attention == "causal":
             return Cache(self.module.spec, capacity)
         return None
 

@@ -198,6 +198,16 @@ def test_model_without_a_cache_takes_whole_passes(trained: str) -> None:
     assert isinstance(model.module, Read) and model.module.told == [29, 30, 31, 32, 32]
 
 
+def test_model_that_is_made_of_ours_takes_whole_passes(told: list[int]) -> None:
+    class Mine(GPT):
+        def forward(self, tokens_BT: Tensor) -> Tensor:  # type: ignore[override]
+            return self.head(self.features(tokens_BT))
+
+    model = models.trained(Mine(ModelSpec(400, num_layers=1, num_heads=1, width=16, max_tokens=16)).eval())
+    "".join(Generator(endless(model)).generate("", Sampling(max_new_tokens=3)))
+    assert told == [1, 2, 3]
+
+
 def test_model_that_sees_both_sides_takes_whole_passes(told: list[int]) -> None:
     """With an objective of the user's own, a text may be asked of it, too: new tokens change what is kept of those before."""
     spec = ModelSpec(400, num_layers=1, num_heads=1, width=16, max_tokens=16, attention="bidirectional")
