@@ -1,8 +1,8 @@
 """Text from a run's weights: a prompt continued token by token, or the masks of one filled in.
 
 Invariant: the same weights, prompt, choices and seed give the same text on the same machine. A document begins behind the token
-that ended the one before, in training as here. Every token is computed from the whole context again, without a cache: for
-looking at what a run has learned, not for serving it.
+that ended the one before, in training as here. Each text is computed alone, so that no other one shows in its bits; for speed a
+token is read only once, for as long as all fit into the model's context.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -69,6 +69,31 @@ class Sampling:
         return int(order_V[chosen])
 
 
+class Prefix:
+    """The tokens before the next one, of which the model sees the newest, as many as its context has.
+
+    When they are more, each new token takes the oldest one out of sight, and all others move to the place before theirs. What a
+    cache holds is of the old places, so from there on every token takes a pass over the whole context; in a model that has no
+    cache it does from the beginning.
+    """
+
+    def __init__(self, model: TrainedModel, ids: Sequence[int], num_new_tokens: int) -> None:
+        self._model, self._ids = model, list(ids)
+        # The last new token is read by nobody.
+        self._cache = model.make_cache(len(ids) + num_new_tokens - 1)
+
+    def append(self, token: int) -> None:
+        self._ids.append(token)
+
+    def next_logits(self) -> Tensor:
+        """[V], of the token behind all of them."""
+        if len(self._ids) > self._model.max_tokens:
+            self._cache = None
+        if self._cache is None:
+            return self._model.next_logits(self._ids[-self._model.max_tokens :])
+        return self._model.next_logits(self._ids[self._cache.num_tokens :], self._cache)
+
+
 class Generator:
     """Text from a trained model."""
 
@@ -98,16 +123,16 @@ class Generator:
     def _continued(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         end = self._special["end_of_text"]
         generator = torch.Generator().manual_seed(sampling.seed)
-        context = [end, *prompt]
+        prefix = Prefix(self._model, [end, *prompt], sampling.max_new_tokens)
         for _ in range(sampling.max_new_tokens):
-            logits_V = self._model.logits(context[-self._model.max_tokens :])[-1]
+            logits_V = prefix.next_logits()
             never = [number for number in self._special.values() if number != end]
             logits_V[never] = -math.inf
             self._check(logits_V)
             token = sampling.draw(logits_V, generator)
             if token == end:
                 return
-            context.append(token)
+            prefix.append(token)
             yield token
 
     def _filled(self, prompt: str) -> str:

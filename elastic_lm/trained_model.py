@@ -23,6 +23,8 @@ from elastic_lm.engine.build import build
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import CheckpointError
+from elastic_lm.model.cache import Cache
+from elastic_lm.model.transformer import GPT
 from elastic_lm.storage import Storage
 
 
@@ -86,6 +88,22 @@ class TrainedModel(ModelInterface):
         with torch.no_grad():
             logits_TV = self.module(torch.tensor([ids], device=self.device))[0].float()
         return logits_TV[:, : self.vocab_size].cpu().clone()
+
+    def next_logits(self, ids: Sequence[int], cache: Cache | None = None) -> Tensor:
+        """[V] in fp32, of the token behind these, and behind those that the cache holds; it takes these in."""
+        tokens_BT = torch.tensor([ids], device=self.device)
+        with torch.no_grad():
+            if type(self.module) is GPT:  # computes no other logits; what a factory makes of it may not know how
+                logits_V = self.module(tokens_BT, torch.tensor([len(ids) - 1], device=self.device), cache)[0]
+            else:
+                logits_V = self.module(tokens_BT)[0, -1]
+        return logits_V[: self.vocab_size].float().cpu().clone()
+
+    def make_cache(self, capacity: int) -> Cache | None:
+        """For so many tokens. None of a model that sees what comes behind a token, too, and of one that is not ours."""
+        if type(self.module) is GPT and self.module.spec.attention == "causal":
+            return Cache(self.module.spec, capacity)
+        return None
 
 
 def interface_of(config: RunConfig) -> ModelInterface:

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from elastic_lm.config import RunConfig
 from elastic_lm.data.tokenizer import train
 from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate import continuations
 from elastic_lm.generation import MASK, Generator, NotFiniteError, Sampling
+from elastic_lm.model.cache import Cache
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -102,20 +106,124 @@ def test_same_seed_same_text_and_another_seed_another(trained: str) -> None:
     assert told.stdout.strip("\n") and "\x1b" not in told.stdout
 
 
-def test_text_goes_on_beyond_the_context(trained: str) -> None:
-    """A context of 32 tokens, and 50 new ones after a prompt; the end of a text is put out of reach."""
-    model, told = model_of(trained), []
+class Endless(TrainedModel):
+    """Never comes to the end of a text."""
 
-    class Endless(nn.Module):
-        def forward(self, tokens_BT: Tensor) -> Tensor:
-            told.append(tokens_BT.shape[1])
-            logits_BTV = model.module(tokens_BT)
-            logits_BTV[..., model.special_ids["end_of_text"]] = -math.inf
-            return logits_BTV
+    def next_logits(self, ids: Sequence[int], cache: Cache | None = None) -> Tensor:
+        logits_V = super().next_logits(ids, cache)
+        logits_V[self.special_ids["end_of_text"]] = -math.inf
+        return logits_V
 
-    endless = dataclasses.replace(model, module=Endless())
-    assert "".join(Generator(endless).generate("a cat runs " * 10, Sampling(max_new_tokens=50)))
-    assert len(told) == 50 and max(told) == 32
+
+def endless(model: TrainedModel) -> TrainedModel:
+    return Endless(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+
+
+class Read(nn.Module):
+    """The model within one that has no cache, as one of a factory; `told`: how many tokens each pass was of."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module, self.told = module, list[int]()
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        self.told.append(tokens_BT.shape[1])
+        logits_BTV: Tensor = self._module(tokens_BT)
+        return logits_BTV
+
+
+def whole(model: TrainedModel) -> TrainedModel:
+    """The same weights, by passes over the whole context."""
+    return dataclasses.replace(model, module=Read(model.module))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each pass of a model of ours was of."""
+    told, features = [], GPT.features
+
+    def counted(self: GPT, tokens_BT: Tensor, *more: Any) -> Tensor:
+        told.append(tokens_BT.shape[1])
+        return features(self, tokens_BT, *more)
+
+    monkeypatch.setattr(GPT, "features", counted)
+    return told
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "rotary": {"model": {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "qk_norm": True, "width": 32}},
+    "learned": {"model": {"num_layers": 2, "num_heads": 2, "width": 32, "position": "learned", "bias": True}},
+    "documents": {"model": {"num_layers": 2, "num_heads": 2, "width": 32, "document_masking": True}},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text_with_a_cache_is_that_of_whole_passes(small_corpus: str, tmp_path: Path, shape: str) -> None:
+    """Most probable and drawn; from a prompt of any length, into a context that is full and beyond it."""
+    fast = {"optimizer": {"learning_rate": 1e-2}, "schedule": {"warmup_steps": 5}}
+    config = solo_config(small_corpus, f"file://{tmp_path}", steps=60, **SHAPES[shape], **fast)
+    assert Solo(config).train().verdict == "done"
+    model = endless(model_of(config.run_url))
+    assert model.make_cache(1) is not None and whole(model).make_cache(1) is None
+    for prompt in ("", "the cat", "a cat runs " * 3, "a cat runs " * 30):
+        for temperature in (0.0, 1.0):
+            sampling = Sampling(temperature=temperature, max_new_tokens=40)
+            texts = ["".join(Generator(each).generate(prompt, sampling)) for each in (model, whole(model))]
+            assert texts[0] == texts[1] and len(texts[0]) >= 40
+
+
+def words(model: TrainedModel, num_tokens: int) -> str:
+    return model.encoder.decode(model.encoder.encode("a cat runs over a dog and the river, slowly " * 5)[:num_tokens])
+
+
+def test_token_is_read_once_until_the_context_is_full(trained: str, told: list[int]) -> None:
+    """A context of 32 tokens: the one that begins a document, a prompt of 9, and 22 new ones. Then the oldest go out of sight."""
+    model = endless(model_of(trained))
+    for num_new, expected in (
+        (1, [10]),
+        (23, [10] + [1] * 22),
+        (26, [10] + [1] * 22 + [32] * 3),
+    ):
+        told.clear()
+        "".join(Generator(model).generate(words(model, 9), Sampling(max_new_tokens=num_new)))
+        assert told == expected
+    told.clear()
+    "".join(Generator(model).generate(words(model, 40), Sampling(max_new_tokens=2)))
+    assert told == [32, 32]
+
+
+def test_model_without_a_cache_takes_whole_passes(trained: str) -> None:
+    model = whole(endless(model_of(trained)))
+    "".join(Generator(model).generate(words(model, 28), Sampling(max_new_tokens=5)))
+    assert isinstance(model.module, Read) and model.module.told == [29, 30, 31, 32, 32]
+
+
+def test_model_that_is_made_of_ours_takes_whole_passes(told: list[int]) -> None:
+    class Mine(GPT):
+        def forward(self, tokens_BT: Tensor) -> Tensor:  # type: ignore[override]
+            return self.head(self.features(tokens_BT))
+
+    model = models.trained(Mine(ModelSpec(400, num_layers=1, num_heads=1, width=16, max_tokens=16)).eval())
+    "".join(Generator(endless(model)).generate("", Sampling(max_new_tokens=3)))
+    assert told == [1, 2, 3]
+
+
+def test_model_that_sees_both_sides_takes_whole_passes(told: list[int]) -> None:
+    """With an objective of the user's own, a text may be asked of it, too: new tokens change what is kept of those before."""
+    spec = ModelSpec(400, num_layers=1, num_heads=1, width=16, max_tokens=16, attention="bidirectional")
+    model = models.trained(GPT(spec).eval(), "mine:loss")
+    "".join(Generator(endless(model)).generate("", Sampling(max_new_tokens=3)))
+    assert told == [1, 2, 3]
+
+
+def test_texts_do_not_depend_on_the_size_of_pieces(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = model_of(trained), []
+    for size in (1, 4, 5):
+        monkeypatch.setattr(continuations, "PIECE_PROMPTS", size)
+        prompts = ["a", "the cat", "", "a cat runs " * 9, "it"]
+        pieces = continuations.continuations(prompts, Sampling(temperature=1.0, max_new_tokens=30), None)
+        found.append([written for piece in pieces for written in piece.answer(model)])
+    assert found[0] == found[1] == found[2] and len(found[0]) == 5
 
 
 def test_first_token_is_what_the_weights_say(trained: str) -> None:
@@ -224,6 +332,18 @@ def test_weights_that_are_not_finite_are_told(temperature: float) -> None:
         NotFiniteError, match="the weights of step 1 give no text: .* not finite; take another checkpoint"
     ):
         next(pieces)
+
+
+def test_weights_that_are_not_finite_are_told_where_a_cache_comes_to_them(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}", **SHAPES["learned"])
+    assert Solo(config).train().verdict == "done"
+    model, found = endless(model_of(config.run_url)), list[str]()
+    expected = "".join(Generator(model).generate("", Sampling(temperature=0.0, max_new_tokens=6)))
+    with torch.no_grad():
+        model.module.get_parameter("positions.weight")[6] = math.nan
+    with pytest.raises(NotFiniteError, match="the weights of step 6 give no text"):
+        found.extend(Generator(model).generate("", Sampling(temperature=0.0)))
+    assert "".join(found) == expected != ""
 
 
 def test_mask_of_weights_that_are_not_finite_is_told() -> None:

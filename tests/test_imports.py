@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "elastic_lm.trained_model": {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
-        "elastic_lm.storage",
+        "elastic_lm.model", "elastic_lm.storage",
     },
     "elastic_lm.sample_loss": {
         "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",

@@ -44,6 +44,15 @@ def test_weights_and_their_digest_are_those_of_the_step(trained: RunConfig, aske
     assert not model.module.training
 
 
+def test_logits_of_the_next_token_are_the_last_of_all(trained: RunConfig) -> None:
+    model, ids = load(trained), [1, 20, 33, 40, 21]
+    cache = model.make_cache(len(ids))
+    model.next_logits(ids[:3], cache)
+    for found_V in (model.next_logits(ids), model.next_logits(ids[3:], cache)):
+        assert found_V.shape == (model.vocab_size,) and not found_V.requires_grad
+        torch.testing.assert_close(found_V, model.logits(ids)[-1], rtol=1e-5, atol=1e-5)
+
+
 def test_step_without_a_checkpoint_names_the_nearest(trained: RunConfig) -> None:
     storage = Storage.open(trained.run_url)
     for step, nearest in ((3, "the nearest are 2, 4 and 6"), (9, "the nearest are 2, 4 and 6")):

@@ -1,5 +1,7 @@
 """How the place of a token enters: added to the embedding (learned, sinusoidal) or as angles of queries and keys (rotary).
 
+`start` is the place of the first token: those before it were read already.
+
 Shapes: B batch, T tokens, D model width, H heads, K head size.
 Sources: Vaswani et al. 2017 (sinusoidal), Radford et al. 2019 (learned), Su et al. 2021 (rotary), and for contexts beyond the one
 that a model was trained with: Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), Grattafiori et al. 2024 (Llama 3).
@@ -30,8 +32,8 @@ class Learned(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(spec.max_tokens, spec.width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.weight[: x_BTD.shape[1]]
+    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
+        return x_BTD + self.weight[start : start + x_BTD.shape[1]]
 
 
 class Sinusoidal(nn.Module):
@@ -51,8 +53,8 @@ class Sinusoidal(nn.Module):
         table_TD = torch.where(columns % 2 == 0, angle_TD.sin(), angle_TD.cos())
         self.register_buffer("table_TD", table_TD, persistent=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD * math.sqrt(x_BTD.shape[2]) + self.table_TD[: x_BTD.shape[1]]
+    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
+        return x_BTD * math.sqrt(x_BTD.shape[2]) + self.table_TD[start : start + x_BTD.shape[1]]
 
 
 class Rotary(nn.Module):
@@ -68,8 +70,8 @@ class Rotary(nn.Module):
         self.register_buffer("cos_TK", angle_TK.cos() * sharpness, persistent=False)
         self.register_buffer("sin_TK", angle_TK.sin() * sharpness, persistent=False)
 
-    def forward(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        return self.cos_TK[:num_tokens], self.sin_TK[:num_tokens]
+    def forward(self, num_tokens: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        return self.cos_TK[start : start + num_tokens], self.sin_TK[start : start + num_tokens]
 
 
 def _frequencies(spec: ModelSpec) -> Tensor:

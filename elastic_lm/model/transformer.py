@@ -1,6 +1,7 @@
 """A transformer, causal or not: token embedding, positions, blocks, and a head that is tied to the embedding or not.
 
-Shapes: B batch, T tokens, D model width, H heads, K head size, F feed-forward width, V vocabulary, N chosen places.
+Shapes: B batch, T tokens, S tokens with those that a cache holds before them, D model width, H heads, K head size, F feed-forward
+width, V vocabulary, N chosen places.
 Sources: Vaswani et al. 2017 (attention), Radford et al. 2019 (norms before each part, scaled initialisation), Devlin et al. 2019
 (norms after each sum, the head's transform), Ding et al. 2021 (norms on both sides), Shazeer 2020 (SwiGLU), Zhang and Sennrich
 2019 (RMSNorm), Ainslie et al. 2023 (grouped queries), Henry et al. 2020 (norms of queries and keys).
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from elastic_lm.model.cache import Cache, KeysAndValues
 from elastic_lm.model.positions import Rotary, make_positions, rotate
 from elastic_lm.model.spec import ModelSpec
 
@@ -25,8 +27,9 @@ Rotation = tuple[Tensor, Tensor]  # cos_TK, sin_TK
 class GPT(nn.Module):
     """tokens_BT (integers) -> logits_BTV. T may be anything up to `spec.max_tokens`.
 
-    With `places_N`, of the flattened batch -> logits_NV there alone. Where documents are told apart by a separator, the first
-    token of a sequence need not be one.
+    With `places_N`, of the flattened batch -> logits_NV there alone. With a `cache`, which is for causal models, the tokens are
+    those behind what it holds, and it takes them in. Where documents are told apart by a separator, the first token of a sequence
+    need not be one.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -47,34 +50,44 @@ class GPT(nn.Module):
         )
         self._initialise()
 
-    def forward(self, tokens_BT: Tensor, places_N: Tensor | None = None) -> Tensor:
-        return self.head(self.features(tokens_BT, places_N))
+    def forward(self, tokens_BT: Tensor, places_N: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        return self.head(self.features(tokens_BT, places_N, cache))
 
-    def features(self, tokens_BT: Tensor, places_N: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BT: Tensor, places_N: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """What the head is applied to: features_BTD, or features_ND of the places."""
+        tokens_BS = tokens_BT if cache is None else cache.extended(tokens_BT)
+        start = tokens_BS.shape[1] - tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
         rotation = None
         if isinstance(self.positions, Rotary):
-            rotation = self.positions(tokens_BT.shape[1])
+            rotation = self.positions(tokens_BT.shape[1], start)
         else:
-            x_BTD = self.positions(x_BTD)
-        separator = self.spec.document_separator
-        sight_B1TT = None if separator is None else self._sight(tokens_BT, separator)
+            x_BTD = self.positions(x_BTD, start)
+        sight_B1TS = self._sight(tokens_BS, start)
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             if self.recomputes and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, rotation, sight_B1TT, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, rotation, sight_B1TS, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, rotation, sight_B1TT)
+                x_BTD = block(x_BTD, rotation, sight_B1TS, None if cache is None else cache.layers[number])
         if places_N is not None:
             x_BTD = x_BTD.flatten(0, 1)[places_N]
         return self.transform(self.norm(x_BTD))
 
-    def _sight(self, tokens_BT: Tensor, separator: int) -> Tensor:
-        """Who sees whom: tokens of one document, which begins with its separator, so that nothing of the one before is seen."""
-        document_BT = tokens_BT.eq(separator).cumsum(1)
-        sight_BTT = document_BT[:, :, None] == document_BT[:, None, :]
-        return (sight_BTT.tril() if self.spec.attention == "causal" else sight_BTT)[:, None]
+    def _sight(self, tokens_BS: Tensor, start: int) -> Tensor | None:
+        """Whom the tokens from `start` on see. None: each what came before it, or everything.
+
+        With a separator: tokens of one document, which begins with it, so that nothing of the one before is seen.
+        """
+        separator = self.spec.document_separator
+        if separator is None:
+            if start in (0, tokens_BS.shape[1] - 1):
+                return None
+            document_BS = torch.zeros_like(tokens_BS)
+        else:
+            document_BS = tokens_BS.eq(separator).cumsum(1)
+        sight_BTS = document_BS[:, start:, None] == document_BS[:, None, :]
+        return (sight_BTS.tril(start) if self.spec.attention == "causal" else sight_BTS)[:, None]
 
     def hidden_matrices(self) -> dict[str, tuple[int, ...]]:
         """All but embeddings and head, by name of the parameter: rows of those that were put together to one product."""
@@ -122,16 +135,22 @@ class Block(nn.Module):
         self.attention_out_norm = make_norm(spec) if outer else nn.Identity()
         self.feed_forward_out_norm = make_norm(spec) if outer else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, sight_B1TT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        sight_B1TS: Tensor | None = None,
+        cache: KeysAndValues | None = None,
+    ) -> Tensor:
         if self.is_post:
-            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, rotation, sight_B1TT))
+            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, rotation, sight_B1TS, cache))
             return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
-        x_BTD = x_BTD + self.attention_out_norm(self.attention(self.attention_norm(x_BTD), rotation, sight_B1TT))
+        x_BTD = x_BTD + self.attention_out_norm(self.attention(self.attention_norm(x_BTD), rotation, sight_B1TS, cache))
         return x_BTD + self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: to what came before, to everything, or to where `sight_B1TT` is true."""
+    """Multi-head self-attention: to what came before, to everything, or to where `sight_B1TS` is true."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -143,7 +162,13 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(spec.head_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.residual = nn.Linear(spec.width, spec.width, bias=spec.bias)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, sight_B1TT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        sight_B1TS: Tensor | None = None,
+        cache: KeysAndValues | None = None,
+    ) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
             part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for part in self.qkv(x_BTD).split(self.widths, dim=-1)
@@ -151,13 +176,15 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, *rotation), rotate(k_BHTK, *rotation)
+        k_BHSK, v_BHSK = (k_BHTK, v_BHTK) if cache is None else cache.extended(k_BHTK, v_BHTK)
+        is_whole = q_BHTK.shape[2] == k_BHSK.shape[2]  # else one token, which sees all before it
         dropout = self.dropout if self.training else 0.0
         out_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
-            k_BHTK,
-            v_BHTK,
-            attn_mask=sight_B1TT,
-            is_causal=self.is_causal and sight_B1TT is None,
+            k_BHSK,
+            v_BHSK,
+            attn_mask=sight_B1TS,
+            is_causal=self.is_causal and sight_B1TS is None and is_whole,
             dropout_p=dropout,
             enable_gqa=self.is_grouped,
         )

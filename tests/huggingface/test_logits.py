@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from elastic_lm.errors import ConfigError
 from elastic_lm.huggingface import folder
 from elastic_lm.huggingface.architecture import architecture_of
+from elastic_lm.model.cache import Cache
 from elastic_lm.model.presets import PRESETS
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.transformer import GPT
@@ -80,6 +81,23 @@ def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
         expected = theirs.eval()(tokens()).logits
         torch.testing.assert_close(model(tokens()), expected, rtol=ROUNDING, atol=ROUNDING)
         assert expected.std() > 0.5  # it says something
+
+
+@pytest.mark.parametrize("name", [name for name, (theirs, _) in SHAPES.items() if not theirs.startswith("Bert")])
+def test_most_probable_texts_are_the_same_with_their_cache_and_ours(name: str, tmp_path: Path) -> None:
+    model, prompt_BT = make(SHAPES[name][1]), tokens()[:, :4]
+    write(model, tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    expected = theirs.generate(
+        prompt_BT, attention_mask=torch.ones_like(prompt_BT), max_length=LENGTH, do_sample=False, use_cache=True,
+        eos_token_id=None,
+    )  # fmt: skip
+    found, new_BT, cache = [prompt_BT], prompt_BT, Cache(model.spec, LENGTH)
+    with torch.no_grad():
+        while sum(part_BT.shape[1] for part_BT in found) < LENGTH:
+            new_BT = model(new_BT, cache=cache)[:, -1:].argmax(-1)
+            found.append(new_BT)
+    assert torch.equal(torch.cat(found, 1), expected) and expected.shape[1] == LENGTH
 
 
 @pytest.mark.parametrize(
