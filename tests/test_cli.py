@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from elastic_lm import RunConfig, __version__
@@ -36,8 +38,15 @@ from tests.data.corpora import texts, write_lines
 SECRET = "wJalrXUtnFEMI"
 
 
+commands_of = functools.cache(get_command)
+
+
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(command.app, list(arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "typer.testing._get_command", commands_of
+        )  # or each call would spend 35 ms on making all commands anew
+        return CliRunner().invoke(command.app, list(arguments))
 
 
 def write_config(folder: Path, **changes: object) -> str:

@@ -69,9 +69,10 @@ def test_named_files_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_named_commands_exist_with_their_options(page: str) -> None:
+    root = typer.main.get_command(app)
     for text in commands(page):
         words = text.replace("[", " ").replace("]", " ").split()
-        command: Any = typer.main.get_command(app)
+        command: Any = root
         while hasattr(command, "commands") and words and not words[0].startswith("-"):
             name = words.pop(0)
             assert name in command.commands, f"{page}: elastic-lm {text}"

@@ -129,7 +129,7 @@ def test_members_that_come_later_have_the_bits_of_one_alone() -> None:
     alone = Trainee(spec_of())
     for _ in range(3):
         alone.run()
-    cluster = Cluster(spec_of())
+    cluster = Cluster(spec_of(), method="spawn")
     try:
         cluster.start("w0", "w1")
         cluster.grant(["w0"], 0, 1)
@@ -153,7 +153,7 @@ def test_member_frozen_and_killed_while_it_compiles_costs_the_others_nothing_but
 ) -> None:
     """It holds the lock of the machine's cache until its end, which sets the others free, with the same bits."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    cluster = Cluster(tiny_spec(compile=True))
+    cluster = Cluster(tiny_spec(compile=True), method="spawn")
     try:
         cluster.start("w0")
         cluster.grant(["w0"], 0, 1)
