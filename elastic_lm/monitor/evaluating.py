@@ -13,7 +13,8 @@ from typing import TypeVar
 from rich.console import Console
 
 from elastic_lm.evaluate.progress import Progress
-from elastic_lm.monitor.bar import Bar, suits
+from elastic_lm.monitor.bar import Bar
+from elastic_lm.monitor.drawing import suits
 from elastic_lm.monitor.progress import clock
 
 LEAST_RATE_S = 1.0  # before a rate means anything

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from elastic_lm.evaluate.progress import Progress
 from elastic_lm.monitor.bar import frame
+from elastic_lm.monitor.drawing import NARROWEST
 from elastic_lm.monitor.evaluating import Display, Pace, Paces
-from elastic_lm.monitor.live import NARROWEST
 from tests.monitor.test_live import terminal
 from tests.monitor.test_preparation import Clock
 
