@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.harness import child
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
+from elastic_lm.evaluate.harness.environment import OFFLINE, environment
 from elastic_lm.evaluate.harness.evaluation import VARIABLE, Harness
 from elastic_lm.evaluate.intervals import Metric, Z
 from elastic_lm.evaluate.result import Result
@@ -348,7 +350,7 @@ def test_harness_ends_with_the_process_that_asked(name: str, python: str, tmp_pa
     """So does what it has started."""
     script = f"""
 from elastic_lm.evaluate.harness.child import Child
-with Child({python!r}) as child:
+with Child({python!r}, 1) as child:
     child.tell({{"tasks": [{name!r}], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
     child.first(), child.next()
     child.tell({{"max_tokens": 16, "end_of_text": 0}})
@@ -365,23 +367,63 @@ def test_end_of_the_harness_is_seen_also_where_a_process_of_it_holds_the_pipe(tm
     """One that was not forked by Python, so that nothing could let go of it there."""
     python = fake_harness.program(tmp_path / "python", "sleep 600 & echo $! > " + f"{tmp_path}/child; exit 7")
     began = time.monotonic()
-    with Child(python) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
+    with Child(python, 1) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
         asked_child.first()
     assert time.monotonic() - began < GONE_S
     wait_for(lambda: is_gone(pid_in(tmp_path, "child")), "it is killed, too")
 
 
-def test_packages_of_ours_are_not_theirs(
+def seen_by_harness(config: RunConfig, folder: Path) -> dict[str, str]:
+    """The variables that a harness of this run would have."""
+    python = fake_harness.program(folder / "python", f"env -0 > {folder}/environment")
+    with pytest.raises(ConfigError):
+        asked(config, "good", python=python)
+    told = (folder / "environment").read_text().split("\0")[:-1]
+    return {name: value for name, _, value in (each.partition("=") for each in told)}
+
+
+def test_harness_has_what_it_needs_of_our_environment_and_nothing_else(
     causal_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/ours")
-    monkeypatch.setenv("HF_HOME", "/data")
-    python = fake_harness.program(tmp_path / "python", f"env > {tmp_path}/environment")
-    with pytest.raises(ConfigError):
-        asked(causal_run, "good", python=python)
-    environment = (tmp_path / "environment").read_text().splitlines()
-    assert "PYTHONPATH=/ours" not in environment
-    assert {"HF_HOME=/data", "PYTHONHASHSEED=0", "PYTHONSAFEPATH=1"} <= set(environment)
+    """Neither packages of ours, nor secrets, nor what a task reads, as COUNTRY: that would be another task of the same name."""
+    needed = {
+        "HF_HOME": "/data",
+        "HF_TOKEN": "hub's",
+        "HTTPS_PROXY": "http://a:1",
+        "no_proxy": "b",
+        "LD_LIBRARY_PATH": "",
+    }
+    others = (
+        "PYTHONPATH",
+        "PYTHONOPTIMIZE",
+        "AWS_SECRET_ACCESS_KEY",
+        "WANDB_API_KEY",
+        "COUNTRY",
+        "WORLD_SIZE",
+        VARIABLE,
+    )
+    for name, value in {**needed, **dict.fromkeys(others, "ours"), "OMP_NUM_THREADS": "64", "LANG": "de_DE"}.items():
+        monkeypatch.setenv(name, value)
+    seen = seen_by_harness(causal_run.replace("workers.threads=3"), tmp_path)
+    assert needed.items() <= seen.items() and seen["HOME"] == os.environ["HOME"]
+    assert not {*others, "LANG"} & seen.keys()
+    fixed = {
+        "OMP_NUM_THREADS": "3",
+        "PYTHONHASHSEED": "0",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUTF8": "1",
+        "LC_ALL": "C.UTF-8",
+    }
+    assert fixed.items() <= seen.items() and seen["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize(("value", "is_offline"), [("1", True), ("true", True), ("0", False)])
+def test_harness_is_offline_where_we_are(name: str, value: str, is_offline: bool) -> None:
+    """Each of Hugging Face's libraries has a variable of its own."""
+    seen = environment({name: value}, 1)
+    assert ({each: seen.get(each) for each in OFFLINE} == dict.fromkeys(OFFLINE, "1")) is is_offline
+    assert is_offline or {each: seen[each] for each in OFFLINE if each in seen} == {name: value}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Harness:
             )
         subject = Subject(run_storage, config, step)
         subject.pinned()  # a step that is not there is told before the harness starts
-        with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
+        with Child(self.python or os.environ.get(VARIABLE) or sys.executable, config.workers.threads) as child:
             version = self._loaded(child)
             rewinds, model = rewinds_of(run_storage), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
