@@ -3,13 +3,14 @@ run the exported model; what is wrong is told before any work; nothing of it is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.harness.environment import OFFLINE, environment
 from elastic_lm.evaluate.harness.evaluation import VARIABLE, Harness
 from elastic_lm.evaluate.intervals import Metric, Z
+from elastic_lm.evaluate.progress import Progress
 from elastic_lm.evaluate.result import Result
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
@@ -90,6 +92,8 @@ def test_figures_by_hand(causal_run: RunConfig, python: str, tmp_path: Path) -> 
     told = metrics.pop("log_p")
     assert (told.value, told.low, told.high) == pytest.approx((mean, mean - Z / 2, mean + Z / 2))
     rolling = metrics.pop("rolling").value
+    huge = metrics.pop("huge")
+    assert huge.value == 1e308 and huge.high is None  # no JSON has it
     assert rolling == pytest.approx(REST + 5 * math.log(0.3) + 4 * math.log(0.5 / others))
     assert metrics == {"greedy,strict": Metric(1.0), "written": Metric(2.0), "parts": Metric(None)}  # written is bc
     assert found.outcome.counts == {"items": 3, "cut_contexts": 0}
@@ -150,6 +154,57 @@ def test_where_a_score_is_not_finite_neither_are_the_figures(
     found = asked(causal_run, "both", python=python, include=str(tmp_path))
     assert {metric for one in found for metric in one.outcome.metrics.values()} == {Metric(None)}
     assert found[2].outcome.counts["not_finite"] == found[0].outcome.counts["not_finite"] * 2 > 0
+
+
+class Seen:
+    """A view."""
+
+    def __init__(self) -> None:
+        self.told: list[Progress] = []
+
+    def show(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+
+def lines_of(told: Sequence[Progress]) -> list[str]:
+    return [f"{each.doing} {each.stage} {each.done}/{each.total} {each.unit}, {each.tokens} tokens" for each in told]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_progress_tells_the_start_and_of_each_task_its_requests(
+    causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    """Behind "a": b, c and c?; ten windows of one token; one text of three tokens."""
+    seen = Seen()
+    results = Harness(["both"], python, str(tmp_path)).evaluate(Storage.open(causal_run.run_url), causal_run, view=seen)
+    next(results)
+    assert lines_of(seen.told) == [
+        "starting lm-evaluation-harness 0/None requests, 0 tokens",
+        "loading both 0/None requests, 0 tokens",
+        "loading the model 0/None requests, 0 tokens",
+        "preparing good (1 of 2) 0/None requests, 0 tokens",
+        "evaluating good (1 of 2) 0/3 requests, 0 tokens",
+        "evaluating good (1 of 2) 2/3 requests, 4 tokens",
+        "evaluating good (1 of 2) 3/3 requests, 7 tokens",
+        "evaluating good (1 of 2) 0/10 requests, 0 tokens",
+        "evaluating good (1 of 2) 10/10 requests, 10 tokens",
+        "evaluating good (1 of 2) 0/1 requests, 0 tokens",
+        "evaluating good (1 of 2) 1/1 requests, 3 tokens",
+    ]
+    seen.told.clear()
+    assert len(list(results)) == 2
+    assert lines_of(seen.told)[0].startswith("preparing better (2 of 2)")
+
+
+def test_progress_names_one_task_alone_and_counts_several(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
+    for names, expected in ((["good"], "loading good"), (["good", "unloadable"], "loading 2 tasks")):
+        seen = Seen()
+        results = Harness(names, python, str(tmp_path)).evaluate(
+            Storage.open(causal_run.run_url), causal_run, view=seen
+        )
+        with contextlib.suppress(ConfigError):
+            next(results)
+        assert lines_of(seen.told)[1].startswith(expected)
 
 
 # -- what the model answers ----------------------------------------------------------------------------------------------
@@ -354,7 +409,7 @@ with Child({python!r}, 1) as child:
     child.tell({{"tasks": [{name!r}], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
     child.first(), child.next()
     child.tell({{"max_tokens": 16, "end_of_text": 0}})
-    child.next()
+    child.next(), child.next()  # that it begins, and what never comes
 """
     with subprocess.Popen([sys.executable, "-c", script]) as process:
         pids = [pid_in(tmp_path), *([pid_in(tmp_path, "child")] if name != "hangs" else [])]
@@ -439,6 +494,34 @@ def test_command_tells_and_keeps(causal_run: RunConfig, python: str, tmp_path: P
     folder = Storage.open(causal_run.run_url)
     kept = json.loads(folder.read("evaluations/step-00000001/harness-better.json"))
     assert (kept["kind"], kept["counts"]["items"], kept["method"]["shots"]) == ("harness", 2, "4")
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_lines_of_json_are_alike_for_all_tasks_and_what_is_kept(
+    causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    folder = Storage.open(causal_run.run_url)
+    for path in folder.list("evaluations/"):
+        folder.delete(path)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a"}\n')
+    task = tmp_path / "loud.yaml"
+    task.write_text(f"kind: safety\ndata: one.jsonl\nscorer: {__name__}:loud\nmax_new_tokens: 1\n")
+    options = ["--harness", "both", "--harness-python", python, "--harness-include", str(tmp_path)]
+    told = [run("evaluate", causal_run.run_url, "--json", *each) for each in (["--tasks", str(task)], options)]
+    assert [each.exit_code for each in told] == [0, 0], told
+    bodies = [json.loads(line, parse_constant=pytest.fail) for each in told for line in each.stdout.splitlines()]
+    assert [body["task"] for body in bodies] == ["loud", "harness-good", "harness-better", "harness-both"]
+    assert len({tuple(body) for body in bodies}) == 1
+    for body in bodies:
+        assert body == json.loads(folder.read(f"evaluations/step-00000001/{body['task']}.json"))
+        assert all(set(metric) == {"value", "low", "high"} for metric in body["metrics"].values())
+    assert "it is judged" in told[0].stderr
+
+
+def loud(text: str) -> float:
+    """A scorer that says what it does."""
+    print("it is judged")
+    return 0.5
 
 
 @pytest.mark.parametrize(
