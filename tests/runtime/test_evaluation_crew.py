@@ -18,6 +18,7 @@ from elastic_lm.errors import CheckpointError, ConfigError, StorageError
 from elastic_lm.evaluate import pieces
 from elastic_lm.evaluate.pieces import Answer, Subject
 from elastic_lm.runtime import evaluators
+from elastic_lm.runtime.demand import Demand, Waiting
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
 from tests.solo import solo_config
@@ -92,6 +93,10 @@ class FakeRay:
     def monotonic(self) -> float:
         return self.now_s
 
+    def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+        assert self.now_s < MOST_WAITS, "it waits for ever"
+
 
 @contextlib.contextmanager
 def connected(num_cpus: float) -> Iterator[str]:
@@ -107,13 +112,18 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any],
     """Answers of an evaluation with this script, the cluster, and what was said."""
 
     def evaluate(
-        script: Script, num_workers: int, num_pieces: int, **choices: Any
+        script: Script,
+        num_workers: int,
+        num_pieces: int,
+        demand_of: Callable[[FakeRay], Demand] = lambda ray: Demand((), {}),
+        **choices: Any,
     ) -> tuple[list[Any], FakeRay, list[str]]:
         ray, said = FakeRay(script), list[str]()
         monkeypatch.setattr(evaluators, "ray", ray)
         monkeypatch.setattr(evaluators, "time", ray)
         monkeypatch.setattr(evaluators, "cluster", SimpleNamespace(connected=connected))
         monkeypatch.setattr(evaluators, "reap", reap(ray))
+        monkeypatch.setattr(Demand, "now", lambda besides: demand_of(ray))
         subject = Subject(Storage.open("/nowhere"), solo_config("file:///nowhere", "file:///nowhere"))
         monkeypatch.setattr(pieces, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
         crew = OnCluster(num_workers, said.append, **choices)
@@ -264,3 +274,100 @@ def test_worker_whose_loading_fails_by_chance_is_replaced(evaluated: Any) -> Non
 
     with pytest.raises(StorageError, match="no luck"):
         evaluated(never, 2, 3)
+
+
+# -- a run on the same cluster comes to want a worker -----------------------------------------------------------------------
+
+
+def on_nodes(worker: Worker, what: str, about: Any) -> Any:
+    """Works, one on each node."""
+    return (f"n{worker.number}", worker.number) if what == "locate" else works(worker, what, about)
+
+
+@dataclass
+class Claimant:
+    """A worker of a run that asks for `cpus` from a second on. It has its place a second after there is room on a node."""
+
+    asks_at_s: float
+    cpus: float = 1.0
+    avoids: frozenset[str] = frozenset()
+    placed_at_s: float | None = None
+
+    def __call__(self, ray: FakeRay) -> Demand:
+        left = {f"n{worker.number}" for worker in ray.workers if worker.is_killed} - self.avoids
+        if ray.now_s < self.asks_at_s:
+            return Demand((), {f"n{number}": {} for number in range(9)})
+        if self.placed_at_s is None and left and self.cpus <= 1:
+            self.placed_at_s = ray.now_s
+        waiting = () if self.placed_at_s is not None else (Waiting("w", {"CPU": self.cpus}, self.avoids),)
+        return Demand(waiting, {f"n{number}": {} for number in range(9)})
+
+
+def test_worker_makes_room_for_one_of_a_run_and_comes_back(evaluated: Any) -> None:
+    claimant = Claimant(5)
+    answers, ray, said = evaluated(on_nodes, 2, 60, claimant)
+    assert answers == list(range(60))
+    assert claimant.placed_at_s is not None
+    assert claimant.placed_at_s <= claimant.asks_at_s + 3 * evaluators.LOOK_S  # two looks, and its own
+    assert len(ray.workers) == 3
+    assert said[2:] == [
+        "Workers of a run wait for a place: 1 worker of the evaluation leaves, until none waits. 1 of 2 go on.",
+        "No worker of a run waits for a place any more: those of the evaluation come back.",
+    ]
+
+
+def test_evaluation_waits_where_all_have_made_room(evaluated: Any) -> None:
+    """Nobody is there, and nothing is lost."""
+    claimant = Claimant(5)
+    answers, ray, said = evaluated(on_nodes, 1, 60, claimant)
+    assert answers == list(range(60)) and len(ray.workers) == 2
+    assert "leaves, until none waits. 0 of 1 go on." in said[2]
+
+
+@pytest.mark.parametrize(
+    "claimant",
+    [Claimant(5, cpus=2.0), Claimant(5, avoids=frozenset(f"n{number}" for number in range(9)))],
+    ids=["wants more than a node has", "keeps away from the nodes"],
+)
+def test_who_waits_in_vain_costs_nobody_its_work(claimant: Claimant, evaluated: Any) -> None:
+    answers, ray, said = evaluated(on_nodes, 2, 60, claimant)
+    assert answers == list(range(60)) and len(ray.workers) == 2 and len(said) == 2
+
+
+def test_worker_that_is_seen_to_wait_once_is_starting(evaluated: Any) -> None:
+    """Another at each look: each has had its place all the time."""
+
+    def starting(ray: FakeRay) -> Demand:
+        return Demand((Waiting(f"{ray.now_s}", {"CPU": 1.0}),), {f"n{number}": {} for number in range(9)})
+
+    answers, ray, _ = evaluated(on_nodes, 2, 60, starting)
+    assert answers == list(range(60)) and len(ray.workers) == 2
+
+
+def test_one_that_reads_the_weights_makes_room_before_one_that_is_at_work(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return NEVER if (worker.number, what) == (1, "load") else on_nodes(worker, what, about)
+
+    answers, ray, _ = evaluated(script, 2, 60, Claimant(5))
+    assert answers == list(range(60)) and len(ray.workers) == 3
+    assert ray.reaped[0] == 1
+
+
+def test_those_without_a_place_stand_back_too(evaluated: Any) -> None:
+    """They would take what becomes free: the second one of ours has never had a place."""
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return NEVER if (worker.number, what) == (1, "locate") else on_nodes(worker, what, about)
+
+    answers, ray, said = evaluated(script, 2, 60, Claimant(5))
+    assert answers == list(range(60))
+    assert "1 worker of the evaluation leaves, until none waits. 0 of 2 go on." in said[2]
+    assert ray.workers[1].is_killed and len(ray.workers) == 4
+
+
+def test_where_nobody_knows_who_waits_nobody_leaves(evaluated: Any) -> None:
+    def fails(ray: FakeRay) -> Demand:
+        raise RuntimeError("the head is away")
+
+    answers, ray, _ = evaluated(on_nodes, 2, 60, fails)
+    assert answers == list(range(60)) and len(ray.workers) == 2
