@@ -85,8 +85,10 @@ class OnCluster:
     patience_s: float = PATIENCE_S
 
     def __call__(self, subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
-        """Raises: what a piece or the loading of the model raises, told as in one process; ClusterError."""
+        """Raises: what a piece or the loading of the model raises, told as in one process; ClusterError, ConfigError."""
         num_workers, config = min(self.num_workers, len(pieces)), subject.config
+        if config.device == "cuda":
+            _refuse_beside_training()
         with cluster.connected(num_workers * config.workers.num_cpus) as sentence:
             self.tell(sentence)
             self.tell(
@@ -386,6 +388,15 @@ class _Crew:
                 f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free; wait until "
                 "what holds them has ended, add a node, or evaluate in this process: leave --workers out"
             )
+
+
+def _refuse_beside_training() -> None:
+    """Raises: ConfigError where a cluster would be started for GPUs that a run may be training on: it may need their memory."""
+    if cluster.would_be_new() and (workers := cluster.training_here()):
+        raise ConfigError(
+            f"process {workers[0]} trains a run on this machine, and a local cluster would take memory of its GPU; name the "
+            "run's cluster with RAY_ADDRESS, which gives away what is free, or leave --workers out: the CPU computes then"
+        )
 
 
 def _dearness(place: _Place) -> tuple[bool, float]:

@@ -6,6 +6,8 @@ Time goes on by a second whenever the crew waits.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from elastic_lm.errors import CheckpointError, ConfigError, StorageError
 from elastic_lm.evaluate import pieces
 from elastic_lm.evaluate.pieces import Answer, Subject
-from elastic_lm.runtime import evaluators
+from elastic_lm.runtime import cluster, evaluators
 from elastic_lm.runtime.demand import Demand, Waiting
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
@@ -85,6 +87,9 @@ class FakeRay:
     def kill(self, worker: Worker, no_restart: bool) -> None:
         worker.is_killed = True
 
+    def is_initialized(self) -> bool:
+        return False
+
     def available_resources(self) -> dict[str, float]:
         return {"CPU": 2}
 
@@ -116,15 +121,17 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any],
         num_workers: int,
         num_pieces: int,
         demand_of: Callable[[FakeRay], Demand] = lambda ray: Demand((), {}),
+        num_gpus: int = 0,
         **choices: Any,
     ) -> tuple[list[Any], FakeRay, list[str]]:
         ray, said = FakeRay(script), list[str]()
         monkeypatch.setattr(evaluators, "ray", ray)
         monkeypatch.setattr(evaluators, "time", ray)
-        monkeypatch.setattr(evaluators, "cluster", SimpleNamespace(connected=connected))
+        monkeypatch.setattr(cluster, "connected", connected)
         monkeypatch.setattr(evaluators, "reap", reap(ray))
         monkeypatch.setattr(Demand, "now", lambda besides: demand_of(ray))
-        subject = Subject(Storage.open("/nowhere"), solo_config("file:///nowhere", "file:///nowhere"))
+        config = solo_config("file:///nowhere", "file:///nowhere").replace(f"workers.num_gpus={num_gpus}")
+        subject = Subject(Storage.open("/nowhere"), config)
         monkeypatch.setattr(pieces, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
         crew = OnCluster(num_workers, said.append, **choices)
         return [answer.value for answer in crew(subject, [None] * num_pieces)], ray, said  # type: ignore[list-item]
@@ -274,6 +281,48 @@ def test_worker_whose_loading_fails_by_chance_is_replaced(evaluated: Any) -> Non
 
     with pytest.raises(StorageError, match="no luck"):
         evaluated(never, 2, 3)
+
+
+# -- a run trains on this machine ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trains_here() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that calls itself as a run's workers do."""
+    with subprocess.Popen(["ray::Worker.run_lease", "600"], executable=shutil.which("sleep")) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "address", "is_refused"),
+    [(1, None, True), (1, "10.0.0.1:6379", False), (0, None, False)],
+    ids=["a cluster of our own", "one that knows what is free", "no GPU is taken"],
+)
+def test_gpus_that_a_run_trains_on_are_not_taken_beside_it(
+    num_gpus: int,
+    address: str | None,
+    is_refused: bool,
+    trains_here: subprocess.Popen[bytes],
+    evaluated: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert trains_here.pid in cluster.training_here()
+    monkeypatch.setattr(cluster, "training_here", lambda: [trains_here.pid])  # other tests may train beside this one
+    if is_refused:
+        with pytest.raises(ConfigError, match=rf"process {trains_here.pid} trains a run on this machine.*RAY_ADDRESS"):
+            evaluated(works, 1, 3, num_gpus=num_gpus)
+    else:
+        assert evaluated(works, 1, 3, num_gpus=num_gpus)[0] == [0, 1, 2]
+
+
+def test_cluster_of_our_own_is_started_where_nobody_trains(evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "training_here", list)
+    assert evaluated(works, 1, 3, num_gpus=1)[0] == [0, 1, 2]
 
 
 # -- a run on the same cluster comes to want a worker -----------------------------------------------------------------------
