@@ -34,7 +34,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Demand:
-    """`free`: of each node that takes actors, by its id."""
+    """`free`: of each node that takes actors, by its id; of none where nobody waits."""
 
     waiting: tuple[Waiting, ...]
     free: Mapping[str, Resources]
@@ -47,14 +47,16 @@ class Demand:
         state = ray._private.state.state
         pending = state._connect_and_get_accessor().get_actor_table(None, "PENDING_CREATION")
         actors = [gcs_pb2.ActorTableData.FromString(each) for each in pending]
-        waiting = (
+        waiting = tuple(
             Waiting(actor.actor_id.hex(), dict(actor.required_resources), _avoided(actor.label_selector))
             for actor in actors
             if not actor.pid and actor.ray_namespace == NAMESPACE and actor.class_name != besides
         )
+        if not waiting:
+            return cls((), {})
         gone = draining_nodes()
         free = {node: resources for node, resources in state.available_resources_per_node().items() if node not in gone}
-        return cls(tuple(waiting), free)
+        return cls(waiting, free)
 
     def room(self, evaluators: Mapping[int, str], each: Resources) -> tuple[int, list[int]]:
         """How many of those who wait have a place when some evaluators leave, and which these are.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import ray
+from ray.core.generated import gcs_pb2
 
 from elastic_lm.runtime.demand import Demand, Waiting
 
@@ -43,3 +48,49 @@ def test_node_that_is_kept_away_from_is_no_room() -> None:
     one = Waiting("w", CPU, frozenset("a"))
     assert Demand((one,), {"a": {}, "b": {}}).room({0: "a", 1: "b"}, CPU) == (1, [1])
     assert Demand((one,), {"a": CPU}).room({0: "a"}, CPU) == (0, [])
+
+
+# -- what Ray knows ------------------------------------------------------------------------------------------------------
+
+A, B = "aa" * 28, "b2" * 28  # ids of nodes
+
+
+def pending(name: str, *, namespace: str = "elastic_lm", pid: int = 0, selector: str = "", **cpus: float) -> bytes:
+    """An actor as Ray lists it."""
+    told: Any = gcs_pb2.ActorTableData(
+        actor_id=name.encode(), class_name=name, ray_namespace=namespace, pid=pid, required_resources=cpus
+    )
+    if selector:
+        told.label_selector["ray.io/node-id"] = selector
+    return bytes(told.SerializeToString())
+
+
+def test_those_wait_who_are_ours_and_have_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a reader; not one of the evaluation, one that has its place and starts, or somebody else's."""
+    actors = [
+        pending("Worker", CPU=1.0, GPU=0.5),
+        pending("Worker1", CPU=1.0, selector=f"!{A}"),
+        pending("Worker2", CPU=1.0, selector=f"!in({A},{B})"),
+        pending("Worker3", CPU=1.0, selector=A),
+        pending("Reader", CPU=0.1),
+        pending("Evaluator", CPU=1.0),
+        pending("Starting", CPU=1.0, pid=7),
+        pending("Theirs", CPU=1.0, namespace="serve"),
+    ]
+    asked = []
+    state = SimpleNamespace(
+        _connect_and_get_accessor=lambda: SimpleNamespace(
+            get_actor_table=lambda job, state_name: asked.append((job, state_name)) or actors
+        ),
+        available_resources_per_node=lambda: {A: {"CPU": 1.0}, B: {"memory": 9.0}},
+        get_draining_nodes=lambda: {B: 0},
+    )
+    monkeypatch.setattr(ray._private.state, "state", state)
+    found = Demand.now(besides="Evaluator")
+    assert asked == [(None, "PENDING_CREATION")]
+    assert found.free == {A: {"CPU": 1.0}}
+    avoids = {"Worker1": {A}, "Worker2": {A, B}}
+    names = ("Worker", "Worker1", "Worker2", "Worker3", "Reader")
+    assert [actor.actor_id for actor in found.waiting] == [name.encode().hex() for name in names]
+    assert [actor.avoids for actor in found.waiting] == [avoids.get(name, set()) for name in names]
+    assert found.waiting[0].resources == {"CPU": 1.0, "GPU": 0.5}
