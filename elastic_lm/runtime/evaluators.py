@@ -141,6 +141,7 @@ class _Crew:
         self._slowest_s: float | None = None  # of the pieces that were answered
         self._alone_since = self._looked_at = time.monotonic()
         self._waited: frozenset[str] = frozenset()  # those who waited for a place at the last look
+        self._is_blind = False  # nobody knows who waits
         self._last_words = ""  # of a place that was given up
         self._cause: BaseException | None = None  # why a worker has no model, the last one
 
@@ -308,10 +309,13 @@ class _Crew:
         try:
             found = demand.Demand.now(besides=Evaluator.__name__)
         except (RuntimeError, RayError) as error:
-            logger.warning(
-                "Cannot ask Ray who waits for a place (%s); no worker of the evaluation makes room now.", error
-            )
+            if not self._is_blind:  # once, and again after it was well
+                logger.warning(
+                    "Cannot ask Ray who waits for a place (%s): no worker of the evaluation makes room.", error
+                )
+            self._is_blind = True
             return
+        self._is_blind = False
         before, self._waited = self._waited, frozenset(actor.actor_id for actor in found.waiting)
         patient = replace(found, waiting=tuple(actor for actor in found.waiting if actor.actor_id in before))
         there = {place.number: place.process[0] for place in sorted(self._there(), key=_dearness) if place.process}

@@ -94,3 +94,10 @@ def test_those_wait_who_are_ours_and_have_no_process(monkeypatch: pytest.MonkeyP
     assert [actor.actor_id for actor in found.waiting] == [name.encode().hex() for name in names]
     assert [actor.avoids for actor in found.waiting] == [avoids.get(name, set()) for name in names]
     assert found.waiting[0].resources == {"CPU": 1.0, "GPU": 0.5}
+
+
+def test_where_nobody_waits_nothing_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large cluster the list of nodes is long."""
+    accessor = SimpleNamespace(get_actor_table=lambda job, state_name: [pending("Evaluator", CPU=1.0)])
+    monkeypatch.setattr(ray._private.state, "state", SimpleNamespace(_connect_and_get_accessor=lambda: accessor))
+    assert Demand.now(besides="Evaluator") == Demand((), {})

@@ -414,9 +414,12 @@ def test_those_without_a_place_stand_back_too(evaluated: Any) -> None:
     assert ray.workers[1].is_killed and len(ray.workers) == 4
 
 
-def test_where_nobody_knows_who_waits_nobody_leaves(evaluated: Any) -> None:
+def test_where_nobody_knows_who_waits_nobody_leaves(evaluated: Any, caplog: pytest.LogCaptureFixture) -> None:
     def fails(ray: FakeRay) -> Demand:
         raise RuntimeError("the head is away")
 
     answers, ray, _ = evaluated(on_nodes, 2, 60, fails)
     assert answers == list(range(60)) and len(ray.workers) == 2
+    assert [record.message for record in caplog.records] == [
+        "Cannot ask Ray who waits for a place (the head is away): no worker of the evaluation makes room."
+    ]
