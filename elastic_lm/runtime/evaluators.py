@@ -87,7 +87,8 @@ class OnCluster:
     def __call__(self, subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
         """Raises: what a piece or the loading of the model raises, told as in one process; ClusterError, ConfigError."""
         num_workers, config = min(self.num_workers, len(pieces)), subject.config
-        if config.device == "cuda":
+        is_on_own_gpus = config.device == "cuda" and cluster.would_be_new()
+        if is_on_own_gpus:
             _refuse_beside_training()
         with cluster.connected(num_workers * config.workers.num_cpus) as sentence:
             self.tell(sentence)
@@ -96,7 +97,10 @@ class OnCluster:
                 f"the run's have; free now: {_amounts(ray.available_resources())}."
             )
             with contextlib.closing(_Crew(subject, pieces, num_workers, self)) as crew:
-                yield from crew.answers()
+                for answer in crew.answers():
+                    if is_on_own_gpus:
+                        _refuse_beside_training()
+                    yield answer
 
 
 class _Stage(Enum):
@@ -395,8 +399,8 @@ class _Crew:
 
 
 def _refuse_beside_training() -> None:
-    """Raises: ConfigError where a cluster would be started for GPUs that a run may be training on: it may need their memory."""
-    if cluster.would_be_new() and (workers := cluster.training_here()):
+    """Of a cluster of our own on GPUs.    Raises: ConfigError when a run trains on this machine: it may need their memory."""
+    if workers := cluster.training_here():
         raise ConfigError(
             f"process {workers[0]} trains a run on this machine, and a local cluster would take memory of its GPU; name the "
             "run's cluster with RAY_ADDRESS, which gives away what is free, or leave --workers out: the CPU computes then"

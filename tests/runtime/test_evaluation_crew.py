@@ -319,6 +319,16 @@ def test_gpus_that_a_run_trains_on_are_not_taken_beside_it(
         assert evaluated(works, 1, 3, num_gpus=num_gpus)[0] == [0, 1, 2]
 
 
+def test_evaluation_on_gpus_ends_where_a_run_begins_to_train_beside_it(
+    evaluated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "training_here", lambda: [4711] if evaluators.time.monotonic() > 9 else [])
+    monkeypatch.setattr(evaluators, "time", FakeRay(works))  # before there is one
+    with pytest.raises(ConfigError, match="process 4711 trains a run on this machine"):
+        evaluated(works, 1, 60, num_gpus=1)
+
+
 def test_cluster_of_our_own_is_started_where_nobody_trains(evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "training_here", list)
