@@ -120,30 +120,6 @@ def test_cluster_that_gives_no_worker_is_told_with_its_resources(cluster: LocalC
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
 
 
-def test_worker_that_finds_no_checkpoint_any_more_is_done_without(
-    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
-) -> None:
-    """As when the run deletes old ones while it trains. When nobody has the model, that is the error."""
-    names, folder, said = [slow_task(tmp_path), "held_out"], Storage.open(evaluated.run_url), list[str]()
-    expected = results(evaluated, names)
-    at_work: set[int] = set()
-
-    def both_have_it() -> bool:
-        at_work.update(processes_titled(cluster, "ray::Evaluator.answer"))
-        return len(at_work) == 2
-
-    with ThreadPoolExecutor(1) as pool:
-        evaluating = pool.submit(results, evaluated, names, OnCluster(2, said.append))
-        wait_for(lambda: both_have_it() or evaluating.done(), timeout_s=WAIT_S, what="two workers with the model")
-        for path in folder.list("checkpoints/"):
-            folder.delete(path)
-        os.kill(min(at_work), signal.SIGKILL)
-        assert evaluating.result(WAIT_S) == expected
-    assert any("A worker of the evaluation has no model (the run in" in sentence for sentence in said)
-    with pytest.raises(CheckpointError, match="has no complete checkpoint yet"):
-        results(evaluated, names, OnCluster(2))
-
-
 class Claimant:
     """In the place of a run's worker: an actor of elastic-lm that asks for a whole node."""
 
@@ -178,3 +154,27 @@ def test_workers_make_room_for_those_of_a_run_and_go_on_when_there_is_room_again
     assert told[-1] == "No worker of a run waits for a place any more: those of the evaluation come back."
     assert any(sentence.endswith("until none waits. 0 of 2 go on.") for sentence in told)
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
+
+
+def test_worker_that_finds_no_checkpoint_any_more_is_done_without(
+    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
+) -> None:
+    """As when the run deletes old ones while it trains. When nobody has the model, that is the error."""
+    names, folder, said = [slow_task(tmp_path), "held_out"], Storage.open(evaluated.run_url), list[str]()
+    expected = results(evaluated, names)
+    at_work: set[int] = set()
+
+    def both_have_it() -> bool:
+        at_work.update(processes_titled(cluster, "ray::Evaluator.answer"))
+        return len(at_work) == 2
+
+    with ThreadPoolExecutor(1) as pool:
+        evaluating = pool.submit(results, evaluated, names, OnCluster(2, said.append))
+        wait_for(lambda: both_have_it() or evaluating.done(), timeout_s=WAIT_S, what="two workers with the model")
+        for path in folder.list("checkpoints/"):
+            folder.delete(path)
+        os.kill(min(at_work), signal.SIGKILL)
+        assert evaluating.result(WAIT_S) == expected
+    assert any("A worker of the evaluation has no model (the run in" in sentence for sentence in said)
+    with pytest.raises(CheckpointError, match="has no complete checkpoint yet"):
+        results(evaluated, names, OnCluster(2))
