@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -85,23 +86,38 @@ def evaluate(
         name, step = split_step(run)
         found = Run.open(name)
         display = None if as_json else Display()
-        if harness is None:
-            asked = _names(tasks or "held_out")
-            results = found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
-        else:
-            results = found.evaluate_harness(
-                *_names(harness),
-                step=step,
-                samples=samples,
-                shots=harness_shots,
-                python=harness_python,
-                include=harness_include,
-            )
-        for result in results if display is None else display.waiting_for(results):
+
+        def results() -> Iterator[Result]:
+            """From its first line on the display is there: to import PyTorch takes seconds."""
+            if harness is None:
+                asked = _names(tasks or "held_out")
+                yield from found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
+            else:
+                yield from found.evaluate_harness(
+                    *_names(harness),
+                    step=step,
+                    samples=samples,
+                    shots=harness_shots,
+                    python=harness_python,
+                    include=harness_include,
+                    view=display,
+                )
+
+        for result in _alone_on_output(results()) if display is None else display.waiting_for(results()):
             refused = _kept(result, found)
             deliver(json.dumps(result.as_dict()) if as_json else "\n".join(_rows(result)))
             if refused is not None:
                 raise refused
+
+
+def _alone_on_output(results: Iterator[Result]) -> Iterator[Result]:
+    """The same. What is printed meanwhile, as by a scorer, goes to standard error: it is no line of JSON."""
+    while True:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
 
 
 def _kept(result: Result, run: Run) -> ElasticLMError | None:

@@ -238,6 +238,7 @@ class Run:
         shots: int | None = None,
         python: str | None = None,
         include: str | None = None,
+        view: View | None = None,
     ) -> Iterator[Result]:
         """The same for tasks of lm-evaluation-harness, by its names (docs/evaluation.md).
 
@@ -249,7 +250,7 @@ class Run:
 
         address = self.address
         harness = Harness(tasks, python, include, samples, shots)
-        return harness.evaluate(address.folder(), address.stored_config(), step)
+        return harness.evaluate(address.folder(), address.stored_config(), step, view=view)
 
     def fork(
         self,

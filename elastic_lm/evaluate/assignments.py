@@ -63,6 +63,11 @@ class Assignments:
         """What it was given raises. Nothing behind that is worth an answer."""
         self._settle(self._release(worker), error)
 
+    def returned(self, worker: int) -> None:
+        """The worker leaves for a reason of its own: what it was given, if anything, is for others."""
+        if worker in self._held:
+            self._put_back(self._release(worker))
+
     def lost(self, worker: int, why: str) -> None:
         """The worker is gone.    Raises: ClusterError when its piece has taken too many workers with it."""
         if worker not in self._held:

@@ -46,10 +46,10 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Metric:
         return Metric(None)
     value = float(y.sum() / x.sum())
     if len(x) < 2 or not math.isfinite(value):
-        return _metric(value)
+        return metric_of(value)
     n = len(x)
     error = math.sqrt(n / (n - 1) * float(((y - value * x) ** 2).sum())) / float(x.sum())
-    return _metric(value, value - Z * error, value + Z * error)
+    return metric_of(value, value - Z * error, value + Z * error)
 
 
 def wilson(num_hits: float, number: int) -> Metric:
@@ -75,15 +75,16 @@ def bootstrap(rows: Any, statistic: Callable[[Floats], float]) -> Metric:
         return Metric(None)
     value = statistic(rows_NK.sum(0))
     if len(rows_NK) < 2:
-        return _metric(value)
+        return metric_of(value)
     draw = np.random.Generator(np.random.PCG64(SEED))
     chances = np.full(len(rows_NK), 1 / len(rows_NK))
     drawn = [statistic(draw.multinomial(len(rows_NK), chances) @ rows_NK) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return _metric(value, float(low), float(high))
+    return metric_of(value, float(low), float(high))
 
 
-def _metric(*values: float) -> Metric:
+def metric_of(*values: float) -> Metric:
+    """Of a value, and the ends of its interval if it has one."""
     return Metric(*(value if math.isfinite(value) else None for value in values))
 
 

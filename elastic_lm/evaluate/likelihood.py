@@ -165,8 +165,10 @@ def log_likelihoods(model: TrainedModel, readings: Sequence[Reading]) -> list[fl
     return [score.log_p for score in scores(model, readings)]
 
 
-def scores(model: TrainedModel, readings: Sequence[Reading]) -> list[Score]:
-    """Of each reading."""
+def scores(
+    model: TrainedModel, readings: Sequence[Reading], heard: Callable[[Sequence[Reading]], None] = lambda batch: None
+) -> list[Score]:
+    """Of each reading. `heard` gets every batch of them as soon as it has its scores."""
     found: dict[int, Score] = {}
     for numbers in _batches(readings):
         batch = [readings[number] for number in numbers]
@@ -174,6 +176,7 @@ def scores(model: TrainedModel, readings: Sequence[Reading]) -> list[Score]:
         log_p_N, best_N = _log_probabilities(model.module, batch, model.device)
         for number, part_N, is_best_N in zip(numbers, log_p_N.split(sizes), best_N.split(sizes), strict=True):
             found[number] = Score(float(part_N.sum()), bool(is_best_N.all()))
+        heard(batch)
     return [found[number] for number in range(len(readings))]
 
 

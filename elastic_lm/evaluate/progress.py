@@ -8,12 +8,18 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` pieces of all tasks together, the last one of the task `stage`. `tokens`: read for them, or written."""
+    """`done` of `total` pieces of all tasks together, the last one of the task `stage`. `tokens`: read for them, or written.
+
+    `doing`: what is done to `stage`, which may be something else than a task then. `total` None: nobody knows. `unit`: what is
+    counted.
+    """
 
     stage: str
     done: int
-    total: int
+    total: int | None
     tokens: int
+    doing: str = "evaluating"
+    unit: str = "pieces"
 
 
 class View(Protocol):

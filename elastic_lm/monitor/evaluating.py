@@ -13,10 +13,12 @@ from typing import TypeVar
 from rich.console import Console
 
 from elastic_lm.evaluate.progress import Progress
-from elastic_lm.monitor.bar import Bar, suits
+from elastic_lm.monitor.bar import Bar
+from elastic_lm.monitor.drawing import suits
 from elastic_lm.monitor.progress import clock
 
 LEAST_RATE_S = 1.0  # before a rate means anything
+BEGINNING = Progress("the evaluation", 0, None, 0, doing="starting")
 
 Result = TypeVar("Result")
 
@@ -32,7 +34,7 @@ class Pace:
 
     @property
     def title(self) -> str:
-        return f"evaluating {self.progress.stage}"
+        return f"{self.progress.doing} {self.progress.stage}"
 
     @property
     def share(self) -> float | None:
@@ -41,23 +43,31 @@ class Pace:
     def parts(self) -> Iterator[str]:
         """Figures in words; the most wanted first."""
         progress = self.progress
-        yield f"{progress.done:,}/{progress.total:,} pieces"
+        left = None if progress.total is None else progress.total - progress.done
+        if left is not None:
+            yield f"{progress.done:,}/{progress.total:,} {progress.unit}"
         yield clock(self.elapsed_s)
-        if self.pieces_per_s and progress.done < progress.total:
-            yield f"{clock((progress.total - progress.done) / self.pieces_per_s)} left"
+        if self.pieces_per_s and left:
+            yield f"{clock(left / self.pieces_per_s)} left"
         if self.tokens_per_s is not None:
             yield f"{self.tokens_per_s:,.0f} tokens/s"
 
 
 class Paces:
-    """Keeps the time, of the whole and since the first piece: what comes before, as loading the model, has no rate."""
+    """Keeps the time, of the whole and since the first piece: what comes before, as loading the model, has no rate.
+
+    Where another number is wanted, the count has begun anew.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now, self._began_s = now, now()
+        self._total: int | None = None
         self._first: tuple[float, Progress] | None = None
 
     def pace(self, progress: Progress) -> Pace:
         now_s = self._now()
+        if progress.total != self._total:
+            self._total, self._first = progress.total, None
         if self._first is None and progress.done:
             self._first = now_s, progress
         pace = Pace(progress, now_s - self._began_s)
@@ -75,7 +85,7 @@ class Display:
         self._console = console or Console(stderr=True, highlight=False)
         self._now, self._paces = now, Paces(now)
         self._bar: Bar[Progress] | None = None
-        self._last: Progress | None = None
+        self._last = BEGINNING
 
     def show(self, progress: Progress) -> None:
         self._last = progress
@@ -89,8 +99,7 @@ class Display:
             return
         while True:
             with Bar(self._console, self._paces.pace, self._now) as self._bar:
-                if self._last is not None:
-                    self._bar.show(self._last)
+                self._bar.show(self._last)
                 try:
                     result = next(results)
                 except StopIteration:

@@ -1,7 +1,7 @@
 """The live display of a run in a terminal: news scrolls by, the figures stay below and are drawn over and over.
 
 Invariant: a terminal that is narrow, has no colours, knows no Unicode or goes away costs the display a part of itself, never
-the run. `frame` is a pure function of figures and width; `Live` of rich does the drawing.
+the run. `frame` is a pure function of figures and width.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
+from elastic_lm.monitor.drawing import Drawing, is_plain, line, suits
 from elastic_lm.monitor.progress import Lines, News, Snapshot, View, clock
 
-NARROWEST = 40  # columns; below, lines are easier to read
 WIDE = 70  # from here on the workers have a line
 MOST_DOTS = 24  # workers that are drawn one by one
 TRACE = 24  # losses in the small curve
@@ -39,7 +37,7 @@ def watching(tell: Callable[[str], None], interval_s: float, console: Console | 
         with NotebookView(display) as cell:
             yield cell
         return
-    if console.is_terminal and not console.is_dumb_terminal and console.width >= NARROWEST:
+    if suits(console):
         with LiveView(console) as view:
             yield view
     else:
@@ -53,24 +51,22 @@ class LiveView:
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._now = console, now
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawing = Drawing(console)
         self._losses: deque[float] = deque(maxlen=TRACE)
         self._last: Snapshot | None = None
         self._last_at = 0.0
-        self._gone = False
 
     def __enter__(self) -> LiveView:
-        self._draw(self._live.start)
+        self._drawing.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._gone = False  # whatever became of the terminal: what `start` put in the place of standard output goes
-        self._draw(self._live.stop)
+        self._drawing.__exit__()
 
     def news(self, news: News) -> None:
         encoding = self._console.encoding
         text = news.text.encode(encoding, "replace").decode(encoding)
-        self._draw(self._console.print, Text(text, STYLES[news.tone]), soft_wrap=True)
+        self._drawing.print(Text(text, STYLES[news.tone]))
 
     def snapshot(self, snapshot: Snapshot) -> None:
         if snapshot != self._last:
@@ -82,18 +78,9 @@ class LiveView:
             self._console.width,
             since_s=self._now() - self._last_at,
             losses=self._losses,
-            plain=not self._console.encoding.startswith("utf"),
+            plain=is_plain(self._console),
         )
-        self._draw(self._live.update, Group(*lines), refresh=True)
-
-    def _draw(self, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """A terminal that has gone away is no reason to stop training."""
-        if self._gone:
-            return
-        try:
-            act(*arguments, **options)
-        except (OSError, ValueError):
-            self._gone = True
+        self._drawing.show(Group(*lines))
 
 
 def frame(
@@ -103,23 +90,20 @@ def frame(
     lines = [_bar(snapshot, width, since_s, plain), _figures(snapshot, width, plain)]
     if width >= WIDE:
         lines.append(_workers(snapshot, width, since_s, losses, plain))
-    for line in lines:  # a terminal that was made narrower than `NARROWEST` meanwhile
-        line.truncate(width)
+    for each in lines:  # a terminal that was made narrower than `NARROWEST` meanwhile
+        each.truncate(width)
     return lines
 
 
 def _bar(snapshot: Snapshot, width: int, since_s: float, plain: bool) -> Text:
     done = snapshot.step / snapshot.total_steps if snapshot.total_steps else 1.0
-    words = f" {snapshot.step:,}/{snapshot.total_steps:,}  {done:.0%}"
+    words = f"{snapshot.step:,}/{snapshot.total_steps:,}  {done:.0%}"
     times = f"  {clock(snapshot.elapsed_s + since_s)}"
     if snapshot.eta_s is not None:
         times += f", {clock(max(0.0, snapshot.eta_s - since_s))} left"
-    if len(words) + len(times) + 12 <= width:
+    if len(words) + len(times) + 13 <= width:
         words += times
-    room = max(4, width - len(words) - 1)
-    full = math.floor(done * room)
-    full_mark, rest_mark = ("#", "-") if plain else ("━", "─")
-    return Text.assemble((full_mark * full, "cyan"), (rest_mark * (room - full), "dim"), words, no_wrap=True)
+    return line(done, max(4, width - len(words) - 2), words, plain=plain)
 
 
 def _figures(snapshot: Snapshot, width: int, plain: bool) -> Text:

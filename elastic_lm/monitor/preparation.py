@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from elastic_lm.data.progress import Progress, View
-from elastic_lm.monitor.bar import Bar, suits
+from elastic_lm.monitor.bar import Bar
+from elastic_lm.monitor.drawing import suits
 from elastic_lm.monitor.progress import clock
 
 WORDS = {

@@ -39,6 +39,16 @@ HEALTH_CHECKS = {
 }
 
 
+def would_be_new() -> bool:
+    """Whether `connected` starts a cluster, which counts all that this machine has as free."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
+def training_here() -> list[int]:
+    """Process ids of elastic-lm's workers on this machine, whatever cluster they belong to."""
+    return sorted(process.pid for process in psutil.process_iter() if _title(process).startswith("ray::Worker"))
+
+
 @contextlib.contextmanager
 def connected(min_cpus: float = 1.0) -> Iterator[str]:
     """Be connected to a Ray cluster: the one this process has joined already, the one at RAY_ADDRESS, or a new local one.

@@ -2,13 +2,15 @@
 
 Invariant: figures have the bits of one process in the same environment (PyTorch, device, threads), whatever happens to workers.
 All answers are of the weights that the first worker has; the step is chosen once, when that one is there. A worker holds what
-one of the run's holds in training, and no more than that; it is never revived, but replaced. Trade-off: it keeps that until the
-evaluation ends, also when a run on the cluster comes to want more workers meanwhile.
+one of the run's holds in training, and no more than that; it is never revived, but replaced. It makes room for a worker of a run
+that waits for its place (demand.py), and comes back when none does. Trade-off: that one waits for two looks, up to 6 s, since it
+may be starting already; and the piece that was under way is begun again by another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,13 +25,16 @@ from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError, ElasticLMError
 from elastic_lm.evaluate.assignments import Assignments
 from elastic_lm.evaluate.pieces import Answer, Piece, Subject
-from elastic_lm.runtime import cluster
+from elastic_lm.runtime import cluster, demand
 from elastic_lm.runtime.placement import worker_options
 from elastic_lm.runtime.roster import reap
 from elastic_lm.trained_model import TrainedModel
 
+logger = logging.getLogger(__name__)
+
 PATIENCE_S = 300.0  # for a first worker: an autoscaler's node takes minutes
 POLL_S = 1.0
+LOOK_S = 3.0  # whether others wait for a place; longer than it takes to start the process of one that has got it
 MAX_LOSSES_OF_A_PLACE = 5  # in a row, of workers that took it, with nothing answered in between
 MOST_CHARACTERS = 200  # of what Ray says of a death
 LOADING_S = 900.0  # to import PyTorch and read the weights: 50 GB at 60 MB/s
@@ -80,8 +85,11 @@ class OnCluster:
     patience_s: float = PATIENCE_S
 
     def __call__(self, subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
-        """Raises: what a piece or the loading of the model raises, told as in one process; ClusterError."""
+        """Raises: what a piece or the loading of the model raises, told as in one process; ClusterError, ConfigError."""
         num_workers, config = min(self.num_workers, len(pieces)), subject.config
+        is_on_own_gpus = config.device == "cuda" and cluster.would_be_new()
+        if is_on_own_gpus:
+            _refuse_beside_training()
         with cluster.connected(num_workers * config.workers.num_cpus) as sentence:
             self.tell(sentence)
             self.tell(
@@ -89,7 +97,10 @@ class OnCluster:
                 f"the run's have; free now: {_amounts(ray.available_resources())}."
             )
             with contextlib.closing(_Crew(subject, pieces, num_workers, self)) as crew:
-                yield from crew.answers()
+                for answer in crew.answers():
+                    if is_on_own_gpus:
+                        _refuse_beside_training()
+                    yield answer
 
 
 class _Stage(Enum):
@@ -112,6 +123,7 @@ class _Place:
     is_idle: bool = False
     is_late: bool = False  # its piece may be given to others
     losses: int = 0
+    is_away: bool = False  # its worker has made room for another's, and is to come back
 
 
 class _Crew:
@@ -131,7 +143,9 @@ class _Crew:
         self._step = subject.step
         self._weights: str | None = None  # sha256
         self._slowest_s: float | None = None  # of the pieces that were answered
-        self._alone_since = time.monotonic()
+        self._alone_since = self._looked_at = time.monotonic()
+        self._waited: frozenset[str] = frozenset()  # those who waited for a place at the last look
+        self._is_blind = False  # nobody knows who waits
         self._last_words = ""  # of a place that was given up
         self._cause: BaseException | None = None  # why a worker has no model, the last one
 
@@ -139,15 +153,22 @@ class _Crew:
         for place in self._places:
             self._start(place)
         while not self._assignments.done:
-            if not self._calls:
-                raise self._end_of_all()
-            heard, _ = ray.wait(list(self._calls), timeout=POLL_S)
-            for reference in heard:
-                if reference in self._calls:  # its worker may have been ended meanwhile
-                    self._hear(self._calls.pop(reference), reference)
+            self._listen()
             yield from self._assignments.coming()
+            self._make_room()
             self._check_times()
             self._check_patience()
+
+    def _listen(self) -> None:
+        if not self._calls:
+            if not any(place.is_away for place in self._places):
+                raise self._end_of_all()
+            time.sleep(POLL_S)
+            return
+        heard, _ = ray.wait(list(self._calls), timeout=POLL_S)
+        for reference in heard:
+            if reference in self._calls:  # its worker may have been ended meanwhile
+                self._hear(self._calls.pop(reference), reference)
 
     def close(self) -> None:
         """End all workers, also one that is frozen and hears nothing."""
@@ -160,7 +181,7 @@ class _Crew:
                 ray.wait(remote, num_returns=len(remote), timeout=REAP_S)
 
     def _start(self, place: _Place) -> None:
-        place.handle, place.process = self._new(), None
+        place.handle, place.process, place.is_away = self._new(), None, False
         self._call(place, _Stage.PLACING, place.handle.locate.remote())
 
     def _call(self, place: _Place, stage: _Stage, reference: ray.ObjectRef) -> None:
@@ -236,7 +257,7 @@ class _Crew:
     def _unable(self, place: _Place, cause: BaseException) -> None:
         """It has no model. Where others have or may get it, as when a run has deleted the checkpoint, they go on without it."""
         self._end(place)
-        if not self._there():
+        if not self._there() and not any(other.is_away for other in self._places):
             raise cause from None
         self._cause = cause
         self._choices.tell(f"A worker of the evaluation has no model ({cause}); the others go on.")
@@ -284,6 +305,53 @@ class _Crew:
             "process: leave --workers out"
         )
 
+    def _make_room(self) -> None:
+        """For those who have waited for a place since the last look, as many of ours leave as it takes, until nobody waits."""
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            found = demand.Demand.now(besides=Evaluator.__name__)
+        except (RuntimeError, RayError) as error:
+            if not self._is_blind:  # once, and again after it was well
+                logger.warning(
+                    "Cannot ask Ray who waits for a place (%s): no worker of the evaluation makes room.", error
+                )
+            self._is_blind = True
+            return
+        self._is_blind = False
+        before, self._waited = self._waited, frozenset(actor.actor_id for actor in found.waiting)
+        patient = replace(found, waiting=tuple(actor for actor in found.waiting if actor.actor_id in before))
+        there = {place.number: place.process[0] for place in sorted(self._there(), key=_dearness) if place.process}
+        _, leaving = patient.room(there, _wanted(self._config))
+        if leaving:
+            self._leave([place for place in self._there() if place.number in leaving])
+        elif not found.room(there, _wanted(self._config))[0]:
+            self._come_back()
+
+    def _leave(self, leaving: Sequence[_Place]) -> None:
+        """With those who have no place yet: they would take what becomes free."""
+        for place in [*leaving, *(other for other in self._there() if other.process is None)]:
+            process = place.process
+            self._end(place)
+            self._assignments.returned(place.number)
+            place.is_away = True
+            if process is not None:
+                self._reap(process, 0.0)  # for what it holds
+        number = len(leaving)
+        self._choices.tell(
+            f"Workers of a run wait for a place: {number} worker{'s' if number > 1 else ''} of the evaluation "
+            f"leave{'' if number > 1 else 's'}, until none waits. {len(self._there())} of {self._num_workers} go on."
+        )
+        self._ask_the_idle()
+
+    def _come_back(self) -> None:
+        coming = [place for place in self._places if place.is_away][: max(0, self._num_workers - len(self._there()))]
+        for place in coming:
+            self._start(place)
+        if coming:
+            self._choices.tell("No worker of a run waits for a place any more: those of the evaluation come back.")
+
     def _check_times(self) -> None:
         """Nobody is waited for in silence. One that reads the weights for too long is replaced; a piece is given to others."""
         now = time.monotonic()
@@ -328,6 +396,21 @@ class _Crew:
                 f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free; wait until "
                 "what holds them has ended, add a node, or evaluate in this process: leave --workers out"
             )
+
+
+def _refuse_beside_training() -> None:
+    """Of a cluster of our own on GPUs.    Raises: ConfigError when a run trains on this machine: it may need their memory."""
+    if workers := cluster.training_here():
+        raise ConfigError(
+            f"process {workers[0]} trains a run on this machine, and a local cluster would take memory of its GPU; name the "
+            "run's cluster with RAY_ADDRESS, which gives away what is free, or leave --workers out: the CPU computes then"
+        )
+
+
+def _dearness(place: _Place) -> tuple[bool, float]:
+    """What is lost when it leaves: the longer it is at a piece, the more, unless that is given to others anyway."""
+    is_at_it = place.stage is _Stage.ANSWERING and not place.is_idle and not place.is_late
+    return is_at_it, -place.asked_at
 
 
 def _wanted(config: RunConfig) -> dict[str, float]:

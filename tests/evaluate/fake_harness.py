@@ -104,6 +104,7 @@ def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples,
         "alias": "what people call it",
         "log_p,none": mean, "log_p_stderr,none": 0.5,
         "greedy,strict": sum(greedy for _, greedy in found), "greedy_stderr,strict": "N/A",
+        "huge,none": 1e308, "huge_stderr,none": 1e308,
         "rolling,none": long[0], "written,none": len(written[0]), "parts,none": ("not", "a", "number"),
     }
     config = {

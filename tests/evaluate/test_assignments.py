@@ -39,6 +39,15 @@ def test_piece_of_a_lost_worker_is_given_out_before_all_others() -> None:
     assert assignments.give(5) == 4
 
 
+def test_piece_of_a_worker_that_leaves_is_given_to_another_as_often_as_it_takes() -> None:
+    assignments = Assignments(2)
+    for _ in range(2 * MAX_LOSSES_OF_A_PIECE):
+        assert assignments.give(0) == 0
+        assignments.returned(0)
+    assignments.returned(1)  # it had nothing
+    assert [assignments.give(worker) for worker in (1, 0)] == [0, 1]
+
+
 def test_idle_worker_takes_over_what_another_may_hang_at_and_the_first_answer_counts() -> None:
     assignments = Assignments(2)
     assert [assignments.give(worker) for worker in (0, 1, 2, 3, 4)] == [0, 1, 0, 1, None]

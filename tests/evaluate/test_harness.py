@@ -3,12 +3,14 @@ run the exported model; what is wrong is told before any work; nothing of it is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from elastic_lm.evaluate import tasks
 from elastic_lm.evaluate.harness import child
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
+from elastic_lm.evaluate.harness.environment import OFFLINE, environment
 from elastic_lm.evaluate.harness.evaluation import VARIABLE, Harness
 from elastic_lm.evaluate.intervals import Metric, Z
+from elastic_lm.evaluate.progress import Progress
 from elastic_lm.evaluate.result import Result
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
@@ -88,6 +92,8 @@ def test_figures_by_hand(causal_run: RunConfig, python: str, tmp_path: Path) -> 
     told = metrics.pop("log_p")
     assert (told.value, told.low, told.high) == pytest.approx((mean, mean - Z / 2, mean + Z / 2))
     rolling = metrics.pop("rolling").value
+    huge = metrics.pop("huge")
+    assert huge.value == 1e308 and huge.high is None  # no JSON has it
     assert rolling == pytest.approx(REST + 5 * math.log(0.3) + 4 * math.log(0.5 / others))
     assert metrics == {"greedy,strict": Metric(1.0), "written": Metric(2.0), "parts": Metric(None)}  # written is bc
     assert found.outcome.counts == {"items": 3, "cut_contexts": 0}
@@ -148,6 +154,57 @@ def test_where_a_score_is_not_finite_neither_are_the_figures(
     found = asked(causal_run, "both", python=python, include=str(tmp_path))
     assert {metric for one in found for metric in one.outcome.metrics.values()} == {Metric(None)}
     assert found[2].outcome.counts["not_finite"] == found[0].outcome.counts["not_finite"] * 2 > 0
+
+
+class Seen:
+    """A view."""
+
+    def __init__(self) -> None:
+        self.told: list[Progress] = []
+
+    def show(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+
+def lines_of(told: Sequence[Progress]) -> list[str]:
+    return [f"{each.doing} {each.stage} {each.done}/{each.total} {each.unit}, {each.tokens} tokens" for each in told]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_progress_tells_the_start_and_of_each_task_its_requests(
+    causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    """Behind "a": b, c and c?; ten windows of one token; one text of three tokens."""
+    seen = Seen()
+    results = Harness(["both"], python, str(tmp_path)).evaluate(Storage.open(causal_run.run_url), causal_run, view=seen)
+    next(results)
+    assert lines_of(seen.told) == [
+        "starting lm-evaluation-harness 0/None requests, 0 tokens",
+        "loading both 0/None requests, 0 tokens",
+        "loading the model 0/None requests, 0 tokens",
+        "preparing good (1 of 2) 0/None requests, 0 tokens",
+        "evaluating good (1 of 2) 0/3 requests, 0 tokens",
+        "evaluating good (1 of 2) 2/3 requests, 4 tokens",
+        "evaluating good (1 of 2) 3/3 requests, 7 tokens",
+        "evaluating good (1 of 2) 0/10 requests, 0 tokens",
+        "evaluating good (1 of 2) 10/10 requests, 10 tokens",
+        "evaluating good (1 of 2) 0/1 requests, 0 tokens",
+        "evaluating good (1 of 2) 1/1 requests, 3 tokens",
+    ]
+    seen.told.clear()
+    assert len(list(results)) == 2
+    assert lines_of(seen.told)[0].startswith("preparing better (2 of 2)")
+
+
+def test_progress_names_one_task_alone_and_counts_several(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
+    for names, expected in ((["good"], "loading good"), (["good", "unloadable"], "loading 2 tasks")):
+        seen = Seen()
+        results = Harness(names, python, str(tmp_path)).evaluate(
+            Storage.open(causal_run.run_url), causal_run, view=seen
+        )
+        with contextlib.suppress(ConfigError):
+            next(results)
+        assert lines_of(seen.told)[1].startswith(expected)
 
 
 # -- what the model answers ----------------------------------------------------------------------------------------------
@@ -348,11 +405,11 @@ def test_harness_ends_with_the_process_that_asked(name: str, python: str, tmp_pa
     """So does what it has started."""
     script = f"""
 from elastic_lm.evaluate.harness.child import Child
-with Child({python!r}) as child:
+with Child({python!r}, 1) as child:
     child.tell({{"tasks": [{name!r}], "include": {str(tmp_path)!r}, "samples": None, "shots": None}})
     child.first(), child.next()
     child.tell({{"max_tokens": 16, "end_of_text": 0}})
-    child.next()
+    child.next(), child.next()  # that it begins, and what never comes
 """
     with subprocess.Popen([sys.executable, "-c", script]) as process:
         pids = [pid_in(tmp_path), *([pid_in(tmp_path, "child")] if name != "hangs" else [])]
@@ -365,23 +422,63 @@ def test_end_of_the_harness_is_seen_also_where_a_process_of_it_holds_the_pipe(tm
     """One that was not forked by Python, so that nothing could let go of it there."""
     python = fake_harness.program(tmp_path / "python", "sleep 600 & echo $! > " + f"{tmp_path}/child; exit 7")
     began = time.monotonic()
-    with Child(python) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
+    with Child(python, 1) as asked_child, pytest.raises(ConfigError, match="it ended with code 7 and said nothing"):
         asked_child.first()
     assert time.monotonic() - began < GONE_S
     wait_for(lambda: is_gone(pid_in(tmp_path, "child")), "it is killed, too")
 
 
-def test_packages_of_ours_are_not_theirs(
+def seen_by_harness(config: RunConfig, folder: Path) -> dict[str, str]:
+    """The variables that a harness of this run would have."""
+    python = fake_harness.program(folder / "python", f"env -0 > {folder}/environment")
+    with pytest.raises(ConfigError):
+        asked(config, "good", python=python)
+    told = (folder / "environment").read_text().split("\0")[:-1]
+    return {name: value for name, _, value in (each.partition("=") for each in told)}
+
+
+def test_harness_has_what_it_needs_of_our_environment_and_nothing_else(
     causal_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/ours")
-    monkeypatch.setenv("HF_HOME", "/data")
-    python = fake_harness.program(tmp_path / "python", f"env > {tmp_path}/environment")
-    with pytest.raises(ConfigError):
-        asked(causal_run, "good", python=python)
-    environment = (tmp_path / "environment").read_text().splitlines()
-    assert "PYTHONPATH=/ours" not in environment
-    assert {"HF_HOME=/data", "PYTHONHASHSEED=0", "PYTHONSAFEPATH=1"} <= set(environment)
+    """Neither packages of ours, nor secrets, nor what a task reads, as COUNTRY: that would be another task of the same name."""
+    needed = {
+        "HF_HOME": "/data",
+        "HF_TOKEN": "hub's",
+        "HTTPS_PROXY": "http://a:1",
+        "no_proxy": "b",
+        "LD_LIBRARY_PATH": "",
+    }
+    others = (
+        "PYTHONPATH",
+        "PYTHONOPTIMIZE",
+        "AWS_SECRET_ACCESS_KEY",
+        "WANDB_API_KEY",
+        "COUNTRY",
+        "WORLD_SIZE",
+        VARIABLE,
+    )
+    for name, value in {**needed, **dict.fromkeys(others, "ours"), "OMP_NUM_THREADS": "64", "LANG": "de_DE"}.items():
+        monkeypatch.setenv(name, value)
+    seen = seen_by_harness(causal_run.replace("workers.threads=3"), tmp_path)
+    assert needed.items() <= seen.items() and seen["HOME"] == os.environ["HOME"]
+    assert not {*others, "LANG"} & seen.keys()
+    fixed = {
+        "OMP_NUM_THREADS": "3",
+        "PYTHONHASHSEED": "0",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUTF8": "1",
+        "LC_ALL": "C.UTF-8",
+    }
+    assert fixed.items() <= seen.items() and seen["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize(("value", "is_offline"), [("1", True), ("true", True), ("0", False)])
+def test_harness_is_offline_where_we_are(name: str, value: str, is_offline: bool) -> None:
+    """Each of Hugging Face's libraries has a variable of its own."""
+    seen = environment({name: value}, 1)
+    assert ({each: seen.get(each) for each in OFFLINE} == dict.fromkeys(OFFLINE, "1")) is is_offline
+    assert is_offline or {each: seen[each] for each in OFFLINE if each in seen} == {name: value}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------
@@ -397,6 +494,34 @@ def test_command_tells_and_keeps(causal_run: RunConfig, python: str, tmp_path: P
     folder = Storage.open(causal_run.run_url)
     kept = json.loads(folder.read("evaluations/step-00000001/harness-better.json"))
     assert (kept["kind"], kept["counts"]["items"], kept["method"]["shots"]) == ("harness", 2, "4")
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_lines_of_json_are_alike_for_all_tasks_and_what_is_kept(
+    causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    folder = Storage.open(causal_run.run_url)
+    for path in folder.list("evaluations/"):
+        folder.delete(path)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a"}\n')
+    task = tmp_path / "loud.yaml"
+    task.write_text(f"kind: safety\ndata: one.jsonl\nscorer: {__name__}:loud\nmax_new_tokens: 1\n")
+    options = ["--harness", "both", "--harness-python", python, "--harness-include", str(tmp_path)]
+    told = [run("evaluate", causal_run.run_url, "--json", *each) for each in (["--tasks", str(task)], options)]
+    assert [each.exit_code for each in told] == [0, 0], told
+    bodies = [json.loads(line, parse_constant=pytest.fail) for each in told for line in each.stdout.splitlines()]
+    assert [body["task"] for body in bodies] == ["loud", "harness-good", "harness-better", "harness-both"]
+    assert len({tuple(body) for body in bodies}) == 1
+    for body in bodies:
+        assert body == json.loads(folder.read(f"evaluations/step-00000001/{body['task']}.json"))
+        assert all(set(metric) == {"value", "low", "high"} for metric in body["metrics"].values())
+    assert "it is judged" in told[0].stderr
+
+
+def loud(text: str) -> float:
+    """A scorer that says what it does."""
+    print("it is judged")
+    return 0.5
 
 
 @pytest.mark.parametrize(

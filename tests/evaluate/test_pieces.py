@@ -164,6 +164,11 @@ def test_failing_scorer_ends_the_evaluation_with_the_error_of_one_process(
     assert told[0][0] == ["pairs"] and "RuntimeError: no model of harm for" in told[0][1]
 
 
+def test_this_process_computes_on_its_cpu_also_where_the_run_has_gpus(causal_run: RunConfig) -> None:
+    """They are at work, maybe: no memory of theirs is taken."""
+    assert results(causal_run.replace("workers.num_gpus=1"), ["held_out"]) == results(causal_run, ["held_out"])
+
+
 def test_item_that_does_not_fit_is_told_before_a_model_is_loaded(causal_run: RunConfig, tmp_path: Path) -> None:
     def nobody(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
         raise AssertionError("nothing is to be asked")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from elastic_lm.monitor.live import NARROWEST, LiveView, frame, watching
+from elastic_lm.monitor.drawing import NARROWEST
+from elastic_lm.monitor.live import LiveView, frame, watching
 from elastic_lm.monitor.progress import Lines, News, Snapshot
 
 SNAPSHOT = Snapshot(250, 1_000, "training", 2, 2, 4, 1, loss=3.25, tokens_per_s=10_578, mfu=0.41, step_s=0.61,

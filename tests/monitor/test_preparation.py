@@ -12,7 +12,7 @@ from rich.console import Console
 from elastic_lm.data.progress import Progress
 from elastic_lm.monitor import bar as bars
 from elastic_lm.monitor.bar import Bar, frame
-from elastic_lm.monitor.live import NARROWEST
+from elastic_lm.monitor.drawing import NARROWEST
 from elastic_lm.monitor.preparation import Lines, Pace, bar, size, watching
 from tests.monitor.test_live import Gone, terminal
 

@@ -6,6 +6,8 @@ Time goes on by a second whenever the crew waits.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from elastic_lm.errors import CheckpointError, ConfigError, StorageError
 from elastic_lm.evaluate import pieces
 from elastic_lm.evaluate.pieces import Answer, Subject
-from elastic_lm.runtime import evaluators
+from elastic_lm.runtime import cluster, evaluators
+from elastic_lm.runtime.demand import Demand, Waiting
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
 from tests.solo import solo_config
@@ -84,6 +87,9 @@ class FakeRay:
     def kill(self, worker: Worker, no_restart: bool) -> None:
         worker.is_killed = True
 
+    def is_initialized(self) -> bool:
+        return False
+
     def available_resources(self) -> dict[str, float]:
         return {"CPU": 2}
 
@@ -91,6 +97,10 @@ class FakeRay:
 
     def monotonic(self) -> float:
         return self.now_s
+
+    def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+        assert self.now_s < MOST_WAITS, "it waits for ever"
 
 
 @contextlib.contextmanager
@@ -107,14 +117,21 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any],
     """Answers of an evaluation with this script, the cluster, and what was said."""
 
     def evaluate(
-        script: Script, num_workers: int, num_pieces: int, **choices: Any
+        script: Script,
+        num_workers: int,
+        num_pieces: int,
+        demand_of: Callable[[FakeRay], Demand] = lambda ray: Demand((), {}),
+        num_gpus: int = 0,
+        **choices: Any,
     ) -> tuple[list[Any], FakeRay, list[str]]:
         ray, said = FakeRay(script), list[str]()
         monkeypatch.setattr(evaluators, "ray", ray)
         monkeypatch.setattr(evaluators, "time", ray)
-        monkeypatch.setattr(evaluators, "cluster", SimpleNamespace(connected=connected))
+        monkeypatch.setattr(cluster, "connected", connected)
         monkeypatch.setattr(evaluators, "reap", reap(ray))
-        subject = Subject(Storage.open("/nowhere"), solo_config("file:///nowhere", "file:///nowhere"))
+        monkeypatch.setattr(Demand, "now", lambda besides: demand_of(ray))
+        config = solo_config("file:///nowhere", "file:///nowhere").replace(f"workers.num_gpus={num_gpus}")
+        subject = Subject(Storage.open("/nowhere"), config)
         monkeypatch.setattr(pieces, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
         crew = OnCluster(num_workers, said.append, **choices)
         return [answer.value for answer in crew(subject, [None] * num_pieces)], ray, said  # type: ignore[list-item]
@@ -264,3 +281,155 @@ def test_worker_whose_loading_fails_by_chance_is_replaced(evaluated: Any) -> Non
 
     with pytest.raises(StorageError, match="no luck"):
         evaluated(never, 2, 3)
+
+
+# -- a run trains on this machine ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trains_here() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that calls itself as a run's workers do."""
+    with subprocess.Popen(["ray::Worker.run_lease", "600"], executable=shutil.which("sleep")) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "address", "is_refused"),
+    [(1, None, True), (1, "10.0.0.1:6379", False), (0, None, False)],
+    ids=["a cluster of our own", "one that knows what is free", "no GPU is taken"],
+)
+def test_gpus_that_a_run_trains_on_are_not_taken_beside_it(
+    num_gpus: int,
+    address: str | None,
+    is_refused: bool,
+    trains_here: subprocess.Popen[bytes],
+    evaluated: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert trains_here.pid in cluster.training_here()
+    monkeypatch.setattr(cluster, "training_here", lambda: [trains_here.pid])  # other tests may train beside this one
+    if is_refused:
+        with pytest.raises(ConfigError, match=rf"process {trains_here.pid} trains a run on this machine.*RAY_ADDRESS"):
+            evaluated(works, 1, 3, num_gpus=num_gpus)
+    else:
+        assert evaluated(works, 1, 3, num_gpus=num_gpus)[0] == [0, 1, 2]
+
+
+def test_evaluation_on_gpus_ends_where_a_run_begins_to_train_beside_it(
+    evaluated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "training_here", lambda: [4711] if evaluators.time.monotonic() > 9 else [])
+    monkeypatch.setattr(evaluators, "time", FakeRay(works))  # before there is one
+    with pytest.raises(ConfigError, match="process 4711 trains a run on this machine"):
+        evaluated(works, 1, 60, num_gpus=1)
+
+
+def test_cluster_of_our_own_is_started_where_nobody_trains(evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "training_here", list)
+    assert evaluated(works, 1, 3, num_gpus=1)[0] == [0, 1, 2]
+
+
+# -- a run on the same cluster comes to want a worker -----------------------------------------------------------------------
+
+
+def on_nodes(worker: Worker, what: str, about: Any) -> Any:
+    """Works, one on each node."""
+    return (f"n{worker.number}", worker.number) if what == "locate" else works(worker, what, about)
+
+
+@dataclass
+class Claimant:
+    """A worker of a run that asks for `cpus` from a second on. It has its place a second after there is room on a node."""
+
+    asks_at_s: float
+    cpus: float = 1.0
+    avoids: frozenset[str] = frozenset()
+    placed_at_s: float | None = None
+
+    def __call__(self, ray: FakeRay) -> Demand:
+        left = {f"n{worker.number}" for worker in ray.workers if worker.is_killed} - self.avoids
+        if ray.now_s < self.asks_at_s:
+            return Demand((), {f"n{number}": {} for number in range(9)})
+        if self.placed_at_s is None and left and self.cpus <= 1:
+            self.placed_at_s = ray.now_s
+        waiting = () if self.placed_at_s is not None else (Waiting("w", {"CPU": self.cpus}, self.avoids),)
+        return Demand(waiting, {f"n{number}": {} for number in range(9)})
+
+
+def test_worker_makes_room_for_one_of_a_run_and_comes_back(evaluated: Any) -> None:
+    claimant = Claimant(5)
+    answers, ray, said = evaluated(on_nodes, 2, 60, claimant)
+    assert answers == list(range(60))
+    assert claimant.placed_at_s is not None
+    assert claimant.placed_at_s <= claimant.asks_at_s + 3 * evaluators.LOOK_S  # two looks, and its own
+    assert len(ray.workers) == 3
+    assert said[2:] == [
+        "Workers of a run wait for a place: 1 worker of the evaluation leaves, until none waits. 1 of 2 go on.",
+        "No worker of a run waits for a place any more: those of the evaluation come back.",
+    ]
+
+
+def test_evaluation_waits_where_all_have_made_room(evaluated: Any) -> None:
+    """Nobody is there, and nothing is lost."""
+    claimant = Claimant(5)
+    answers, ray, said = evaluated(on_nodes, 1, 60, claimant)
+    assert answers == list(range(60)) and len(ray.workers) == 2
+    assert "leaves, until none waits. 0 of 1 go on." in said[2]
+
+
+@pytest.mark.parametrize(
+    "claimant",
+    [Claimant(5, cpus=2.0), Claimant(5, avoids=frozenset(f"n{number}" for number in range(9)))],
+    ids=["wants more than a node has", "keeps away from the nodes"],
+)
+def test_who_waits_in_vain_costs_nobody_its_work(claimant: Claimant, evaluated: Any) -> None:
+    answers, ray, said = evaluated(on_nodes, 2, 60, claimant)
+    assert answers == list(range(60)) and len(ray.workers) == 2 and len(said) == 2
+
+
+def test_worker_that_is_seen_to_wait_once_is_starting(evaluated: Any) -> None:
+    """Another at each look: each has had its place all the time."""
+
+    def starting(ray: FakeRay) -> Demand:
+        return Demand((Waiting(f"{ray.now_s}", {"CPU": 1.0}),), {f"n{number}": {} for number in range(9)})
+
+    answers, ray, _ = evaluated(on_nodes, 2, 60, starting)
+    assert answers == list(range(60)) and len(ray.workers) == 2
+
+
+def test_one_that_reads_the_weights_makes_room_before_one_that_is_at_work(evaluated: Any) -> None:
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return NEVER if (worker.number, what) == (1, "load") else on_nodes(worker, what, about)
+
+    answers, ray, _ = evaluated(script, 2, 60, Claimant(5))
+    assert answers == list(range(60)) and len(ray.workers) == 3
+    assert ray.reaped[0] == 1
+
+
+def test_those_without_a_place_stand_back_too(evaluated: Any) -> None:
+    """They would take what becomes free: the second one of ours has never had a place."""
+
+    def script(worker: Worker, what: str, about: Any) -> Any:
+        return NEVER if (worker.number, what) == (1, "locate") else on_nodes(worker, what, about)
+
+    answers, ray, said = evaluated(script, 2, 60, Claimant(5))
+    assert answers == list(range(60))
+    assert "1 worker of the evaluation leaves, until none waits. 0 of 2 go on." in said[2]
+    assert ray.workers[1].is_killed and len(ray.workers) == 4
+
+
+def test_where_nobody_knows_who_waits_nobody_leaves(evaluated: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(ray: FakeRay) -> Demand:
+        raise RuntimeError("the head is away")
+
+    answers, ray, _ = evaluated(on_nodes, 2, 60, fails)
+    assert answers == list(range(60)) and len(ray.workers) == 2
+    assert [record.message for record in caplog.records] == [
+        "Cannot ask Ray who waits for a place (the head is away): no worker of the evaluation makes room."
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -10,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 
 from elastic_lm.config import RunConfig
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate import held_out, likelihood
 from elastic_lm.run import Run
-from elastic_lm.runtime.cluster import LocalCluster, wait_for
+from elastic_lm.runtime.cluster import NAMESPACE, LocalCluster, wait_for
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
@@ -28,6 +30,7 @@ from tests.solo import Solo, solo_config
 pytestmark = pytest.mark.ray
 
 WAIT_S = 90.0
+PAUSE_S = 0.1  # of a scorer
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +53,12 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def half(text: str) -> float:
     """A scorer that takes its time, for a worker to be caught at it."""
-    time.sleep(0.1)
+    time.sleep(PAUSE_S)
     return 0.5
 
 
-def slow_task(folder: Path) -> str:
-    return write(folder, PROMPTS * 4, name="slow", kind="safety", scorer=f"{__name__}:half", max_new_tokens=1)
+def slow_task(folder: Path, times: int = 4) -> str:
+    return write(folder, PROMPTS * times, name="slow", kind="safety", scorer=f"{__name__}:half", max_new_tokens=1)
 
 
 def nothing_is_left(cluster: LocalCluster) -> bool:
@@ -114,6 +117,42 @@ def test_cluster_that_gives_no_worker_is_told_with_its_resources(cluster: LocalC
     message = "came within 1 s: each asks for 3 CPUs, as the run's workers do; the cluster has 6 CPUs, of which .* are free; wait"
     with pytest.raises(ClusterError, match=message):
         results(large, ["held_out"], OnCluster(2, patience_s=1.0))
+    wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
+
+
+class Claimant:
+    """In the place of a run's worker: an actor of elastic-lm that asks for a whole node."""
+
+    def here(self) -> bool:
+        return True
+
+
+@pytest.mark.timeout(240)
+def test_workers_make_room_for_those_of_a_run_and_go_on_when_there_is_room_again(
+    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two on two of three nodes, and then three who ask for a node each: nobody of the evaluation is left for that long."""
+    names, said = [slow_task(tmp_path, 4 * math.ceil(240 / len(PROMPTS) / 4)), "held_out"], list[str]()
+    monkeypatch.setattr(f"{__name__}.PAUSE_S", 0.0)  # in this process
+    expected = results(evaluated, names)
+    options = {"num_cpus": 2, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(Claimant)
+    claimants = []
+    with ThreadPoolExecutor(1) as pool:
+        evaluating = pool.submit(results, evaluated, names, OnCluster(2, said.append))
+        at_work = lambda: len(processes_titled(cluster, "ray::Evaluator.answer")) == 2  # noqa: E731
+        wait_for(lambda: at_work() or evaluating.done(), timeout_s=WAIT_S, what="two workers at work")
+        try:
+            claimants = [actor.options(**options, name=f"claimant-{number}").remote() for number in range(3)]
+            ray.get([claimant.here.remote() for claimant in claimants], timeout=WAIT_S)
+            assert not evaluating.done() and nothing_is_left(cluster)
+        finally:
+            for claimant in claimants:
+                ray.kill(claimant)
+        assert evaluating.result(WAIT_S) == expected
+    told = [sentence for sentence in said if "wait" in sentence]
+    assert told[-1] == "No worker of a run waits for a place any more: those of the evaluation come back."
+    assert any(sentence.endswith("until none waits. 0 of 2 go on.") for sentence in told)
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the workers' end")
 
 

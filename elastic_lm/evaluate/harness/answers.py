@@ -7,7 +7,7 @@ harness has it for models of transformers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from elastic_lm.errors import ConfigError
@@ -18,10 +18,13 @@ from elastic_lm.trained_model import TrainedModel
 
 class Answers:
     """Counts what is worth to know beside the figures: `num_cut` contexts and prompts without their beginning, and scores and
-    continuations that are `num_not_finite`."""
+    continuations that are `num_not_finite`.
 
-    def __init__(self, model: TrainedModel) -> None:
-        self._model = model
+    `heard` is told, as they are answered, of how many requests and of the tokens that were read for them, or written.
+    """
+
+    def __init__(self, model: TrainedModel, heard: Callable[[int, int], None] = lambda requests, tokens: None) -> None:
+        self._model, self._heard = model, heard
         self.num_cut = self.num_not_finite = 0
 
     def to(self, question: str, about: Any) -> Any:
@@ -36,7 +39,9 @@ class Answers:
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Of each continuation behind its context: the log-likelihood in nats, and whether each token is the most probable."""
         readings = [self._reading(context, continuation) for context, continuation in pairs]
-        found = scores(self._model, readings)
+        found = scores(
+            self._model, readings, lambda batch: self._heard(len(batch), sum(len(each.ids) for each in batch))
+        )
         self.num_cut += sum(reading.cut for reading in readings)
         self.num_not_finite += sum(not math.isfinite(score.log_p) for score in found)
         return [(score.log_p, score.is_most_probable) for score in found]
@@ -69,6 +74,7 @@ class Answers:
                     break
         except NotFiniteError:
             self.num_not_finite += 1
+        self._heard(1, len(self._encode(text)))
         for stop in stops:
             text = text.partition(stop)[0]
         return text

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.harness.environment import environment
 
 DRIVER = Path(__file__).with_name("driver.py")
 START_S = 300.0  # to import it and to list 15,000 tasks: about 10 s, and more from a network drive
@@ -31,9 +32,9 @@ SHOWN_CHARACTERS = 500
 
 
 class Child:
-    """`python`: what runs it."""
+    """`python`: what runs it. `threads`: those of the run."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, threads: int) -> None:
         """Raises: ConfigError when there is no such program."""
         self.python = python
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
@@ -50,7 +51,7 @@ class Child:
                 stderr=self._log,
                 pass_fds=(their_read, their_write),
                 start_new_session=True,
-                env=_environment(),
+                env=environment(os.environ, threads),
             )
         except OSError as error:
             self._close()
@@ -130,9 +131,3 @@ class Child:
         for file in (self._written, self._read, self._log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without what would bring our packages into theirs. Its resampling stays in one process."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    return {**kept, "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "DISABLE_MULTIPROC": "1"}

@@ -4,8 +4,8 @@
 
 Lines of JSON come and go through two pipes. First comes what is asked: {"tasks", "include", "samples", "shots"}. Told are then
 {"harness": version, "unknown": names} with {"known"} where some are, and {"loaded": {name: tasks}}. After {"max_tokens",
-"end_of_text"} the tasks begin. {"ask", "about"} is a question about the model, answered by one line. {"result"} is what a task
-or a group came to, {"failed"} why there is no more, {"done"} the end.
+"end_of_text"} the tasks begin, each with {"begun": task}. {"ask", "about"} is a question about the model, answered by one line.
+{"result"} is what a task or a group came to, {"failed"} why there is no more, {"done"} the end.
 
 Invariant: every task begins from the same seeds, so its figures do not depend on which others are asked. How a text is split
 into context and continuation, and how long texts are cut into windows, is the harness's own code.
@@ -142,11 +142,12 @@ class Tasks:
                 if getattr(task, "MULTIMODAL", False):
                     raise ValueError(f"{name} shows more than text, and the model reads only that")
 
-    def results(self, model: AskedModel, samples: int | None, shots: int | None) -> Iterator[dict[str, Any]]:
-        """Of each task, as soon as it is there; of a group behind its tasks."""
+    def told(self, model: AskedModel, samples: int | None, shots: int | None) -> Iterator[dict[str, Any]]:
+        """That a task begins, and its result as soon as it is there; that of a group behind its tasks."""
         for loaded in self.loaded.values():
             figures, hashes = {}, {}
             for name, task in loaded["tasks"].items():
+                yield {"begun": name}
                 results = simple_evaluate(
                     model=model,
                     tasks=[task],
@@ -162,7 +163,7 @@ class Tasks:
                 )
                 figures[name] = results["results"][name]
                 hashes[name] = _hash_of_task(results["configs"][name], results["samples"][name])
-                yield {
+                result = {
                     "task": name,
                     "tasks": [name],
                     "hash": hashes[name],
@@ -170,18 +171,20 @@ class Tasks:
                     "counts": {"items": results["n-samples"][name]["effective"]},
                     "method": {"version": str(results["versions"][name]), "shots": str(results["n-shot"][name])},
                 }
+                yield {"result": result}
             for name, group in loaded.get("groups", {}).items():
                 if group.has_aggregation:
                     tasks = sorted(task.task_name for task in group.get_all_tasks())
-                    told = group.aggregate(figures)
-                    yield {
+                    summed = group.aggregate(figures)
+                    result = {
                         "task": name,
                         "tasks": tasks,
                         "hash": _hash([group.to_dict(), [hashes[task] for task in tasks]]),
-                        "metrics": _metrics(told),
-                        "counts": {"items": told["sample_len"], "tasks": len(tasks)},
+                        "metrics": _metrics(summed),
+                        "counts": {"items": summed["sample_len"], "tasks": len(tasks)},
                         "method": {"version": str(group.version)},
                     }
+                    yield {"result": result}
 
 
 def serve(channel: Channel) -> None:
@@ -195,8 +198,8 @@ def serve(channel: Channel) -> None:
     tasks = Tasks(manager, asked["tasks"])
     channel.tell({"loaded": {name: list(each["tasks"]) for name, each in tasks.loaded.items()}})
     model = AskedModel(channel, **channel.take())
-    for result in tasks.results(model, asked["samples"], asked["shots"]):
-        channel.tell({"result": result})
+    for message in tasks.told(model, asked["samples"], asked["shots"]):
+        channel.tell(message)
     channel.tell({"done": True})
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
-from elastic_lm.evaluate.intervals import Metric, Z
+from elastic_lm.evaluate.intervals import Metric, Z, metric_of
 from elastic_lm.evaluate.pieces import Subject
+from elastic_lm.evaluate.progress import Progress, Unseen, View
 from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
 from elastic_lm.evaluation_file import name_with_hash
 from elastic_lm.storage import Storage
@@ -56,7 +57,9 @@ class Harness:
             if number is not None and number < least:
                 raise ConfigError(f"{name}={number} is too few; use at least {least}")
 
-    def evaluate(self, run_storage: Storage, config: RunConfig, step: int | None = None) -> Iterator[Result]:
+    def evaluate(
+        self, run_storage: Storage, config: RunConfig, step: int | None = None, *, view: View | None = None
+    ) -> Iterator[Result]:
         """The result of each task as soon as it is there; nothing is stored. `step` None: the newest complete checkpoint's.
 
         Raises: ConfigError when the harness is not there, a task is unknown, cannot be loaded, or fails; CheckpointError when
@@ -69,17 +72,20 @@ class Harness:
             )
         subject = Subject(run_storage, config, step)
         subject.pinned()  # a step that is not there is told before the harness starts
-        with Child(self.python or os.environ.get(VARIABLE) or sys.executable) as child:
-            version = self._loaded(child)
+        course = _Course(view or Unseen())
+        course.begin("lm-evaluation-harness", doing="starting")
+        with Child(self.python or os.environ.get(VARIABLE) or sys.executable, config.workers.threads) as child:
+            version, num_tasks = self._loaded(child, course)
+            course.begin("the model", doing="loading")
             rewinds, model = rewinds_of(run_storage), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
-            for told, about in self._results(child, model):
+            for told, about in self._results(child, model, course, num_tasks):
                 name = _file_name(told["task"])
                 outcome = _outcome(told, about, version)
                 yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, rewinds)
 
-    def _loaded(self, child: Child) -> str:
-        """The harness's version, when it has loaded all tasks."""
+    def _loaded(self, child: Child, course: _Course) -> tuple[str, int]:
+        """The harness's version, when it has loaded all tasks, and how many there are."""
         include = None if self.include is None else str(Path(self.include).resolve())
         child.tell({"tasks": list(self.tasks), "include": include, "samples": self.samples, "shots": self.shots})
         hello = child.first()
@@ -92,6 +98,7 @@ class Harness:
                 f"{name!r} is no task of lm-evaluation-harness {version}{hint(name, hello['known'])}; "
                 f"`{child.python} -m lm_eval ls tasks` lists them, and --harness-include adds a folder with your own"
             )
+        course.begin(self.tasks[0] if len(self.tasks) == 1 else f"{len(self.tasks)} tasks", doing="loading")
         message = child.next()
         if "failed" in message:
             raise ConfigError(
@@ -99,7 +106,7 @@ class Harness:
                 "or see that its data can be had: from Hugging Face's hub, or from where HF_HOME keeps it"
             )
         self._check_that_none_is_in_two(message["loaded"])
-        return version
+        return version, sum(map(len, message["loaded"].values()))
 
     def _check_that_none_is_in_two(self, loaded: dict[str, list[str]]) -> None:
         owners: dict[str, str] = {}
@@ -108,22 +115,50 @@ class Harness:
                 if (owner := owners.setdefault(task, name)) != name:
                     raise ConfigError(f"the task {task} is in both {owner} and {name}; leave one out")
 
-    def _results(self, child: Child, model: TrainedModel) -> Iterator[tuple[dict[str, Any], list[Answers]]]:
+    def _results(
+        self, child: Child, model: TrainedModel, course: _Course, num_tasks: int
+    ) -> Iterator[tuple[dict[str, Any], list[Answers]]]:
         """What the harness tells of each task or group, with the answers that it rests on."""
         given: dict[str, Answers] = {}
-        answers = Answers(model)
+        answers, number = Answers(model, course.answered), 0
         while "done" not in (message := child.next()):
-            if "ask" in message:
+            if "begun" in message:
+                number += 1
+                at = f" ({number:,} of {num_tasks:,})" if num_tasks > 1 else ""
+                course.begin(f"{message['begun']}{at}", doing="preparing")
+            elif "ask" in message:
+                if message["ask"] != "encode":
+                    course.ask(len(message["about"]))
                 child.tell(answers.to(message["ask"], message["about"]))
             elif "result" in message:
                 told = message["result"]
                 given.setdefault(told["task"], answers)
                 yield told, [given[task] for task in told["tasks"]]
-                answers = Answers(model)
+                answers = Answers(model, course.answered)
             else:
                 raise ConfigError(
                     f"lm-evaluation-harness failed: {message['failed']}; leave the task out, or correct it"
                 )
+
+
+class _Course:
+    """Shows how far it has come: what is done now and, of a task, how many of the requests that it made last are answered."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def begin(self, stage: str, *, doing: str) -> None:
+        self._show(Progress(stage, 0, None, 0, doing, "requests"))
+
+    def ask(self, num_requests: int) -> None:
+        self._show(replace(self._now, done=0, total=num_requests, tokens=0, doing="evaluating"))
+
+    def answered(self, num_requests: int, num_tokens: int) -> None:
+        self._show(replace(self._now, done=self._now.done + num_requests, tokens=self._now.tokens + num_tokens))
+
+    def _show(self, progress: Progress) -> None:
+        self._now = progress
+        self._view.show(progress)
 
 
 def _file_name(task: str) -> str:
@@ -151,4 +186,4 @@ def _outcome(told: dict[str, Any], about: list[Answers], version: str) -> Outcom
 def _metric(value: float | None, error: float | None) -> Metric:
     if value is None or error is None:
         return Metric(value)
-    return Metric(value, value - Z * error, value + Z * error)
+    return metric_of(value, value - Z * error, value + Z * error)
