@@ -31,6 +31,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.engine.build import build, fill
 from elastic_lm.engine.step import Replica
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
+from elastic_lm.experiments import Experiment
 from elastic_lm.huggingface import initial
 from elastic_lm.huggingface.architecture import architecture_of
 from elastic_lm.huggingface.shape import shape_of
@@ -487,3 +488,21 @@ def test_fork_of_another_shape_is_compared_with_what_it_was_forked_as(
     told = run("estimate", str(tmp_path / "whole.yaml"), "--set", "name=fresh")
     assert told.exit_code == 2
     assert ("is not what the folder of model.init" if is_there else "has no config.json") in told.stderr
+
+
+def test_fork_of_another_shape_is_no_base_of_an_experiment(
+    parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path
+) -> None:
+    """Its first attempt would begin at step 0, where there are no weights of that shape; one of the folder's shape is a base."""
+    config = child_config(small_corpus, tmp_path, parent[1])
+    Solo(config).train(until=3)
+    made = forked(config, "deeper", step=3, overrides=["model.num_layers=3"])
+    plan = {"name": "x", "target": "loss <= 1", "changes": [{"optimizer.learning_rate": 1e-3}]}
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "base": f"{made.url}/config.yaml"}))
+    with pytest.raises(
+        ConfigError, match=r"num_layers=3 is not what .*, num_layers=1; .* begins at step 0 .* is no base$"
+    ):
+        Experiment.open(tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "base": f"{config.run_url}/config.yaml"}))
+    with pytest.raises(ConfigError, match="the corpus holds 0 tokens out"):  # what is looked at next
+        Experiment.open(tmp_path / "plan.yaml")
