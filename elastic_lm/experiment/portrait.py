@@ -27,7 +27,7 @@ from elastic_lm.run_address import EVENTS, RunAddress
 class Portrait:
     """`message`: the verdict's sentence. `report`: the address of the HTML report, if there is one.
 
-    `curve`: of a fork, who has trained which steps of its line, itself the last; none where its ancestors' are not known.
+    `curve`: of a fork, who has trained which steps of its line, itself the last, as far as that is known.
     """
 
     listed: Listed
