@@ -118,6 +118,15 @@ def test_figures_are_of_the_run_alone(parent: RunConfig, grandchild: RunConfig) 
     assert figures["time"][1] == duration(seconds)
 
 
+def test_what_the_parent_gave_up_after_the_fork_was_not_trained_for_both(parent: RunConfig, child: RunConfig) -> None:
+    found = compared(parent, child)
+    other = {"loss": 1.0, "step_s": 9.0}
+    now = with_records(found.a, s2=other, s3=other)  # it went back to step 2
+    assert (Comparison(now, found.b).shared, Comparison(now, found.b).first_difference) == ([0, 1], 2)
+    again = with_records(found.a, s2={"step_s": 9.0}, s3={"step_s": 9.0})  # or came to the same a second time
+    assert (Comparison(again, found.b).shared, Comparison(again, found.b).first_difference) == ([0, 1], 4)
+
+
 def test_fork_without_its_parent_is_compared_by_what_it_has(parent: RunConfig, grandchild: RunConfig) -> None:
     found = compared(parent, grandchild)
     gone = replace(
