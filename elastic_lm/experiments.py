@@ -102,7 +102,7 @@ def _settled(base: RunConfig) -> RunConfig:
             raise
         raise ConfigError(
             f"{error}. The first attempt begins at step 0 with that folder's weights, so the config of a fork to another shape, "
-            "which has its weights from its parent, is no base"
+            "which has its weights from its parent, is no base; have attempts that are forks change the shape (parent: base)"
         ) from error
 
 
