@@ -152,6 +152,7 @@ def _portrait(portrait: Portrait) -> Iterator[str]:
     yield from (visible(f"{name:>11}  {value}") for name, value in facts if value)
     if portrait.lineage is not None:
         yield from ("", "from", *(visible(line) for link in portrait.lineage.chain() for line in _link(link)))
+        yield from ("", "curve", *(_curve(portrait) or ["  none yet"]))
     if portrait.rewinds:
         yield from ("", "rewinds", *(visible(f"  {_date(rewind.time_s)}  {rewind}") for rewind in portrait.rewinds))
     yield from ("", "checkpoints", *(_checkpoints(portrait) or ["  none"]))
@@ -160,6 +161,21 @@ def _portrait(portrait: Portrait) -> Iterator[str]:
         rows = [(f"  step {m.step:,}", names[m.task, m.task_hash], m.metric, str(m)) for m in portrait.measured]
         yield from ("", "evaluations", *_columns(rows))
     yield from ("", "identity", *_columns([(f"  {name}", str(value)) for name, value in portrait.identity.items()]))
+
+
+def _curve(portrait: Portrait) -> list[str]:
+    """Who has trained which steps."""
+    rows = [
+        (
+            f"  steps {each.start:,} to {each.stop - 1:,}",
+            each.name,
+            f"loss {each.losses[0]:.4f} to {each.losses[-1]:.4f}" if each.losses else "",
+            f"{each.num_tokens:,} tokens",
+        )
+        for each in portrait.curve
+    ]
+    lacks = portrait.ancestors.lacks
+    return [*([visible(f"  {lacks}")] if lacks else []), *(_columns(rows) if rows else ())]
 
 
 def _link(link: Lineage) -> Iterator[str]:
@@ -184,8 +200,8 @@ def _checkpoints(portrait: Portrait) -> list[str]:
 
 
 def _comparison(found: Comparison) -> Iterator[str]:
-    if found.relation:
-        yield from (visible(found.relation), "")
+    for sentence in (found.relation, *found.lacks):
+        yield from (visible(sentence), "") if sentence else ()
     head = ("", *found.names)
     yield from _columns([head, *found.figures])
     if found.measured:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from elastic_lm.checkpoint import registry
 from elastic_lm.config import RunConfig
-from elastic_lm.errors import ElasticLMError
+from elastic_lm.errors import ConfigError, ElasticLMError
 from elastic_lm.experiment import fork as forking
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Attempt, Figures
@@ -85,14 +85,25 @@ class Experiment:
 
 
 def _settled(base: RunConfig) -> RunConfig:
-    """With the shape that is in model.init's folder, without which nobody knows what a run is."""
+    """With the shape that is in model.init's folder, without which nobody knows what a run is.
+
+    Raises: ConfigError when it has another: of a fork, whose weights are its parent's and no folder's.
+    """
     if base.model.init is None:
         return base
     from elastic_lm.data.manifest import Manifest
     from elastic_lm.huggingface import initial  # it imports torch
 
     tokens = Storage.open(base.data.tokens)
-    return initial.settled(base, tokens, Manifest.load(tokens))
+    try:
+        return initial.settled(base, tokens, Manifest.load(tokens))
+    except ConfigError as error:
+        if base.model.init_hash is None:  # no run's
+            raise
+        raise ConfigError(
+            f"{error}. The first attempt begins at step 0 with that folder's weights, so the config of a fork to another shape, "
+            "which has its weights from its parent, is no base; have attempts that are forks change the shape (parent: base)"
+        ) from error
 
 
 class _Trainer:

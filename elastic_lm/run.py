@@ -139,12 +139,15 @@ class Run:
 
     def report(self, path: str | os.PathLike[str] | None = None) -> str:
         """Write the run's report, one HTML file, to `path` or into its folder.    Returns: where it is."""
+        from elastic_lm.experiment import ancestry
         from elastic_lm.monitor import report, task_results
 
+        self.address.log()
+        folder = self.address.folder()
+        ancestors = ancestry.of_run(folder)
         if path is None:
-            self.address.log()
-            return report.write(self.name, self.address.folder())
-        page = report.render(self.name, self.events(), task_results.newest(self.address.folder()))
+            return report.write(self.name, folder, ancestors)
+        page = report.render(self.name, self.events(), task_results.newest(folder), ancestors)
         try:
             Path(path).write_text(page, encoding="utf-8")
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,35 @@ def test_show_tells_where_a_run_is_from_and_what_it_has(storage: str) -> None:
     assert told.exit_code == 0
     text = " ".join(told.stdout.split())
     for part in ("state done: run_finished happened.", "step 6 of 6", "parent@4", "optimizer.learning_rate: 0.0003 -> 0.001",
-                 "step 4 complete", "training.seed 0"):  # fmt: skip
+                 "step 4 complete", "training.seed 0", "curve steps 0 to 3 parent loss", "steps 4 to 5 child loss"):  # fmt: skip
         assert part in text
+    assert "\ncurve\n" not in run("runs", "show", f"{storage}/runs/parent").stdout
     facts = json.loads(run("runs", "show", f"{storage}/runs/child", "--json").stdout)
     assert facts["lineage"]["parent"]["step"] == 4
     assert [checkpoint["step"] for checkpoint in facts["checkpoints"]] == [4, 6]
+
+
+def test_parent_that_is_gone_is_told(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}", "parent", steps=6)
+    trained(config, 4)
+    Solo(forked(config, "child", step=4).config).train()
+    shutil.move(tmp_path / "runs/parent", tmp_path / "elsewhere")
+    child, told = (
+        f"{tmp_path}/runs/child",
+        f"there is none in file://{tmp_path}/runs/parent any more; it was deleted or moved",
+    )
+    for words in (("show", child), ("compare", child, child)):
+        done = run("runs", *words)
+        assert done.exit_code == 0 and told in done.stdout
+    assert run("report", child).exit_code == 0
+    assert told in (tmp_path / "runs/child/report.html").read_text()
+
+
+def test_report_of_a_fork_has_its_parents_part(storage: str, tmp_path: Path) -> None:
+    for words in ((), ("--out", f"{tmp_path}/report.html")):
+        assert run("report", f"{storage}/runs/child", *words).exit_code == 0
+    for file in (Path(storage, "runs/child/report.html"), tmp_path / "report.html"):
+        assert "loss, before" in file.read_text()
 
 
 def test_show_of_a_run_that_has_not_begun(storage: str) -> None:

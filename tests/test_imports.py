@@ -99,7 +99,7 @@ ALLOWED = {
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
         "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.evaluate",
-        "elastic_lm.events", "elastic_lm.experiment.fork", "elastic_lm.generation",
+        "elastic_lm.events", "elastic_lm.experiment.ancestry", "elastic_lm.experiment.fork", "elastic_lm.generation",
         "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result",
         "elastic_lm.run_address", "elastic_lm.runtime.evaluators", "elastic_lm.runtime.remote", "elastic_lm.storage",
         "elastic_lm.tracking", "elastic_lm.trained_model",

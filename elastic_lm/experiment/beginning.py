@@ -50,6 +50,10 @@ class Beginning:
         config = changes.changed(self.base, planned.overrides, name=self.run(number), storage=self.base.storage)
         return changes.with_skip(config, planned.skip, 0, called="skip")
 
+    def is_from_folder(self, number: int) -> bool:
+        """Whether the attempt is to be a fork, and from scratch would begin with the weights of model.init's folder."""
+        return number > 0 and self.plan.forks and self.base.model.init is not None
+
     def overrides(self, number: int, step: int) -> list[str]:
         """What a fork of a state that has applied `step` steps changes of its parent's config."""
         planned = self.planned[number]

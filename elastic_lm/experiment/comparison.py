@@ -1,19 +1,25 @@
-"""Two runs side by side: what was chosen differently, and what came of it. Computed from their folders alone."""
+"""Two runs side by side: what was chosen differently, and what came of it. Computed from their folders and their ancestors' logs.
+
+Invariant: figures are of what a run has trained itself; the ancestors' steps are in curves, and where two runs part is looked for
+in these.
+"""
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from elastic_lm.config import RunConfig
 from elastic_lm.events.log import read
-from elastic_lm.experiment import evaluations
+from elastic_lm.experiment import ancestry, evaluations
 from elastic_lm.experiment.changes import changes
 from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.lineage import Change, Lineage
+from elastic_lm.monitor.ancestors import NONE, Ancestors
 from elastic_lm.monitor.chart import duration
 from elastic_lm.monitor.history import History
 from elastic_lm.run_address import EVENTS, RunAddress
@@ -24,7 +30,7 @@ BITS = ("loss", "grad_norm", "learning_rate", "sample_hash")  # of a step's reco
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. `lineage`: None for a run that is no fork."""
+    """One of the two. `lineage`: None for a run that is no fork; `history`: of its own log alone."""
 
     name: str
     url: str
@@ -32,15 +38,20 @@ class Side:
     history: History
     lineage: Lineage | None
     measured: tuple[Measured, ...]
+    ancestors: Ancestors = NONE
 
     @classmethod
     def of(cls, run: RunAddress) -> Side:
-        """Reads the whole log.    Raises: ConfigError, NotFoundError when there is no such run; StorageError."""
+        """Reads the whole log, and those of its ancestors.
+
+        Raises: ConfigError, NotFoundError when there is no such run; StorageError.
+        """
         folder = run.folder()
         config = run.stored_config()
         history = History.of(read(folder.child(EVENTS), on_problem=lambda told: None))
         measured = tuple(evaluations.found(folder))
-        return cls(run.name, folder.url, config, history, Lineage.load(folder), measured)
+        lineage = Lineage.load(folder)
+        return cls(run.name, folder.url, config, history, lineage, measured, ancestry.of(lineage))
 
     @cached_property
     def records(self) -> dict[int, dict[str, Any]]:
@@ -51,6 +62,22 @@ class Side:
     def applied(self) -> dict[int, dict[str, Any]]:
         """Those without the steps that were left out, which say nothing of the model."""
         return {step: fields for step, fields in self.records.items() if not fields.get("refused")}
+
+    @cached_property
+    def before(self) -> dict[int, dict[str, Any]]:
+        """Of the steps that ancestors have trained for it, by step."""
+        return {point.step: point.fields for point in self.ancestors.points()}
+
+    @cached_property
+    def line(self) -> dict[int, dict[str, Any]]:
+        """Of all steps that led to its weights, by step."""
+        return {**self.before, **self.records}
+
+    @cached_property
+    def trainers(self) -> dict[int, str]:
+        """By whom each of these was trained: its address."""
+        before = {point.step: each.url for each in self.ancestors.stretches for point in each.points}
+        return {**before, **dict.fromkeys(self.records, self.url)}
 
     @property
     def begins_at(self) -> int:
@@ -74,12 +101,19 @@ class Side:
             "lowest loss": f"{lowest:.4f}" if lowest is not None else None,
             "left out": f"{num_left_out:,} steps" if num_left_out else None,
             "tokens": f"{history.num_tokens:,}" if points else None,
+            "tokens with ancestors": self._tokens_in_all(),
             "tokens/s": f"{sum(rates) / len(rates):,.0f}" if rates else None,
             "goodput": f"{ratio:.1%}" if ratio is not None else None,
             "time": duration(history.ended_s - history.began_s) if points else None,
             "fingerprint": self.config.identity_fingerprint()[:16],
         }
         return {name: value for name, value in told.items() if value is not None}
+
+    def _tokens_in_all(self) -> str | None:
+        """That led to its weights, of a fork."""
+        if not self.ancestors.forks:
+            return None
+        return "unknown" if self.ancestors.lacks else f"{self.ancestors.num_tokens + self.history.num_tokens:,}"
 
 
 @dataclass(frozen=True)
@@ -121,15 +155,28 @@ class Comparison:
         return [(*key, of_a.get(key), of_b.get(key)) for key in sorted({*of_a, *of_b})]
 
     @cached_property
+    def shared(self) -> list[int]:
+        """Steps of both lines that were trained once: by an ancestor of both, or by one of them before the other was forked."""
+        a, b = self.a, self.b
+        both = a.line.keys() & b.line.keys()
+        return sorted(s for s in both if a.trainers[s] == b.trainers[s] and _is_same(a.line[s], b.line[s]))
+
+    @cached_property
     def common(self) -> list[int]:
-        """Steps that both logs hold."""
-        return sorted(self.a.records.keys() & self.b.records.keys())
+        """Steps that are in both lines and were trained for each of them."""
+        return sorted((self.a.line.keys() & self.b.line.keys()) - set(self.shared))
 
     @cached_property
     def first_difference(self) -> int | None:
         """The first of the common steps that did not come out the same, bit for bit."""
-        a, b = self.a.records, self.b.records
+        a, b = self.a.line, self.b.line
         return next((s for s in self.common if any(_differ(a[s].get(name), b[s].get(name)) for name in BITS)), None)
+
+    @property
+    def lacks(self) -> list[str]:
+        """A sentence for each run of whose ancestors not all is known."""
+        sides = zip(self.names, (self.a, self.b), strict=True)
+        return [f"{name}: {side.ancestors.lacks}" for name, side in sides if side.ancestors.lacks]
 
     @property
     def relation(self) -> str:
@@ -151,26 +198,39 @@ class Comparison:
         return None
 
     def _sameness(self) -> str | None:
+        return " ".join(filter(None, (self._once(), self._twice()))) or None
+
+    def _once(self) -> str | None:
+        """Of the steps that were trained once for both."""
+        if not self.shared:
+            return None
+        names = {each.url: each.name for side in (self.a, self.b) for each in side.ancestors.stretches}
+        names |= {side.url: side.name for side in (self.a, self.b)}
+        trainers = list(dict.fromkeys(names[self.a.trainers[step]] for step in self.shared))
+        steps = f"Step {self.shared[0]:,} was" if len(self.shared) == 1 else f"Steps {_range(self.shared)} were"
+        return f"{steps} trained once for both, by {' and '.join(trainers)}."
+
+    def _twice(self) -> str | None:
         if not self.common:
-            return "Their logs have no step in common." if self.a.records and self.b.records else None
-        first, last = self.common[0], self.common[-1]
+            other = "other " if self.shared else ""
+            return f"Their curves have no {other}step in common." if self.a.records and self.b.records else None
+        steps = f"{len(self.common):,} steps that were trained for each ({_range(self.common)})"
         if self.first_difference is None:
-            return (
-                f"All {len(self.common):,} steps in both logs ({first:,} to {last:,}) came out the same, bit for bit."
-            )
+            return f"All {steps} came out the same, bit for bit."
         same = bisect.bisect_left(self.common, self.first_difference)
         if not same:
-            return f"Their logs have {len(self.common):,} steps in common ({first:,} to {last:,}), and differ from the first on."
-        return (
-            f"Of {len(self.common):,} steps in both logs ({first:,} to {last:,}) the first {same:,} came out the same, bit for "
-            f"bit; they part at step {self.first_difference:,}."
-        )
+            return f"The {steps} differ from the first on."
+        return f"Of {steps} the first {same:,} came out the same, bit for bit; they part at step {self.first_difference:,}."
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "runs": [{"name": side.name, "url": side.url, "figures": side.figures()} for side in (self.a, self.b)],
+            "runs": [
+                {"name": side.name, "url": side.url, "figures": side.figures(), "lacks": side.ancestors.lacks}
+                for side in (self.a, self.b)
+            ],
             "relation": self.relation,
+            "steps_trained_once": len(self.shared),
             "steps_in_common": len(self.common),
             "first_difference": self.first_difference,
             "differences": [
@@ -195,3 +255,12 @@ class Comparison:
 def _differ(one: Any, other: Any) -> bool:
     """What is no number in both is the same."""
     return bool(one != other) and not (one != one and other != other)
+
+
+def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records are one, by how long each part of the step took, too."""
+    return not any(_differ(one.get(name), other.get(name)) for name in {*one, *other})
+
+
+def _range(steps: Sequence[int]) -> str:
+    return f"{steps[0]:,} to {steps[-1]:,}"

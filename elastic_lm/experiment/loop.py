@@ -235,7 +235,7 @@ class Loop:
         try:
             return self._tried(attempt, owner)
         except UnfitError as error:  # only now is it known whose state the changes have to fit
-            if attempt.parent is None:
+            if attempt.parent is None and not self._beginning.is_from_folder(attempt.number):
                 raise
             return Ended(attempt.number, "refused", str(error), time_s=time.time())
         except tuple(ERRORS) as error:
@@ -247,6 +247,7 @@ class Loop:
 
     def _tried(self, attempt: Attempt, owner: Ownership) -> Ended | Verdict:
         config = self._beginning.config(attempt.number, self._begun)
+        self._check_alone(attempt, config)
         self._fork(attempt, config)
         if attempt.parent is not None:
             config = going_on(RunAddress.at(config.run_url).stored_config(), config)
@@ -304,6 +305,14 @@ class Loop:
             f"{attempt.run} is interrupted: {verdict}. Should it come to that {place} again, it ends without a score."
         )
         return None
+
+    def _check_alone(self, attempt: Attempt, config: RunConfig) -> None:
+        """Raises: UnfitError when it has no parent, and begins in no shape that model.init's folder has."""
+        if attempt.parent is None and self._beginning.is_from_folder(attempt.number):
+            try:
+                self._trainer.check(config)
+            except ConfigError as error:
+                raise UnfitError(f"it has no parent, and from scratch it cannot begin: {error}") from error
 
     def _fork(self, attempt: Attempt, config: RunConfig) -> None:
         """Raises: UnfitError when the parent's state cannot take the changes; as a trainer."""

@@ -1,5 +1,7 @@
 """A comparison as one HTML page that needs nothing else: the report's look, with two lines in every chart.
 
+What ancestors have trained is dashed, and where each fork was made is marked. Time is a run's own.
+
 Its frame, style and script are the report's (monitor/report.html), so the two look alike; what is searched there are events, and
 here fields of the config.
 """
@@ -20,10 +22,11 @@ from elastic_lm.experiment.lineage import Change, Lineage
 from elastic_lm.monitor.chart import Chart, Line, Mark
 
 COLORS = ("c1", "c2")
+BOTH = "plain"  # what ancestors have trained for both
 NUM_MEANS = 50  # a mean is over one part in so many of a run's steps
 FEWEST_TO_SMOOTH = 100  # steps
 STYLE = """<style>
-.line.raw { opacity: .28; stroke-width: 1 } .key.raw { display: none }
+.line.raw { opacity: .28; stroke-width: 1; stroke-dasharray: none } .key.raw { display: none }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px } .pair section { margin: 0 0 16px }
 i.dot { display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin-right: 6px }
 i.c1 { background: var(--c1) } i.c2 { background: var(--c2) }
@@ -52,7 +55,8 @@ def render(comparison: Comparison) -> str:
 
 def _told(comparison: Comparison) -> str:
     told = comparison.relation or "Neither is from the other."
-    return f'<section><p class="told">{html.escape(told)}</p></section>'
+    lacks = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in comparison.lacks)
+    return f'<section><p class="told">{html.escape(told)}</p>{lacks}</section>'
 
 
 def _figures(comparison: Comparison) -> str:
@@ -128,10 +132,8 @@ def _charts(comparison: Comparison) -> list[str]:
     over = _over(comparison)
     loss: dict[str, Any] = {**of_steps, "format_y": lambda y: f"{y:.3f}"}
     charts = [Chart("Loss", lines=[*_lines(comparison, "loss", over)], **loss)]
-    if comparison.common and comparison.common != sorted({*comparison.a.records, *comparison.b.records}):
-        charts.append(
-            Chart("Loss, where both have trained", lines=[*_lines(comparison, "loss", over, common=True)], **loss)
-        )
+    if comparison.common and comparison.common != sorted({*comparison.a.line, *comparison.b.line}):
+        charts.append(Chart("Loss of the steps that were trained for each", lines=[*_common(comparison, over)], **loss))
     charts += [
         Chart(
             f"Loss of {comparison.names[1]} less that of {comparison.names[0]}, step by step",
@@ -159,20 +161,39 @@ def _sides(comparison: Comparison) -> Iterator[tuple[str, Side, str]]:
 
 def _over(comparison: Comparison) -> int:
     """Of how many steps a mean is taken, the same for both; 1 where there are few."""
-    number = max(len(comparison.a.records), len(comparison.b.records))
+    number = max(len(comparison.a.line), len(comparison.b.line))
     return 1 if number < FEWEST_TO_SMOOTH else max(3, number // NUM_MEANS)
 
 
-def _lines(comparison: Comparison, field: str, over: int = 1, *, common: bool = False) -> Iterator[Line]:
-    """A line for each run, of the steps that both have or of all its own; without those that it has left out."""
+def _lines(comparison: Comparison, field: str, over: int = 1) -> Iterator[Line]:
+    """For each run its own line, and that of ancestors that are its alone; then that of both's. Without steps left out."""
+    a, b = comparison.a, comparison.b
+    both = [step for step in comparison.shared if step in a.before and step in b.before]
     for name, side, color in _sides(comparison):
-        steps = [step for step in (comparison.common if common else side.records) if step in side.applied]
-        yield from _smoothed(name, steps, [float(side.applied[step][field]) for step in steps], color, over)
+        yield from _line(name, side.records, list(side.records), field, color, over)
+    for name, side, color in _sides(comparison):
+        before = sorted(side.before.keys() - set(both))
+        yield from _line(f"{name}, before", side.before, before, field, f"{color} before", over)
+    yield from _line("both, before", a.before, both, field, f"{BOTH} before", over)
+
+
+def _common(comparison: Comparison, over: int) -> Iterator[Line]:
+    """Losses of the steps that each has trained, whoever of its line did."""
+    for name, side, color in _sides(comparison):
+        yield from _line(name, side.line, comparison.common, "loss", color, over)
+
+
+def _line(
+    name: str, records: dict[int, dict[str, Any]], steps: Sequence[int], field: str, color: str, over: int
+) -> Iterator[Line]:
+    applied = [step for step in steps if not records[step].get("refused")]
+    if applied:
+        yield from _smoothed(name, applied, [float(records[step][field]) for step in applied], color, over)
 
 
 def _difference(comparison: Comparison, over: int) -> Iterator[Line]:
-    a, b = comparison.a.applied, comparison.b.applied
-    steps = [step for step in comparison.common if step in a and step in b]
+    a, b = comparison.a.line, comparison.b.line
+    steps = [step for step in comparison.common if not a[step].get("refused") and not b[step].get("refused")]
     values = [float(b[step]["loss"]) - float(a[step]["loss"]) for step in steps]
     yield from _smoothed("difference", steps, values, "c4", over)
 
@@ -206,9 +227,10 @@ def _rates(comparison: Comparison) -> Iterator[Line]:
 
 
 def _marks(comparison: Comparison) -> Iterator[Mark]:
-    for name, side, _ in _sides(comparison):
-        if side.lineage is not None:
-            yield Mark(float(side.begins_at), "plain", f"{name} was forked here from {side.lineage.parent.name}")
+    """Where each was forked, and its ancestors before it; what both have in common once."""
+    forks = dict.fromkeys(fork for _, side, _ in _sides(comparison) for fork in side.ancestors.forks)
+    for fork in forks:
+        yield Mark(float(fork.step), "plain", str(fork))
 
 
 # -- lineage -----------------------------------------------------------------------------------------------------------

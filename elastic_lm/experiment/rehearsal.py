@@ -63,7 +63,7 @@ class Rehearsal:
             if number not in begun and same_as[number] is None:
                 _check_free(config)
                 with _About(beginning.planned[number]):
-                    trainer.check(config)
+                    _check_alone(beginning, trainer, number, config)
         tokens = [config.batch.tokens * config.training.steps for config in configs]
         for number, num_tokens in _forks(beginning, questions, configs):
             tokens[number] = num_tokens
@@ -182,6 +182,19 @@ def _check_free(config: RunConfig) -> None:
             f"{config.run_url} holds a run already, and it is not this experiment's; choose another name for the experiment, or "
             "move that run"
         )
+
+
+def _check_alone(beginning: Beginning, trainer: Trainer, number: int, config: RunConfig) -> None:
+    """Raises: ConfigError when the attempt could not begin from scratch. In another shape than model.init's folder has, only a
+    fork can, so one that is to be a fork is looked at with the base's.
+    """
+    try:
+        trainer.check(config)
+    except ConfigError:
+        if not beginning.is_from_folder(number):
+            raise
+        model = beginning.base.model.model_dump(mode="json")
+        trainer.check(RunConfig(**{**config.model_dump(mode="json"), "model": model}))
 
 
 def _note(beginning: Beginning, base: Mapping[str, Asked], mine: Mapping[str, Asked]) -> str | None:

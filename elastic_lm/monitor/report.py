@@ -1,5 +1,6 @@
 """The report: one HTML file per run that needs nothing else, computed from the event log and the results of tasks.
 
+Of a fork, charts over steps begin with what its ancestors have trained, dashed; every figure and every time is the run's own.
 Charts are SVG and can be read without a script; with one, values are told under the pointer and news can be searched.
 """
 
@@ -8,15 +9,16 @@ from __future__ import annotations
 import datetime
 import html
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import task_results
+from elastic_lm.monitor.ancestors import NONE, Ancestors
 from elastic_lm.monitor.chart import Chart, Line, Mark, duration
-from elastic_lm.monitor.history import History
+from elastic_lm.monitor.history import History, Point
 from elastic_lm.monitor.progress import TONES
 from elastic_lm.monitor.task_results import Figure, TaskResult
 from elastic_lm.storage import Storage
@@ -47,22 +49,23 @@ PARTS = (  # of a step, as its record names them
 )
 
 
-def write(name: str, run_storage: Storage) -> str:
-    """Render from the run's log and its results of tasks into its folder.
+def write(name: str, run_storage: Storage, ancestors: Ancestors = NONE) -> str:
+    """Render from the run's log and its results of tasks into its folder. `ancestors`: those of a fork.
 
     Returns: the report's address.    Raises: StorageError.
     """
-    page = render(name, read(run_storage.child("events")), task_results.newest(run_storage))
+    page = render(name, read(run_storage.child("events")), task_results.newest(run_storage), ancestors)
     run_storage.write(FILE, page.encode())
     return f"{run_storage.url}/{FILE}"
 
 
-def render(name: str, events: Iterable[Event], results: Sequence[TaskResult] = ()) -> str:
-    """The page about the run `name`. `results`: of tasks that its model was asked alone."""
+def render(name: str, events: Iterable[Event], results: Sequence[TaskResult] = (), ancestors: Ancestors = NONE) -> str:
+    """The page about the run `name`. `results`: of tasks that its model was asked alone; `ancestors`: those of a fork."""
     history = History.of(events)
     sections = [
         _summary(history),
-        *_charts(history),
+        *_origin(ancestors),
+        *_charts(history, ancestors),
         *_tasks(results),
         _workers(history),
         _lost_time(history),
@@ -118,9 +121,19 @@ def _card(name: str, value: str, more: str) -> str:
     )
 
 
-def _charts(history: History) -> list[str]:
-    steps = [float(point.step) for point in history.points]
-    whole = [float(point.step) for point in history.points if not point.fields.get("refused")]
+def _origin(ancestors: Ancestors) -> list[str]:
+    """Where a fork is from, and what is not known of that."""
+    told = [f"{fork.run} was forked from {fork.parent} at step {fork.step:,}." for fork in ancestors.forks]
+    if ancestors.stretches:
+        told.append("What its ancestors have trained is dashed; all figures and times are of this run alone.")
+    if ancestors.lacks:
+        told.append(ancestors.lacks)
+    return [f"<section><h2>Where it is from</h2><p>{html.escape(' '.join(told))}</p></section>"] if told else []
+
+
+def _charts(history: History, ancestors: Ancestors) -> list[str]:
+    before = list(ancestors.points())
+    forks = [Mark(float(fork.step), "plain", str(fork)) for fork in ancestors.forks]
     times = [point.time_s for point in history.points]
     marks = _marks(history)
     lasted_s = history.ended_s - history.began_s
@@ -132,10 +145,11 @@ def _charts(history: History) -> list[str]:
             "Loss and learning rate",
             "step",
             [
-                Line("loss", whole, _series(history, "loss"), "c1"),
-                Line("learning rate", steps, _series(history, "learning_rate"), "c2", right=True),
-                *_held_out_line(history),
+                *_over_steps("loss", "loss", history.points, before, "c1"),
+                *_over_steps("learning rate", "learning_rate", history.points, before, "c2", right=True),
+                *_held_out_lines(history, ancestors),
             ],
+            forks,
             format_y=lambda y: f"{y:.3f}",
             format_right=lambda y: f"{y:.4g}",
         ),
@@ -159,7 +173,10 @@ def _charts(history: History) -> list[str]:
         ),
         Chart(
             "Where a step's time goes, rank 0",
-            lines=[Line(told, times, _series(history, part), color) for part, told, color in PARTS],
+            lines=[
+                Line(told, times, [float(point.fields[part]) for point in history.points], color)
+                for part, told, color in PARTS
+            ],
             **over_time,
             format_y=lambda y: f"{y:.3g} s",
             from_zero=True,
@@ -171,24 +188,25 @@ def _charts(history: History) -> list[str]:
             format_y=lambda y: f"{y:.3g} s",
             from_zero=True,
         ),
-        Chart("Norm of the gradient", "step", [Line("norm", whole, _series(history, "grad_norm"), "c4")]),
+        Chart("Norm of the gradient", "step", [*_over_steps("norm", "grad_norm", history.points, before, "c4")], forks),
     ]
     return [chart.svg() for chart in charts]
 
 
-def _held_out_line(history: History) -> list[Line]:
-    scores = [history.evaluations[step] for step in sorted(history.evaluations)]
-    if not scores:
-        return []
-    return [Line("held-out loss", [float(score.step) for score in scores], [score.loss for score in scores], "c4")]
+def _over_steps(
+    name: str, field: str, points: Sequence[Point], before: Sequence[Point], color: str, *, right: bool = False
+) -> Iterator[Line]:
+    """The run's own line, and that of its ancestors; loss and norm without the steps that were left out."""
+    for told, of, kind in ((name, points, color), (f"{name}, before", before, f"{color} before")):
+        kept = [point for point in of if field == "learning_rate" or not point.fields.get("refused")]
+        yield Line(told, [float(p.step) for p in kept], [float(p.fields[field]) for p in kept], kind, right=right)
 
 
-def _series(history: History, name: str) -> list[float]:
-    """Of all steps; loss and norm only of those that were not left out."""
-    points = history.points
-    if name in ("loss", "grad_norm"):
-        points = [point for point in points if not point.fields.get("refused")]
-    return [float(point.fields[name]) for point in points]
+def _held_out_lines(history: History, ancestors: Ancestors) -> Iterator[Line]:
+    own = [history.evaluations[step] for step in sorted(history.evaluations)]
+    before = [score for stretch in ancestors.stretches for score in stretch.scores]
+    for name, scores, color in (("held-out loss", own, "c4"), ("held-out loss, before", before, "c4 before")):
+        yield Line(name, [float(score.step) for score in scores], [score.loss for score in scores], color)
 
 
 def _marks(history: History) -> list[Mark]:

@@ -140,11 +140,15 @@ def _refuse_lost(plan: Plan) -> None:
 
 def with_files(result: RunResult, plan: Plan, view: View) -> RunResult:
     """The result with the addresses of what is made of the log at a run's end: its report and its table of steps."""
+    from elastic_lm.experiment import ancestry
     from elastic_lm.monitor import report, table
+
+    def write_report(name: str, folder: Storage) -> str:
+        return report.write(name, folder, ancestry.of_run(folder))
 
     return replace(
         result,
-        report=_written("report", report.write, plan, view),
+        report=_written("report", write_report, plan, view),
         table=_written("table of steps", table.write, plan, view),
     )
 

@@ -383,6 +383,43 @@ def test_fork_whose_changes_do_not_fit_its_parent_is_an_attempt_without_a_score(
     assert result.attempts[1].ended is not None and result.attempts[1].ended.message == "that state cannot take it"
 
 
+class OfOneShape(FakeTrainer):
+    """From scratch nothing else can begin."""
+
+    def check(self, config: RunConfig) -> None:
+        if config.model.num_layers != 1:
+            raise ConfigError("that is not what the folder has")
+
+
+DEEPER: dict[str, Any] = {"parent": "base", "steps": 5, "changes": [{"model.num_layers": 2}]}
+
+
+def of_a_folder(base: RunConfig) -> RunConfig:
+    return base.replace("model.init=hf:/folder", f"model.init_hash={'f' * 64}")
+
+
+def test_fork_may_have_another_shape_than_the_folder_that_the_base_begins_from(base: RunConfig) -> None:
+    trainer = OfOneShape()
+    result = carried_out(of_a_folder(base), plan_of(**DEEPER), trainer)
+    assert trainer.forks == [("lower-00", 10, "lower-01")]
+    assert [state for state, _ in told(result)] == ["done", "done"]
+    for refused in ({**DEEPER, "parent": "scratch", "steps": None}, {**DEEPER, "changes": [{"model.num_layers": 0}]}):
+        with pytest.raises(ConfigError):
+            loop_of(of_a_folder(base), plan_of(name="another", **refused), OfOneShape())
+    with pytest.raises(ConfigError, match="that is not what the folder has"):  # which there is none of
+        loop_of(base, plan_of(name="another", **DEEPER), OfOneShape())
+
+
+def test_attempt_of_another_shape_that_has_no_parent_is_refused(base: RunConfig) -> None:
+    trainer = OfOneShape(verdicts={"lower-00": ["poisoned"]})
+    result = carried_out(of_a_folder(base), plan_of(**DEEPER), trainer)
+    assert told(result) == [("poisoned", None), ("refused", None)]
+    assert result.attempts[1].ended is not None and result.attempts[1].ended.message == (
+        "it has no parent, and from scratch it cannot begin: that is not what the folder has"
+    )
+    assert trainer.begun == ["lower-00"]
+
+
 # -- what it may take ------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.events.types import EventKind
+from elastic_lm.experiment import ancestry
 from elastic_lm.experiment.fork import Request, fork
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.monitor.history import History
@@ -163,6 +164,11 @@ def test_fork_of_a_run_that_went_back_goes_on_as_it_did(start: Callable[..., Run
     assert_rewound(run, result.digest["state"])
     made = fork(Request(RunAddress.at(run.config.run_url), f"{run.config.name}-fork", step=40))
     assert made.config.training.skip == RunAddress.at(run.config.run_url).stored_config().training.skip
+    later = fork(Request(RunAddress.at(run.config.run_url), f"{run.config.name}-later", step=70))
+    for lineage, step in ((made.lineage, 40), (later.lineage, 70)):  # before what was gone back from, and behind it
+        before = ancestry.of(lineage)
+        assert [point.fields["loss"] for point in before.points()] == [told[1] for told in final_steps(run)[:step]]
+        assert before.lacks is None
     skip = made.config.training.skip
     forked = start(steps=80, tokens=noisy, name=made.config.name, **{**CHANGES, "training": {"skip": skip}})
     again = forked.result()

@@ -31,6 +31,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.engine.build import build, fill
 from elastic_lm.engine.step import Replica
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
+from elastic_lm.experiments import Experiment
 from elastic_lm.huggingface import initial
 from elastic_lm.huggingface.architecture import architecture_of
 from elastic_lm.huggingface.shape import shape_of
@@ -39,7 +40,7 @@ from elastic_lm.storage import Storage
 from tests.data.corpora import texts, write_lines
 from tests.experiment.parents import forked
 from tests.huggingface.test_logits import LENGTH, ROUNDING, SHAPES, VOCAB, make, tokens, write
-from tests.solo import Solo, solo_config
+from tests.solo import Solo, solo_config, without_ray
 from tests.test_cli import run
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
@@ -487,3 +488,38 @@ def test_fork_of_another_shape_is_compared_with_what_it_was_forked_as(
     told = run("estimate", str(tmp_path / "whole.yaml"), "--set", "name=fresh")
     assert told.exit_code == 2
     assert ("is not what the folder of model.init" if is_there else "has no config.json") in told.stderr
+
+
+def test_fork_of_another_shape_is_no_base_of_an_experiment(
+    parent: tuple[Solo, Path], small_corpus: str, tmp_path: Path
+) -> None:
+    """Its first attempt would begin at step 0, where there are no weights of that shape; one of the folder's shape is a base."""
+    config = child_config(small_corpus, tmp_path, parent[1])
+    Solo(config).train(until=3)
+    made = forked(config, "deeper", step=3, overrides=["model.num_layers=3"])
+    plan = {"name": "x", "target": "loss <= 1", "changes": [{"optimizer.learning_rate": 1e-3}]}
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "base": f"{made.url}/config.yaml"}))
+    told = r"num_layers=3 is not what .*, num_layers=1; .* begins at step 0 .* is no base; have attempts that are forks change"
+    with pytest.raises(ConfigError, match=told):
+        Experiment.open(tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "base": f"{config.run_url}/config.yaml"}))
+    with pytest.raises(ConfigError, match="the corpus holds 0 tokens out"):  # what is looked at next
+        Experiment.open(tmp_path / "plan.yaml")
+
+
+def test_attempts_may_be_forks_of_another_shape_than_the_folder_that_the_base_begins_from(
+    held_out_corpus: str, tmp_path: Path
+) -> None:
+    shape = {"num_layers": 1, "num_heads": 2, "width": 16}
+    origin = Solo(solo_config(held_out_corpus, f"file://{tmp_path}", "origin", model=shape))
+    done(origin)
+    folder = str(tmp_path / "model")
+    assert run("export", origin.plan.config.run_url, "--format", "hf", "--out", folder).exit_code == 0
+    base = solo_config(held_out_corpus, f"file://{tmp_path}", "base", model={"init": f"hf:{folder}"})
+    (tmp_path / "base.yaml").write_text(base.to_yaml())
+    plan = {"name": "deeper", "base": "base.yaml", "target": "loss <= 1", "parent": "base", "steps": 4}
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "changes": [{"model.num_layers": 3}]}))
+    with without_ray():
+        result = Experiment.open(tmp_path / "plan.yaml").run()
+    assert [(attempt.state, attempt.parent) for attempt in result.attempts] == [("done", None), ("done", 0)]
+    assert RunConfig.load(str(tmp_path / "runs/deeper-01/config.yaml")).model.num_layers == 3

@@ -13,10 +13,13 @@ import pytest
 from elastic_lm.events.log import EventLog
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import report
+from elastic_lm.monitor.ancestors import Ancestors, Fork, Stretch
+from elastic_lm.monitor.held_out import HeldOutScore
+from elastic_lm.monitor.history import History
 from elastic_lm.monitor.task_results import Figure, TaskResult
 from elastic_lm.storage import Storage
 from tests.conftest import find_chromium
-from tests.monitor.story import TASK_RESULTS, at, committed, lost, ready, reformed, started
+from tests.monitor.story import TASK_RESULTS, at, committed, evaluated, lost, ready, reformed, started
 from tests.monitor.test_history import begun, finished, granted
 
 VOID = {"meta", "input", "line", "circle", "br"}
@@ -62,6 +65,35 @@ def test_page_tells_the_run() -> None:
     for told in ("my-run", "done", "2.5000", "longest 0.25 s", "member_lost happened.", "micro_batches: 8", "0:03"):
         assert told in text
     assert page.count("<svg") == 6
+
+
+def test_fork_begins_with_what_its_ancestors_have_trained() -> None:
+    before = History.of([begun(), *(committed(2 + step, step) for step in range(4))])
+    score = HeldOutScore(2, 2.5, None, None, None)
+    stretch = Stretch("its <parent>", "file:///parent", 0, 4, tuple(before.points), (score,))
+    ancestors = Ancestors((Fork("my-run", "its <parent>", 4),), (stretch,))
+    own = [
+        begun(),
+        granted(1, 1),
+        *(committed(2 + step, step) for step in range(4, 9)),
+        evaluated(11, 8),
+        finished(12, "done"),
+    ]
+    page = report.render("my-run", own, ancestors=ancestors)
+    legends = dict(re.findall(r"<figcaption>([^<]*) <small>(.*?)</small>", page))
+    assert re.findall(r'key ([^"]*)">(.*?)<', legends["Loss and learning rate"]) == [
+        ("c1", "loss"), ("c1 before", "loss, before"), ("c2", "learning rate"), ("c2 before", "learning rate, before"),
+        ("c4", "held-out loss"), ("c4 before", "held-out loss, before"),
+    ]  # fmt: skip
+    assert "norm, before" in legends["Norm of the gradient"]
+    assert page.count("<title>my-run was forked here from its &lt;parent&gt;</title>") == 2
+    assert "my-run was forked from its &lt;parent&gt; at step 4." in page
+    assert "2,000 committed" in page  # its own five steps
+    alone = report.render(
+        "my-run", own, ancestors=Ancestors(ancestors.forks, (), "The steps before 4 are not shown: why.")
+    )
+    assert "The steps before 4 are not shown: why." in alone and ", before" not in alone
+    assert "Where it is from" not in report.render("my-run", a_run())
 
 
 def paces(elapsed_s: float, **of: tuple[float, int]) -> Event:

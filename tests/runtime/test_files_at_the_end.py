@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from elastic_lm.errors import StorageError
+from elastic_lm.experiment.lineage import FILE, Lineage, Parent
 from elastic_lm.monitor import report, table
 from elastic_lm.monitor.progress import Lines
 from elastic_lm.result import RunResult
@@ -33,12 +34,20 @@ def test_files_are_written_and_named(tmp_path: Path) -> None:
     assert (result.verdict, result.metrics, result.checkpoint) == ("done", {"loss": 2.5}, "s3://b/step-2")
 
 
+def test_report_of_a_fork_says_where_it_is_from(tmp_path: Path) -> None:
+    parent = Parent(f"file://{tmp_path}/runs/gone", "gone", 4, {}, "f" * 64)
+    plan = plan_of(tmp_path)
+    plan.run_storage.write(FILE, Lineage("mine", parent, "f" * 64).to_json())
+    with_files(DONE, plan, Lines(lambda line: None, 1.0))
+    assert "mine was forked from gone at step 4." in (tmp_path / "runs/mine/report.html").read_text()
+
+
 @pytest.mark.parametrize("error", [StorageError("no answer"), KeyError("an event of another version")])
 @pytest.mark.parametrize(("module", "what"), [(report, "report"), (table, "table of steps")])
 def test_file_that_fails_is_told_and_costs_nothing_else(
     module: Any, what: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(name: str, storage: Storage) -> str:
+    def fails(*given: object) -> str:
         raise error
 
     monkeypatch.setattr(module, "write", fails)
