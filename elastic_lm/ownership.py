@@ -97,6 +97,7 @@ class Ownership:
         what: str = "",
         noun: str = "run",
         after: int = 0,
+        succeeds: int | None = None,
         expiry_s: float = EXPIRY_S,
         renew_s: float = RENEW_S,
         is_gone: Callable[[Owner], bool] = lambda owner: False,
@@ -107,11 +108,12 @@ class Ownership:
         """Become the run's owner: at once if it has none, or one of the same job; else when its owner is gone.
 
         Args: `noun`: what is owned, in a word. `after`: the highest epoch that the run's log or checkpoints hold, should `owner/`
-        have been emptied since.
+        have been emptied since. `succeeds`: the epoch of this process's claim so far, which only the new one may outrank.
         `is_gone` knows of some owners for certain that they have ended: they are not waited for, nor is a process of this
         machine. `on_waiting` gets a sentence before somebody is waited for. `renew_s` is the same for all who may meet;
         `expiry_s` is at least four times as long.
-        Raises: OwnershipError naming the owner when it lives; StorageError.
+        Raises: OwnershipError naming the owner when it lives; SupersededError when another has outranked the claim that this one
+        succeeds; StorageError.
         """
         if not job_token:
             raise ValueError("a job without a token cannot be told from others; use secrets.token_hex(16)")
@@ -123,6 +125,13 @@ class Ownership:
         watch = _Watch(folder, run, noun, expiry_s, is_gone, on_waiting, clock, sleep)
         while True:
             newest = _Newest.of(folder)
+            if succeeds is not None and newest.epoch > succeeds:
+                there = _owner(folder, newest.epoch)
+                if (there.job_token, there.process) != (
+                    job_token,
+                    this_process(),
+                ):  # else ours, of whose success we never heard
+                    raise SupersededError(_superseded(noun, run, there, succeeds))
             if newest.epoch and not newest.released:
                 there = _owner(folder, newest.epoch)
                 if there.job_token != job_token and not watch.sees_it_go(there):
@@ -181,11 +190,7 @@ class Ownership:
 
     def _check(self, folder: Storage) -> None:
         if self._superseded is None and (newest := _Newest.of(folder).epoch) > self.epoch:
-            self._superseded = (
-                f"{self._noun} {self._run} was taken over by {_owner(folder, newest)}; owner {self.epoch}, process "
-                f"{self.owner.pid} on host {self.owner.host}, has to end: nothing of it counts from now on, and the {self._noun} "
-                "goes on there"
-            )
+            self._superseded = _superseded(self._noun, self._run, _owner(folder, newest), self.epoch)
         if self._superseded is not None:
             raise SupersededError(self._superseded)
 
@@ -318,6 +323,14 @@ def _owner(folder: Storage, epoch: int) -> Owner:
     except (NotFoundError, ValueError, TypeError, OverflowError, OSError):
         return Owner(epoch)
     return owner
+
+
+def _superseded(noun: str, run: str, by: Owner, epoch: int) -> str:
+    """Of an owner of this process."""
+    return (
+        f"{noun} {run} was taken over by {by}; owner {epoch}, process {os.getpid()} on host {platform.node()}, has to end: "
+        f"nothing of it counts from now on, and the {noun} goes on there"
+    )
 
 
 def _name(epoch: int, kind: str) -> str:

@@ -142,6 +142,31 @@ def test_successor_of_the_same_job_takes_over_at_once(run: Storage) -> None:
     second.release()
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_whoever_goes_on_with_a_claim_of_its_own_takes_the_run_back_from_nobody(files: Storage, released: bool) -> None:
+    """Frozen between two claims, it thaws when another job has had the run."""
+    first = acquire(files, "a")
+    second = acquire(files, "a", succeeds=first.epoch)
+    assert second.epoch == first.epoch + 1
+    second.release()
+    other = acquire(files, "b")
+    if released:
+        other.release()
+    with pytest.raises(SupersededError, match=f"was taken over by owner {other.epoch}"):
+        acquire(files, "a", succeeds=second.epoch)
+    for owner in (first, other):
+        owner.release()
+
+
+def test_claim_of_whose_success_nobody_heard_is_succeeded(files: Storage) -> None:
+    first = acquire(files, "a")
+    unheard = acquire(files, "a", succeeds=first.epoch)
+    third = acquire(files, "a", succeeds=first.epoch)
+    assert third.epoch == unheard.epoch + 1
+    for owner in (first, unheard, third):
+        owner.release()
+
+
 def test_whoever_started_the_job_gives_the_run_back_for_coordinators_that_were_killed(files: Storage) -> None:
     driver = acquire(files, "a")
     let_go(acquire(files, "a"), files)

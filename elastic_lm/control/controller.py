@@ -44,7 +44,7 @@ class Control:
     """State and decisions of one attempt of a run. Its first new member is number `first_number`: no two have one id.
 
     `evaluated`: the steps before which the log says that held-out text was measured. `begins_elsewhere`: the run is a fork, whose
-    first state is its parent's: without a checkpoint it is lost with the last member that holds one. `goes_back`: the attempt
+    first state is its parent's: without a checkpoint it is lost with the last member that holds one. `after_rewind`: the attempt
     before has decided that, and left its members.
     """
 
@@ -57,10 +57,10 @@ class Control:
         first_number: int = 0,
         evaluated: Iterable[int] = (),
         begins_elsewhere: bool = False,
-        goes_back: bool = False,
+        after_rewind: bool = False,
     ) -> None:
         self._spec = spec
-        self._goes_back = goes_back
+        self._after_rewind = after_rewind
         self._saving = Saving(spec, resume_step, self._do, self._tell, begins_elsewhere=begins_elsewhere)
         self._evaluating = Evaluating(spec, evaluated, self._emit)
         self._current = CurrentLease(owner_epoch, self._do)
@@ -133,8 +133,8 @@ class Control:
                 self._on_ready(report, now)
             case ev.MemberFound(member_id, node_id, pid):
                 # Before the first tick, so that nobody is started in its place and no lease passes its state by.
-                self._members.found(member_id, node_id, pid, now, begins_anew=self._goes_back)
-                if self._goes_back:
+                self._members.found(member_id, node_id, pid, now, begins_anew=self._after_rewind)
+                if self._after_rewind:
                     self._interrupt(REWIND, "the run goes back", now)
                 else:
                     self._interrupt(TAKEOVER, "another one took over", now)

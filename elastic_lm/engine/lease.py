@@ -82,13 +82,13 @@ class Member:
 
     def start_over(self, tokens: TokenSource) -> None:
         """Train other batches from now on. Nothing that it holds is of them, so it is as one that has just started."""
-        self.runner = StepRunner(self.runner.replica, tokens)
         self.state.lose()
         self.records.clear()
         self.evaluations = ()
-        if self.kept is not None:
-            self.kept.group.drop()
-            self.kept = None
+        kept, self.kept = self.kept, None
+        self.runner.tokens = tokens
+        if kept is not None:
+            kept.group.drop()
 
 
 def run_lease(member: Member, lease: Lease, control: LeaseControl) -> LeaseReport:

@@ -205,11 +205,11 @@ def sample_hash(step: int, micro_batch: int, tokens_BS: Tensor) -> int:
 
 
 class StepRunner:
-    """Runs steps of one replica with one generation's buffer."""
+    """Runs steps of one replica with one generation's buffer. `tokens`: others are others' batches, and another state's."""
 
     def __init__(self, replica: Replica, tokens: TokenSource) -> None:
         self.replica = replica
-        self._tokens = tokens
+        self.tokens = tokens
         self._gradient = torch.empty_like(replica.state.weights)
 
     def run_step(
@@ -289,7 +289,7 @@ class StepRunner:
         if control.cancelled():
             raise Cancelled
         control.report(Phase.DATA)
-        tokens = self._tokens.tokens(step, micro_batch, control.cancelled)
+        tokens = self.tokens.tokens(step, micro_batch, control.cancelled)
         clock.lap("data")
         control.report(Phase.COMPUTE)
         failpoints.hit("micro_batch", step)

@@ -43,7 +43,7 @@ CATALOGUE: dict[EventKind, Kind] = {
         },
     ),
     EventKind.MEMBER_RETURNED: Kind(
-        "A worker that served an earlier coordinator goes on under this one, with what it has in memory.",
+        "A worker that served an earlier coordinator goes on under this one, with what it holds; after a rewind that is nothing.",
         {
             **_MEMBER,
             **_NODE,

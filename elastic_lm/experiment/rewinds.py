@@ -140,7 +140,7 @@ class Rewinds:
             return config
         return with_skip(config, self.made[-1].after)
 
-    def were(self, config: RunConfig) -> list[RunConfig]:
+    def earlier_configs(self, config: RunConfig) -> list[RunConfig]:
         """`config` as it was before each of them; none where it leaves out others of its own."""
         place = self._place(config.training.skip)
         return [] if place is None else [with_skip(config, skip) for skip in self._skips()[:place]]

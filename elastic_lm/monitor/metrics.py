@@ -194,7 +194,7 @@ def markdown() -> str:
         f"`cause` of `members_lost_total`: {', '.join(LOSSES)}; of `members_left_total`: {', '.join(LEAVES)}.",
         "`cause` of `lost_worker_seconds`: the same as of `lost_seconds_total`, and `warm_up` (workers that start while",
         "others train), `data` (steps waiting for tokens), `uneven` (micro-batches that do not divide among the workers),",
-        "`rewind` (steps that the run went back from) and `unnamed` (the rest).",
+        "`rewind` (steps that the run went back from, and the standstill) and `unnamed` (the rest).",
         "`task` and `figure`: as in `evaluations/step-*/TASK.json` of the run's folder, which is looked at every minute: of",
         f"each task the newest step, of up to {MOST_TASKS} tasks up to {MOST_FIGURES} finite figures: your own tasks before",
         "groups of the harness, these before its single tasks, and then those that were asked last. The report has them all.",

@@ -28,8 +28,17 @@ def new_token() -> str:
     return f"{_cluster_id()}/{ray.get_runtime_context().get_job_id()}/{secret}" if ray.is_initialized() else secret
 
 
-def claim(config: RunConfig, token: str, *, on_waiting: Callable[[str], None] = lambda sentence: None) -> Ownership:
-    """The run, for the job of this token.    Raises: OwnershipError when another job trains it; StorageError."""
+def claim(
+    config: RunConfig,
+    token: str,
+    *,
+    succeeds: Ownership | None = None,
+    on_waiting: Callable[[str], None] = lambda sentence: None,
+) -> Ownership:
+    """The run, for the job of this token. `succeeds`: a claim of this process, which is to be outranked by this one alone.
+
+    Raises: OwnershipError when another job trains it; SupersededError when another has outranked that claim; StorageError.
+    """
     folder = Storage.open(config.run_url)
     return Ownership.acquire(
         folder,
@@ -37,6 +46,7 @@ def claim(config: RunConfig, token: str, *, on_waiting: Callable[[str], None] = 
         job_token=token,
         what=_place(),
         after=max((event.owner_epoch for event in last(folder.child("events"), 1)), default=0),
+        succeeds=None if succeeds is None else succeeds.epoch,
         is_gone=_has_ended,
         on_waiting=on_waiting,
     )

@@ -104,12 +104,13 @@ class Plan:
 
 @dataclass
 class Legacy:
-    """What an attempt that has gone back leaves to the next one in its process: readers serve any order of batches."""
+    """What an attempt that decides to go back leaves to the next one in its process: readers serve any order of batches."""
 
     readers: ReaderPool | None = None
 
     @property
     def is_left(self) -> bool:
+        """The attempt before has left it."""
         return self.readers is not None
 
     def take(self) -> ReaderPool | None:
@@ -130,6 +131,7 @@ class Coordinator:
         self._mailbox = mailbox
         self._owner = owner
         self._legacy = legacy
+        self._after_rewind = legacy.is_left
         self._superseded: str | None = None
         self._awake_at = time.monotonic()
         self._inbox: queue.Queue[ev.Input] = queue.Queue()
@@ -168,12 +170,13 @@ class Coordinator:
         verdict, rewind = self._verdict, self._rewinding.decided
         assert verdict is not None and rewind is not None
         self._verdict = None  # the workers stay for a successor if this fails
+        self._recorder.publish(self._status, at_once=True)
+        self._mailbox.hand_over.remote()  # what is asked for from now on is for who comes next
         failpoints.hit("coordinator.rewind")
         patience = Patience(self._plan.config.data.storage_timeout_s)
         patience.outlast(f"place for a rewind in {self._plan.config.run_url}", lambda _: self._decide(rewind))
         failpoints.hit("coordinator.rewound")
         self._verdict = verdict
-        self._mailbox.hand_over.remote()  # what is asked for from now on is for who comes next
         self._publisher.close()
         return RunResult(verdict.kind, verdict.message, verdict.step)
 
@@ -199,7 +202,7 @@ class Coordinator:
             config,
             plan.run_storage,
             self._mailbox,
-            _run_started(plan, sum(worker.is_ours for worker in found)),
+            _run_started(plan, sum(worker.is_ours for worker in found), after_rewind=self._after_rewind),
             owner_epoch=self._owner.epoch,
             on_superseded=self._supersede,
             rewinds=plan.rewinds.made,
@@ -212,7 +215,7 @@ class Coordinator:
             first_number=self._recorder.num_members,
             evaluated=self._recorder.evaluated,
             begins_elsewhere=plan.begins_at > 0 or plan.problem is not None,
-            goes_back=self._legacy.is_left,
+            after_rewind=self._after_rewind,
         )
         for sentence in plan.skipped:
             self._recorder.emit(Event(EventKind.NOTE, sentence))
@@ -302,8 +305,11 @@ class Coordinator:
         self._owner.check()
 
     def _end_members(self) -> None:
-        """Unless somebody comes who goes on with them."""
-        if self._verdict is not None and self._verdict.kind != act.REWOUND:
+        if self._verdict is None:
+            return
+        if self._verdict.kind == act.REWOUND:
+            self._members.hand_on()
+        else:
             self._members.end_all()
 
     def _leave_readers(self) -> None:
@@ -549,7 +555,7 @@ def _told(checkpoint: CheckpointInfo | None) -> dict[str, str]:
 def roster_of(plan: Plan) -> Roster:
     """The run's workers, by what they train; those from before a rewind are told of it and go on."""
     birth, config = birth_of(plan.run_storage), plan.config
-    ours = [config, *plan.rewinds.were(config)]
+    ours = [config, *plan.rewinds.earlier_configs(config)]
     return Roster(config.name, *(roster_fingerprint(each, birth) for each in ours))
 
 
@@ -562,11 +568,14 @@ def roster_fingerprint(config: RunConfig, birth: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _run_started(plan: Plan, num_found: int) -> Event:
+def _run_started(plan: Plan, num_found: int, *, after_rewind: bool) -> Event:
     name, step = plan.config.name, plan.resume_step
     how = "starts at step 0" if step is None else f"goes on from the checkpoint of step {step}"
-    if num_found:
-        how = f"is taken over with {num_found} worker{'s' if num_found != 1 else ''}"
+    workers = f"{num_found} worker{'s' if num_found != 1 else ''}"
+    if after_rewind:
+        how += f", with the {workers} that it has"
+    elif num_found:
+        how = f"is taken over with {workers}"
     fields = {
         "resume_step": step,
         "config": plan.config.model_dump(mode="json"),

@@ -228,6 +228,10 @@ class Members:
             self.kill(member_id)
         self.reap(at_once=True)
 
+    def hand_on(self) -> None:
+        """Somebody comes who goes on with all that are left, and knows nothing of those that were told to end."""
+        self.reap(at_once=True)
+
     def tend(self) -> None:
         """What is due: called now and then."""
         self.reap()

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -252,32 +253,34 @@ def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
     from elastic_lm.runtime.patience import Patience
 
     patience, what = Patience(config.data.storage_timeout_s), f"answer from {config.run_url} or {config.data.tokens}"
+    owner: Ownership | None = None
     with contextlib.closing(Legacy()) as legacy:
-        while True:
-            result = patience.outlast(what, lambda _: _attempt(config, mailbox, token, legacy))
+        while (
+            True
+        ):  # a run that goes back is claimed anew: workers go on with whoever has a higher epoch than the one before
+            owner = patience.outlast(what, partial(_claim, config, token, owner))
+            result = patience.outlast(what, partial(_attempt, config, mailbox, owner, legacy))
             if result.verdict != REWOUND:
+                owner.release()
                 return result
 
 
-def _attempt(config: RunConfig, mailbox: Any, token: str, legacy: Legacy) -> RunResult:
-    """By a plan of this moment: of the run as it was left, and with the batches left out that it went back from.
+def _claim(config: RunConfig, token: str, before: Ownership | None, _number: int) -> Ownership:
+    return claim(config, token, succeeds=before)
 
-    Each has a claim of its own: workers go on with whoever has a higher epoch than the one before.
-    """
+
+def _attempt(config: RunConfig, mailbox: Any, owner: Ownership, legacy: Legacy, _number: int) -> RunResult:
+    """By a plan of this moment: of the run as it was left, and with the batches left out that it went back from."""
     from elastic_lm.experiment import rewinds
     from elastic_lm.runtime.coordinator import Coordinator
     from elastic_lm.runtime.plan import make_plan
 
-    owner = claim(config, token)
     plan = make_plan(config, may_be_held=True)
     if plan.rewinds:
         rewinds.clear(plan.run_storage, plan.rewinds, owner.check)
         owner.check()
         plan.run_storage.write(CONFIG_FILE, plan.config.to_yaml().encode())
-    result = Coordinator(plan, mailbox, owner, legacy).run()
-    if result.verdict != REWOUND:
-        owner.release()
-    return result
+    return Coordinator(plan, mailbox, owner, legacy).run()
 
 
 def _follow(mailbox: Any, hosted: _Hosted, view: View) -> None:

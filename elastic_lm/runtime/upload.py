@@ -29,9 +29,12 @@ class Uploads:
     def __init__(self, storage: Storage, *, part_bytes: int = PART_BYTES) -> None:
         self._storage, self._part_bytes = storage, part_bytes
         self._newest: tuple[Attempt, Upload] | None = None
+        self._given_up: Attempt = (-1, 0)  # the last one that was
 
     def begin(self, attempt: Attempt, step: int, state: ReplicaState, *, share: int, num_shares: int) -> None:
-        """Copy, and begin to upload.    Raises: as `Upload`; CheckpointError when a later attempt is under way."""
+        """Copy, and begin to upload.    Raises: as `Upload`; CheckpointError when it was given up, or a later one has begun."""
+        if attempt <= self._given_up:
+            raise CheckpointError(f"attempt {attempt} at a checkpoint was given up before it began")
         if self._newest is not None:
             if attempt < self._newest[0]:
                 raise CheckpointError(f"attempt {attempt} at a checkpoint is over: {self._newest[0]} has begun")
@@ -49,6 +52,7 @@ class Uploads:
 
     def cancel(self, attempt: Attempt) -> None:
         """This attempt was given up, and whatever was before it."""
+        self._given_up = max(self._given_up, attempt)
         newest = self._newest
         if newest is not None and newest[0] <= attempt:
             newest[1].cancel()

@@ -195,26 +195,29 @@ class Worker:
         replica = Replica(boot.spec)
         digest = probe(replica)
         failpoints.hit("warm_up")
-        tokens = self._open_tokens(self._order)
+        tokens = self._tokens_of(self._order)
         self._member = Member(boot.member_id, StepRunner(replica, tokens), self._restore, boot.form_timeout_s)
+        self._use(tokens)
         self._member.initial = None if boot.init is None else self._initial
         node_id, pid = self.locate()
         found = environment(boot.spec.threads, boot.spec.device, compiles=boot.spec.compile)
         return ReadyReport(boot.member_id, node_id, pid, digest, found, startup_s=time.monotonic() - self._started_at)
 
-    def _open_tokens(self, order: Order) -> WindowClient:
+    def _tokens_of(self, order: Order) -> WindowClient:
         from elastic_lm.runtime.window_client import WindowClient
 
         boot = self._boot
-        self._tokens = WindowClient(
+        return WindowClient(
             order,
             boot.corpus,
             list(self._readers),
             reader_timeout_s=boot.reader_timeout_s,
             storage_timeout_s=boot.storage_timeout_s,
         )
-        self._tokens.set_readers(list(self._readers))  # others may have been told since the line above looked
-        return self._tokens
+
+    def _use(self, tokens: WindowClient) -> None:
+        self._tokens = tokens
+        tokens.set_readers(list(self._readers))  # others may have been told since it was made
 
     def run_lease(self, lease: Lease) -> LeaseReport:
         """Train as the lease says. Always returns a report; see `engine/lease.py`.
@@ -224,7 +227,7 @@ class Worker:
         from elastic_lm.engine.determinism import prepare
         from elastic_lm.engine.lease import run_lease
 
-        if not self._is_ours(lease.generation):
+        if not self._is_granted(lease.generation):
             return self._refusal(lease)
         prepare(self._boot.spec)  # it is per thread
         if lease.evaluates:
@@ -260,7 +263,7 @@ class Worker:
     def _is_over(self, generation: Generation) -> bool:
         return self._lowest_generation is not None and generation < self._lowest_generation
 
-    def _is_ours(self, generation: Generation) -> bool:
+    def _is_granted(self, generation: Generation) -> bool:
         """Whether the coordinator that this member obeys has granted it."""
         return generation.owner_epoch == self._owner_epoch and not self._is_over(generation)
 
@@ -279,7 +282,9 @@ class Worker:
         ready = self._ready or self.warm_up()
         member, order = self._member, self._order
         if self._tokens.order != order:  # the run has gone back
-            member.start_over(self._open_tokens(order))
+            tokens = self._tokens_of(order)
+            member.start_over(tokens)
+            self._use(tokens)
         return ReturnReport(
             ready,
             member.state.next_step,

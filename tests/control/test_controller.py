@@ -44,7 +44,7 @@ class Run:
         owner_epoch: int = 0,
         ticks: bool = True,
         begins_elsewhere: bool = False,
-        goes_back: bool = False,
+        after_rewind: bool = False,
         **fields: Any,
     ) -> None:
         usual = {"min_workers": 1, "max_workers": 3, "num_micro_batches": 8, "total_steps": 100}
@@ -54,7 +54,7 @@ class Run:
             resume_step=resume_step,
             owner_epoch=owner_epoch,
             begins_elsewhere=begins_elsewhere,
-            goes_back=goes_back,
+            after_rewind=after_rewind,
         )
         self.now = 1_000.0
         self.said: list[act.Action] = []  # everything since `listen`
@@ -2207,8 +2207,8 @@ def test_takeover_is_told_with_what_it_cost() -> None:
     assert (event.step, event.fields["whole"]) == (7, True)
 
 
-def test_members_of_a_run_that_goes_back_restore_its_checkpoint_together() -> None:
-    run = found("w0", "w1", goes_back=True, resume_step=40)
+def test_members_of_a_run_that_after_rewind_restore_its_checkpoint_together() -> None:
+    run = found("w0", "w1", after_rewind=True, resume_step=40)
     returns(run, "w0", 0, whole=False)
     assert not run.all(act.Grant)
     run.wait(0.5)
@@ -2219,13 +2219,13 @@ def test_members_of_a_run_that_goes_back_restore_its_checkpoint_together() -> No
     assert (event.fields["cause"], round(event.fields["lost_s"], 1)) == ("rewind", 0.5)
 
 
-def test_frozen_member_of_a_run_that_goes_back_is_not_waited_for_as_the_last_holder_of_a_state() -> None:
-    for goes_back in (True, False):
-        run = found("w0", "w1", goes_back=goes_back, resume_step=40, progress_timeout_s=100.0)
+def test_frozen_member_of_a_run_that_after_rewind_is_not_waited_for_as_the_last_holder_of_a_state() -> None:
+    for after_rewind in (True, False):
+        run = found("w0", "w1", after_rewind=after_rewind, resume_step=40, progress_timeout_s=100.0)
         returns(run, "w0", 0, whole=False)
         for _ in range(20):
             run.wait(1.0, beating="w0", phase=Phase.WAITING)
-        assert bool(run.all(act.Grant)) == goes_back
+        assert bool(run.all(act.Grant)) == after_rewind
 
 
 def test_answer_of_a_member_that_was_given_up_is_answered_with_another_kill() -> None:
@@ -2362,7 +2362,7 @@ def test_stop_waits_for_the_step_that_can_be_restored() -> None:
     assert run.one(act.Finish).verdict == act.Verdict("stopped", "ctrl-c", 20)
 
 
-def test_run_goes_back_only_when_the_found_one_is_its_newest() -> None:
+def test_run_after_rewind_only_when_the_found_one_is_its_newest() -> None:
     run = Run(resume_step=30)
     run.ready("w0")
     unrestorable(run, "w0", 30)

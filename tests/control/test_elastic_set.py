@@ -54,7 +54,7 @@ def test_one_demand_for_each_missing_worker_under_ids_that_were_never_used() -> 
 
 def test_member_of_an_earlier_coordinator_keeps_its_id_and_its_place() -> None:
     scene = Scene(max_workers=1)
-    scene.members.found("w7", "n0", 7, NOW)
+    scene.members.found("w7", "n0", 7, NOW, begins_anew=False)
     assert scene.members["w7"].state is MemberState.RETURNING
     scene.listen().members.resize(1, 3)
     scene.members.ask_for_missing(NOW)

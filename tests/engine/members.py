@@ -84,6 +84,8 @@ def _main(member_id: str, spec: EngineSpec, armed: tuple[str, ...], pipe: Connec
             control.fenced.set()
         elif kind == "end":
             control.ending.set()
+        elif kind == "start over":
+            member.start_over(SyntheticTokens())
         elif kind == "digest":
             pipe.send(None if member.state.torn else member.state.digest())
         else:

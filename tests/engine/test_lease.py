@@ -336,6 +336,20 @@ def test_member_that_starts_over_is_as_a_new_one():
     assert member.state.digest() == new.state.digest() != before
 
 
+def test_member_that_starts_over_leaves_its_group():
+    cluster = Cluster(tiny_spec())
+    cluster.start("w0", "w1")
+    first = cluster.grant(["w0", "w1"], 0, 3)
+    cluster.reports("w0", "w1")
+    cluster.tell("start over", "w0", "w1")
+    cluster.grant(["w0", "w1"], 0, 3, continues=first.generation)
+    assert {report.end for report in cluster.reports("w0", "w1").values()} == {LeaseEnd.BROKEN}
+    cluster.grant(["w0", "w1"], 0, 3)
+    assert {report.end for report in cluster.reports("w0", "w1").values()} == {LeaseEnd.COMPLETED}
+    assert cluster.digest("w0") == cluster.digest("w1")
+    cluster.close()
+
+
 class Watch(EventControl):
     """Notes the phases that are reported, and fences after so many."""
 

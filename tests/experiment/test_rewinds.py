@@ -119,8 +119,8 @@ def test_runs_of_before_are_known_by_what_they_left_out(config: RunConfig) -> No
     ever = [config, after(config, first), after(config, first, second)]
     fingerprints = [each.identity_fingerprint() for each in ever]
     for number, now in enumerate(ever):
-        assert [each.identity_fingerprint() for each in made.were(now)] == fingerprints[:number]
-    assert made.were(config.replace("training.skip=[[7, 8]]")) == Rewinds().were(config) == []
+        assert [each.identity_fingerprint() for each in made.earlier_configs(now)] == fingerprints[:number]
+    assert made.earlier_configs(config.replace("training.skip=[[7, 8]]")) == Rewinds().earlier_configs(config) == []
 
 
 def test_checkpoints_of_what_stays_are_kept(config: RunConfig) -> None:

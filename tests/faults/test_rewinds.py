@@ -30,10 +30,11 @@ from elastic_lm.monitor.history import History
 from elastic_lm.run import Run as RunFolder
 from elastic_lm.run_address import RunAddress
 from elastic_lm.runtime import publisher
+from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.runtime.publisher import Publisher
 from elastic_lm.storage import Storage
 from tests.data.corpora import with_noise
-from tests.faults.harness import HostedRun, Run, make_config
+from tests.faults.harness import HostedRun, Run, make_config, processes_titled
 from tests.faults.oracle import undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -75,8 +76,14 @@ def assert_rewound(run: Run, digest: str, num_rewinds: int = 1) -> RunConfig:
     return stored
 
 
-def test_bad_stretch_is_found_and_left_out(start: Callable[..., Run], noisy: str, corpus: str) -> None:
+def test_bad_stretch_is_found_and_left_out(
+    cluster: LocalCluster, start: Callable[..., Run], noisy: str, corpus: str
+) -> None:
     run = start(steps=STEPS, tokens=noisy, evaluation={"every": 20, "samples": 8}, **CHANGES)
+    run.await_step(10)
+    readers = processes_titled(cluster, "ray::Reader")
+    run.await_status(lambda status: status["num_rewinds"] and status["step"] >= 70, "steps behind the rewind")
+    assert processes_titled(cluster, "ray::Reader") == readers != []
     result = run.result()
     assert (result.verdict, result.last_step) == ("done", STEPS)
     stored = assert_rewound(run, result.digest["state"])
@@ -119,6 +126,39 @@ def test_coordinator_that_dies_on_the_way_back_changes_nothing(
         run.await_frozen(1)
     result = run.result()
     assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+    assert run.count(EventKind.MEMBER_STARTED) == 2
+
+
+@pytest.mark.thorough
+def test_coordinator_that_dies_behind_the_rewind_leaves_the_workers_what_they_hold_by_then(
+    start: Callable[..., Run], noisy: str
+) -> None:
+    run = start(steps=80, tokens=noisy, kind=HostedRun, **CHANGES)
+    assert isinstance(run, HostedRun)
+    run.await_status(lambda status: status["num_rewinds"] and status["step"] >= 62, "steps behind the rewind")
+    os.kill(run.coordinator_pid(), signal.SIGKILL)
+    result = run.result()
+    assert (result.verdict, result.last_step) == ("done", 80)
+    assert_rewound(run, result.digest["state"])
+    returned = [event.fields["whole"] for event in run.events() if event.kind is EventKind.MEMBER_RETURNED]
+    assert returned == [False, False, True, True]
+    assert run.count(EventKind.MEMBER_STARTED) == 2
+
+
+@pytest.mark.thorough
+def test_worker_that_is_frozen_while_the_run_goes_back_commits_nothing_when_it_thaws(
+    start: Callable[..., Run], noisy: str
+) -> None:
+    run = start(steps=90, tokens=noisy, **CHANGES)
+    status = run.await_step(56)
+    pid = next(member["pid"] for member in status["members"].values() if member["pid"])
+    os.kill(pid, signal.SIGSTOP)
+    thawing = threading.Timer(3.0, os.kill, (pid, signal.SIGCONT))
+    thawing.start()
+    result = run.result()
+    thawing.join()
+    assert (result.verdict, result.last_step) == ("done", 90)
     assert_rewound(run, result.digest["state"])
 
 

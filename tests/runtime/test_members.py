@@ -132,3 +132,16 @@ def test_answer_of_one_without_a_state_restores_no_checkpoint_while_another_has_
         if isinstance(action, Grant)
     ]
     assert [(lease.start_step, lease.restore, lease.members) for lease in granted] == [(101, None, ("w0", "w1"))]
+
+
+def test_whoever_hands_on_ends_those_for_certain_that_he_has_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is frozen hears nothing, and its successor's coordinator finds none by its name."""
+    reaped: list[tuple[str, int]] = []
+    monkeypatch.setattr("elastic_lm.runtime.members.reap", lambda *place: reaped.append(place))
+    monkeypatch.setattr("elastic_lm.runtime.members.ray.kill", lambda handle, no_restart: None)
+    members = adopting([])
+    members.adopt([found("w0", 7), found("w1", 7)], 0)
+    members.kill("w0")
+    members.hand_on()
+    assert reaped == [("a node", 4_000)]
+    assert "w1" in members

@@ -47,7 +47,7 @@ def test_new_connection_hears_again_what_the_broken_one_was_told_and_then_the_re
     assert [steps(pulse.beat()), steps(pulse.beat())] == [[0, 1, 2], []]
 
 
-def test_steps_of_generations_that_are_not_to_be_told_are_not_neither_anew_nor_again() -> None:
+def test_steps_of_earlier_generations_than_the_first_are_told_neither_anew_nor_again() -> None:
     pulse = pulse_of(2)
     pulse.beat()
     pulse.tell(record(2))

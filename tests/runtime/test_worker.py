@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from elastic_lm.data.order import Order
+from elastic_lm.errors import CheckpointError
 from elastic_lm.protocol import Generation, Lease, LeaseEnd, ReturnReport
 from elastic_lm.runtime.worker import Summons, Worker, WorkerBoot
 from elastic_lm.storage import Storage
@@ -55,6 +56,10 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     worker._lifeline.close()
 
 
+def failing(*arguments: Any, **more: Any) -> None:
+    raise MemoryError
+
+
 def held(report: ReturnReport) -> tuple[bool, int, list[int]]:
     return report.whole, report.next_step, [record.step for record in report.records]
 
@@ -93,6 +98,29 @@ def test_call_to_adopt_may_be_lost(worker: Worker) -> None:
     assert held(worker.come_back(summons(2, OTHER), 0)) == (False, 0, [])
     assert not worker._pulse.beat().records
     assert worker.run_lease(lease(1, 8, number=2, start=4)).end is LeaseEnd.FENCED
+
+
+def test_worker_that_fails_to_begin_anew_holds_nothing_for_whoever_comes_next(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(worker)
+    for place in (
+        "elastic_lm.runtime.window_client.WindowClient.__init__",
+        "elastic_lm.engine.lease.Member.start_over",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, failing)
+            with pytest.raises(MemoryError):
+                worker.come_back(summons(2, OTHER), 0)
+        assert worker.run_lease(lease(1, 8, number=2, start=4)).end is LeaseEnd.FENCED
+    assert held(worker.come_back(summons(3, OTHER), 0)) == (False, 0, [])
+
+
+def test_snapshot_that_was_given_up_before_it_began_is_not_taken(worker: Worker) -> None:
+    trained(worker)
+    worker.adopt(summons(2, OTHER))
+    with pytest.raises(CheckpointError, match="given up before it began"):
+        worker.snapshot((1, 7), 4, 0, 1)
 
 
 def test_call_of_an_earlier_coordinator_that_comes_late_changes_nothing(worker: Worker) -> None:
