@@ -38,6 +38,7 @@ def test_killed_coordinator_costs_no_step_and_no_worker(start: Start) -> None:
     os.kill(pid, signal.SIGKILL)
     run.await_successor(pid)
     run.await_step(60)
+    run.await_logged(EventKind.MEMBER_RETURNED, 3)
     os.kill(run.coordinator_pid(), signal.SIGKILL)
     assert_same_bits(run, run.result())
     assert num_attempts(run) == run.num_coordinators == 3
