@@ -93,10 +93,10 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(target: tuple[str, int], folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus that looks at the target every second, as long as the block lasts."""
+def scraping(target: tuple[str, int], folder: Path, scrape_s: int = SCRAPE_S) -> Iterator[Prometheus]:
+    """A Prometheus that looks at the target so often, and waits no longer for it, as long as the block lasts."""
     config = prometheus_config()
-    config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
+    config["global"] = {"scrape_interval": f"{scrape_s}s", "evaluation_interval": f"{scrape_s}s"}
     job = next(job for job in config["scrape_configs"] if job["job_name"] == JOB)
     job["static_configs"] = [{"targets": ["{}:{}".format(*target)]}]
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))

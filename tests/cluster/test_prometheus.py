@@ -70,7 +70,8 @@ def test_alert_fires_with_the_name_of_the_run(exporter: Exporter, tmp_path: Path
 
 
 def test_end_of_a_run_is_seen_before_its_endpoint_is_gone(exporter: Exporter, tmp_path: Path) -> None:
-    with scraping(target_of(exporter), tmp_path) as prometheus:
+    """An answer that Prometheus does not wait for would be seen by nobody: it has three seconds, on a busy machine."""
+    with scraping(target_of(exporter), tmp_path, scrape_s=3) as prometheus:
         prometheus.await_value("count_over_time(elastic_lm_steps_total[1m]) >= 3")
         exporter.observe(at(20, EventKind.RUN_FINISHED, step=8, verdict="done", reason="trained 8 steps"))
         exporter.close()
