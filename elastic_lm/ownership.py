@@ -127,10 +127,8 @@ class Ownership:
             newest = _Newest.of(folder)
             if succeeds is not None and newest.epoch > succeeds:
                 there = _owner(folder, newest.epoch)
-                if (there.job_token, there.process) != (
-                    job_token,
-                    this_process(),
-                ):  # else ours, of whose success we never heard
+                is_ours = (there.job_token, there.process) == (job_token, this_process())
+                if not is_ours:  # as one is of whose success we never heard
                     raise SupersededError(_superseded(noun, run, there, succeeds))
             if newest.epoch and not newest.released:
                 there = _owner(folder, newest.epoch)

@@ -246,6 +246,7 @@ def host_coordinator(arguments: dict[str, Any]) -> RunResult:
 def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
     """One life of the coordinator, from the claim on the run to the verdict. Without a verdict the claim stays, for a successor.
 
+    A run that goes back is claimed anew: its workers go on with whoever has a higher epoch than the one before.
     Storage that gives no answer is waited for: a successor often comes when much is in trouble at once.
     Raises: SupersededError, UnavailableError, and what `make_plan` raises.
     """
@@ -255,9 +256,7 @@ def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
     patience, what = Patience(config.data.storage_timeout_s), f"answer from {config.run_url} or {config.data.tokens}"
     owner: Ownership | None = None
     with contextlib.closing(Legacy()) as legacy:
-        while (
-            True
-        ):  # a run that goes back is claimed anew: workers go on with whoever has a higher epoch than the one before
+        while True:
             owner = patience.outlast(what, partial(_claim, config, token, owner))
             result = patience.outlast(what, partial(_attempt, config, mailbox, owner, legacy))
             if result.verdict != REWOUND:

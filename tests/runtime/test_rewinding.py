@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
+from elastic_lm.control.actions import REWOUND
+from elastic_lm.errors import SupersededError
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import Spike
 from elastic_lm.protocol import Generation, LeaseEnd, LeaseReport
+from elastic_lm.result import RunResult
+from elastic_lm.runtime import trainer
+from elastic_lm.runtime.coordinator import Legacy
+from elastic_lm.runtime.reader_pool import ReaderPool
 from elastic_lm.runtime.rewinding import Rewinding
 from tests.solo import solo_config
 
@@ -64,3 +72,55 @@ def test_step_that_came_to_nothing_is_gone_back_from_where_that_is_wanted(tmp_pa
     for other in (report(LeaseEnd.RAISED, 50), report(LeaseEnd.POISONED, None)):
         assert Rewinding(wanted, Rewinds(), 0).judge_report(other) is None
     assert Rewinding(config(tmp_path), Rewinds(), 0).judge_report(report(LeaseEnd.POISONED, 50)) is None
+
+
+class Claimed:
+    def __init__(self, before: Claimed | None) -> None:
+        self.before = before
+        self.is_released = False
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+class Pool:
+    """Readers, in name."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("end", ["done", "superseded", "taken"])
+def test_run_that_goes_back_is_claimed_anew_and_leaves_no_reader_at_its_end(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has taken the readers ends them himself."""
+    owners: list[Claimed] = []
+    pool = Pool()
+
+    def claim(*_: object, succeeds: Claimed | None) -> Claimed:
+        owners.append(Claimed(succeeds))
+        return owners[-1]
+
+    def attempt(_config: RunConfig, _mailbox: object, owner: Claimed, legacy: Legacy, _number: int) -> RunResult:
+        if owner is owners[0]:
+            legacy.readers = cast("ReaderPool", pool)
+            return RunResult(REWOUND, "", 90)
+        assert legacy.is_left
+        if end == "superseded":
+            raise SupersededError("by another")
+        if end == "taken":
+            assert legacy.take() is pool
+        return RunResult("done", "", 500)
+
+    monkeypatch.setattr(trainer, "claim", claim)
+    monkeypatch.setattr(trainer, "_attempt", attempt)
+    with pytest.raises(SupersededError) if end == "superseded" else contextlib.nullcontext():
+        assert trainer.coordinate(config(tmp_path), None, "token").verdict == "done"
+    first, second = owners
+    assert (first.before, second.before) == (None, first)
+    assert (first.is_released, second.is_released) == (False, end != "superseded")
+    assert pool.is_closed == (end != "taken")
