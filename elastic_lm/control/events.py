@@ -176,6 +176,8 @@ class Tick:
     """Time has passed."""
 
 
+COMMANDS = (DrainRequested, Resized, StopRequested)  # of people
+
 Input = (
     MemberStarted | MemberReady | MemberFound | MemberReturned | MemberFailed | ConnectionLost | ConnectionRestored | Beat
     | Reported | Saved | Published | CheckpointFound | NodeDraining | NodeLost | DrainRequested | Resized | StopRequested

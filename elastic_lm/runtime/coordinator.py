@@ -344,13 +344,12 @@ class Coordinator:
         self._inbox.put(ev.CheckpointFound(None if newest is None else newest.step, tuple(skipped)))
 
     def _await_command(self) -> None:
-        """Long-poll the mailbox: the next command arrives as an event."""
+        """Long-poll the mailbox: the next command arrives as an event. Asking for it says that the one before is seen to."""
 
         def done(future: Any) -> None:
             # The mailbox lives as long as the driver; without it there are no commands, and with a successor none for us.
             if future.exception() is None and (command := future.result()) is not None:
                 self._inbox.put(_input_of(command))
-                self._await_command()
 
         self._mailbox.take.remote(self._taker).future().add_done_callback(done)
 
@@ -368,13 +367,17 @@ class Coordinator:
         self._check_awake(timeout)
         if overslept > SLEPT_S:
             self._tell(ev.CoordinatorSlept(overslept))
+        commanded = False
         while event is not None:
             self._tell(event)
+            commanded |= isinstance(event, ev.COMMANDS)
             event = self._inbox.get_nowait() if not self._inbox.empty() else None
         self._tell(ev.Tick())
         self._members.tend()
         self._recorder.note_paces(self._control.paces)
-        self._recorder.publish(self._status)
+        self._recorder.publish(self._status, at_once=commanded)
+        if commanded and self._verdict is None:
+            self._await_command()
 
     def _check_awake(self, waited_s: float = 0.0) -> None:
         """Before anything is done: whoever was away for long may have a successor, whose workers are not ours to kill.

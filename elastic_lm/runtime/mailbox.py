@@ -1,7 +1,8 @@
 """The mailbox: where anybody leaves a word for whoever is the run's coordinator now, and hears how the run is doing.
 
 A named actor without CPUs. It outlives a coordinator, so commands and progress survive a successor taking over: what was
-not taken is the successor's; what holds until further notice (the size, a stop) is told to it again, and so is who was leaving.
+not seen to is the successor's; what holds until further notice (the size, a stop) is told to it again, and so is who was
+leaving. A command is seen to when whoever took it, and said what became of it, asks for another.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._taken: Command | None = None  # not known to be seen to
         self._takers: list[str] = []  # the last one takes
         self._standing: dict[str, Command] = {}  # the last one of each kind in STANDING
         self._news: list[News] = []
@@ -72,12 +74,22 @@ class Mailbox:
         await self._commands.put(command)
 
     async def take(self, taker: str = "") -> Command | None:
-        """The coordinator's long poll: the next command. Another taker than before is its successor; None: that is there."""
+        """The coordinator's long poll: the next command, when the one before is seen to, and its status published.
+
+        Another taker than before is its successor; None: that is there.
+        """
         if taker not in self._takers:
             if self._takers:
                 await self.hand_over()
             self._takers.append(taker)
-        return await self._commands.get() if taker == self._takers[-1] else None
+        if taker != self._takers[-1]:
+            return None
+        self._taken = None
+        commands = self._commands
+        command = await commands.get()
+        if commands is self._commands:
+            self._taken = command
+        return command
 
     async def publish(self, news: list[News], status: dict[str, Any]) -> None:
         """What the coordinator has to tell: news for people, and the latest status."""
@@ -117,7 +129,9 @@ class Mailbox:
 
         It gets a queue of its own: an earlier one still waits at the old one, and would take from it.
         """
-        left = [self._commands.get_nowait() for _ in range(self._commands.qsize())]
+        left = [] if self._taken is None else [self._taken]
+        left += [self._commands.get_nowait() for _ in range(self._commands.qsize())]
+        self._taken = None
         self._commands = asyncio.Queue()
         waiting = [command for command in left if command.kind not in STANDING]
         members = self._status.get("members", {})

@@ -96,6 +96,19 @@ def test_size_that_was_asked_for_holds_under_the_successor(start: Start) -> None
     assert leases[-1].fields["world_size"] == 2
 
 
+def test_drain_that_reaches_a_coordinator_which_sees_to_nothing_any_more_is_its_successors(start: Start) -> None:
+    run = start(steps=2 * STEPS, kind=HostedRun)
+    status = run.await_status(lambda status: status["world_size"] == 3 and status["step"] >= 10, "three at work")
+    leaving = min(status["members"])
+    pid = run.coordinator_pid()
+    os.kill(pid, signal.SIGSTOP)
+    run.command("drain", member_id=leaving)  # the frozen one waits for it, and gets it
+    os.kill(pid, signal.SIGKILL)
+    assert_same_bits(run, run.result())
+    left = [event.fields["member_id"] for event in run.events() if event.kind is EventKind.MEMBER_LEFT]
+    assert left == [leaving]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("edge", [*EDGES, f"coordinator.finish@{STEPS}"])
 def test_coordinator_that_freezes_at_an_edge_is_succeeded(edge: str, start: Start) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,18 @@ def demand(head: Head) -> list[object]:
     return [*waiting.ray_task_actor_demand, *waiting.placement_group_demand]
 
 
+@contextmanager
+def told_on_failure(head: Head, said: Path) -> Iterator[None]:
+    """What the run and the autoscaler said goes with an error: nobody can ask them afterwards."""
+    try:
+        yield
+    except (AssertionError, TimeoutError) as error:
+        log = next(head.folder.glob("session_*/logs/monitor.log")).read_text().splitlines()
+        told = [line for line in log if " INFO " in line or " ERROR " in line]
+        error.add_note("\n".join([said.read_text(), *told[-60:]]))
+        raise
+
+
 def test_run_starts_at_its_minimum_grows_with_the_nodes_and_gives_them_back(
     head: Head, corpus: str, tmp_path: Path
 ) -> None:
@@ -58,7 +70,14 @@ def test_run_starts_at_its_minimum_grows_with_the_nodes_and_gives_them_back(
     with open(tmp_path / "said", "wb") as said:
         train = subprocess.Popen(command("train", str(path)), env=environment, stdout=said, stderr=said)
     try:
-        wait_for(lambda: workers(config) == MAX, timeout_s=WAIT_S, what="a node for every worker", poll_s=0.5)
+        with told_on_failure(head, tmp_path / "said"):
+            wait_for(
+                lambda: train.poll() is not None or workers(config) == MAX,
+                timeout_s=WAIT_S,
+                what="a node for every worker",
+                poll_s=0.5,
+            )
+            assert train.poll() is None, "it trains"
         sizes = [e.fields["world_size"] for e in Run.open(config).events() if e.kind is EventKind.LEASE_GRANTED]
         assert sizes[0] < MAX, "it began with the first node that came"
 

@@ -130,9 +130,32 @@ def test_successor_gets_what_was_not_taken_and_what_still_holds() -> None:
         await mailbox.post(drain)
         await mailbox.post(STOP)
         assert [await mailbox.take(), await mailbox.take()] == [large, drain]
+        seen_to = asyncio.create_task(mailbox.take())
+        assert await seen_to == STOP
         await mailbox.begin_attempt(HERE)
         assert [await mailbox.take(), await mailbox.take()] == [large, STOP]
         assert not waiting.done()
+        waiting.cancel()
+
+    play(story())
+
+
+def test_command_that_was_taken_and_not_seen_to_is_the_successors() -> None:
+    drains = [Command("drain", {"member_id": name}) for name in ("w1", "w2", "w3")]
+
+    async def story() -> None:
+        mailbox = Mailbox()
+        for drain in drains:
+            await mailbox.post(drain)
+        assert [await mailbox.take("a"), await mailbox.take("a")] == drains[:2]  # the first is seen to
+        await mailbox.hand_over()
+        await mailbox.hand_over()  # once more, before anybody has taken it
+        assert [await mailbox.take("b"), await mailbox.take("b")] == drains[1:]
+        waiting = asyncio.create_task(mailbox.take("b"))
+        await asyncio.sleep(0)
+        await mailbox.hand_over()
+        await mailbox.post(STOP)
+        assert await mailbox.take("c") == STOP  # nothing else is left
         waiting.cancel()
 
     play(story())
@@ -147,9 +170,12 @@ def test_successor_is_told_who_was_leaving() -> None:
         await mailbox.post(Command("drain", {"node_id": "n"}))
         await mailbox.take()
         await mailbox.publish([], {"members": {name: {"leaving": cause} for name, cause in leaving.items()}})
+        waiting = asyncio.create_task(mailbox.take())
+        await asyncio.sleep(0)
         await mailbox.begin_attempt(THERE)
         await mailbox.post(STOP)
         assert [await mailbox.take(), await mailbox.take()] == [Command("drain", {"member_id": "w1"}), STOP]
+        waiting.cancel()
 
     play(story())
 
