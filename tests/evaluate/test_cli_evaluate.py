@@ -20,7 +20,7 @@ from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
 from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
 from elastic_lm.experiment import evaluations, rewinds
 from elastic_lm.run import Run
-from elastic_lm.runtime import evaluators
+from elastic_lm.runtime import evaluator
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 from tests.solo import Solo, solo_config
@@ -235,7 +235,7 @@ def test_command_takes_the_priority_of_workers_on_a_cluster_and_the_api_leaves_i
     list(Run.open(address).evaluate(samples=1))
     assert priorities == []
     assert run("evaluate", address, "--samples", "1").exit_code == 0
-    assert priorities == [(os.PRIO_PROCESS, 0, 15 + evaluators.NICENESS)]
+    assert priorities == [(os.PRIO_PROCESS, 0, 15 + evaluator.NICENESS)]
     monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: here)
     assert run("evaluate", address, "--samples", "1", "--workers", "1").exit_code == 0
     assert len(priorities) == 1  # its workers have their own

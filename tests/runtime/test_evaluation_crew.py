@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from elastic_lm.errors import CheckpointError, ConfigError, StorageError
 from elastic_lm.evaluate import pieces
 from elastic_lm.evaluate.pieces import Answer, Subject
-from elastic_lm.runtime import cluster, evaluators
+from elastic_lm.runtime import cluster, evaluation_crew, evaluators
 from elastic_lm.runtime.demand import Demand, Waiting
 from elastic_lm.runtime.evaluators import OnCluster
 from elastic_lm.storage import Storage
@@ -126,9 +126,10 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any],
     ) -> tuple[list[Any], FakeRay, list[str]]:
         ray, said = FakeRay(script), list[str]()
         monkeypatch.setattr(evaluators, "ray", ray)
-        monkeypatch.setattr(evaluators, "time", ray)
+        monkeypatch.setattr(evaluation_crew, "ray", ray)
+        monkeypatch.setattr(evaluation_crew, "time", ray)
         monkeypatch.setattr(cluster, "connected", connected)
-        monkeypatch.setattr(evaluators, "reap", reap(ray))
+        monkeypatch.setattr(evaluation_crew, "reap", reap(ray))
         monkeypatch.setattr(Demand, "now", lambda besides: demand_of(ray))
         config = solo_config("file:///nowhere", "file:///nowhere").replace(f"workers.num_gpus={num_gpus}")
         subject = Subject(Storage.open("/nowhere"), config)
@@ -209,7 +210,7 @@ def test_slow_pieces_alone_call_nobody(evaluated: Any) -> None:
     began: dict[int, float] = {}
 
     def script(worker: Worker, what: str, about: Any) -> Any:
-        now_s = evaluators.time.monotonic()
+        now_s = evaluation_crew.time.monotonic()
         is_at_it = what == "answer" and now_s - began.setdefault(about, now_s) < 200
         return NEVER if is_at_it else works(worker, what, about)
 
@@ -224,7 +225,7 @@ def test_late_worker_that_answers_goes_on_where_nobody_came_instead(evaluated: A
     def script(worker: Worker, what: str, about: Any) -> Any:
         if worker.number > 0:
             return NEVER
-        late = what == "answer" and about == 0 and evaluators.time.monotonic() < 700
+        late = what == "answer" and about == 0 and evaluation_crew.time.monotonic() < 700
         return NEVER if late else works(worker, what, about)
 
     answers, ray, _ = evaluated(script, 1, 3)
@@ -234,7 +235,7 @@ def test_late_worker_that_answers_goes_on_where_nobody_came_instead(evaluated: A
 def test_worker_without_a_model_ends_nothing_while_another_may_get_it(evaluated: Any) -> None:
     def script(worker: Worker, what: str, about: Any) -> Any:
         if what == "load" and worker.number == 1:
-            return NEVER if evaluators.time.monotonic() < 30 else works(worker, what, about)
+            return NEVER if evaluation_crew.time.monotonic() < 30 else works(worker, what, about)
         return task_error(CheckpointError("it is gone")) if what == "load" else works(worker, what, about)
 
     answers, ray, said = evaluated(script, 2, 3)
@@ -323,8 +324,8 @@ def test_evaluation_on_gpus_ends_where_a_run_begins_to_train_beside_it(
     evaluated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "training_here", lambda: [4711] if evaluators.time.monotonic() > 9 else [])
-    monkeypatch.setattr(evaluators, "time", FakeRay(works))  # before there is one
+    monkeypatch.setattr(cluster, "training_here", lambda: [4711] if evaluation_crew.time.monotonic() > 9 else [])
+    monkeypatch.setattr(evaluation_crew, "time", FakeRay(works))  # before there is one
     with pytest.raises(ConfigError, match="process 4711 trains a run on this machine"):
         evaluated(works, 1, 60, num_gpus=1)
 
@@ -367,7 +368,7 @@ def test_worker_makes_room_for_one_of_a_run_and_comes_back(evaluated: Any) -> No
     answers, ray, said = evaluated(on_nodes, 2, 60, claimant)
     assert answers == list(range(60))
     assert claimant.placed_at_s is not None
-    assert claimant.placed_at_s <= claimant.asks_at_s + 3 * evaluators.LOOK_S  # two looks, and its own
+    assert claimant.placed_at_s <= claimant.asks_at_s + 3 * evaluation_crew.LOOK_S  # two looks, and its own
     assert len(ray.workers) == 3
     assert said[2:] == [
         "Workers of a run wait for a place: 1 worker of the evaluation leaves, until none waits. 1 of 2 go on.",
