@@ -678,6 +678,11 @@ class RunConfig(Part):
             "reduction": self.reduction.model_dump(),
         }
 
+    @property
+    def may_go_back(self) -> bool:
+        """Something makes the run go back to a checkpoint by itself."""
+        return self.spikes.goes_back or self.training.on_nonfinite == "rewind"
+
     def identity_fingerprint(self) -> str:
         """sha256 of `identity`, hex."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))

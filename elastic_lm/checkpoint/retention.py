@@ -20,7 +20,8 @@ from elastic_lm.storage import Storage
 class Retention:
     """Which complete checkpoints stay: the `newest` ones, for good those of every multiple of `every_steps`, and of all that
     there are the `best` ones, whose loss was lowest. With `reach_steps`, also the newest of those that are at least so many steps
-    older than the newest one, or the oldest where none is: one to go back to.
+    older than the newest one, or the oldest where none is: one to go back to. And the next one after it, which takes its place
+    when that is old enough: so it is never much older than twice that.
     """
 
     newest: int
@@ -39,7 +40,8 @@ class Retention:
         if self.reach_steps is None or not steps:
             return set()
         old = [step for step in steps if step <= max(steps) - self.reach_steps]
-        return {max(old, default=min(steps))}
+        anchor = max(old, default=min(steps))
+        return {anchor, min((step for step in steps if step > anchor), default=anchor)}
 
 
 def prune(

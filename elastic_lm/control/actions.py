@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elastic_lm.events.types import Event
+from elastic_lm.events.types import Event, EventKind
 from elastic_lm.protocol import Generation, Lease
 
 REWOUND = "rewound"
@@ -20,6 +20,12 @@ class Verdict:
     kind: str
     message: str
     step: int
+
+    def event(self, generation: str | None = None) -> Event:
+        """That tells of it."""
+        fields = {"verdict": self.kind, "reason": self.message}
+        told = f"Run finished: {self.kind} ({self.message})."
+        return Event(EventKind.RUN_FINISHED, told, self.step, generation, fields=fields)
 
 
 @dataclass(frozen=True)

@@ -571,8 +571,7 @@ class Control:
     def _finish(self, verdict: act.Verdict) -> None:
         self._saving.end()
         if verdict.kind != act.REWOUND:  # of which the next attempt tells
-            self._emit(EventKind.RUN_FINISHED, f"Run finished: {verdict.kind} ({verdict.message}).", step=verdict.step,
-                       verdict=verdict.kind, reason=verdict.message)  # fmt: skip
+            self._do(act.Emit(verdict.event(str(self._current.generation))))
         self._do(act.Finish(verdict))
         self._verdict = verdict
 

@@ -57,13 +57,15 @@ class Rewind:
     time_s: float = 0.0
 
     @classmethod
-    def of(cls, spike: Spike, config: RunConfig, *, number: int, begins_at: int = 0) -> Rewind:
-        """What to do about a spike. `config`: with the rewinds before it; `begins_at`: the step at which the run begins."""
+    def of(cls, spike: Spike, config: RunConfig, *, number: int, floor: int = 0) -> Rewind:
+        """What to do about a spike. `config`: with the rewinds before it; `floor`: the run does not go back behind this step."""
         skip, rules = config.training.skip, config.spikes
-        steps_before, num_batches = rules.rewind_steps, rules.skip_batches
         if rules.policy == "skip" and spike.cause != POISONED:
-            steps_before, num_batches = 0, spike.last_step - spike.first_step + 1
-        to_step = max(begins_at, spike.first_step - steps_before)
+            to_step = max(floor, spike.first_step)
+            num_batches = spike.last_step - to_step + 1
+        else:
+            to_step = max(floor, spike.first_step - rules.rewind_steps)
+            num_batches = rules.skip_batches
         left_out = batch_of(to_step, skip), batch_of(to_step + num_batches - 1, skip) + 1
         after = merged((*skip, left_out))
         return cls(
@@ -131,6 +133,13 @@ class Rewinds:
     def __len__(self) -> int:
         return len(self.made)
 
+    def floor(self, begins_at: int) -> int:
+        """Behind this step the run never goes back: it begins there, or went back to there before.
+
+        The state of that step is good. If what comes next stands out as well, then more batches are to be left out from there on.
+        """
+        return max(begins_at, self.made[-1].to_step) if self.made else begins_at
+
     def __iter__(self) -> Iterator[Rewind]:
         return iter(self.made)
 
@@ -188,9 +197,12 @@ def rules_of(config: RunConfig) -> SpikeRules | None:
 
 
 def retention_of(config: RunConfig) -> Retention:
-    """Which checkpoints the run keeps. Where it may go back, one of them it could go back to from any step behind the newest."""
+    """Which checkpoints the run keeps. Where it may go back, one of them it could go back to from any step behind the newest.
+
+    So does a run that a spike ends: it may be forked from there.
+    """
     checkpoint, spikes = config.checkpoint, config.spikes
-    is_far = "rewind" in (spikes.policy, config.training.on_nonfinite)
+    is_far = spikes.policy in ("stop", "rewind") or config.training.on_nonfinite == "rewind"
     reach = (spikes.rewind_steps if is_far else 0) + spikes.steps_in_a_row if is_far or spikes.goes_back else None
     return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 

@@ -54,6 +54,12 @@ class SpikeDetector:
         self._loss = _Usual(rules.window_steps, gap)
         self._log_norm = _Usual(rules.window_steps, gap)
         self._streak: list[int] = []
+        self._passes = False
+
+    def pass_over(self) -> None:
+        """What stands out now is known: until a step does not, there is no other spike."""
+        self._streak.clear()
+        self._passes = True
 
     def observe(self, step: int, loss: float, grad_norm: float, *, left_out: bool = False) -> Spike | None:
         """The step is committed.    Returns: the spike of which it is the last step. `left_out`: it changed no weights."""
@@ -74,6 +80,9 @@ class SpikeDetector:
             cause, value, median = GRADIENT, math.exp(log_norm), math.exp(self._log_norm.median)
         if z is None:
             self._streak.clear()
+            self._passes = False
+            return None
+        if self._passes:
             return None
         self._streak.append(step)
         if len(self._streak) < self._rules.steps_in_a_row:

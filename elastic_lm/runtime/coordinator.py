@@ -41,6 +41,7 @@ from elastic_lm.model.spec import ModelSpec
 from elastic_lm.ownership import Ownership
 from elastic_lm.protocol import Lease
 from elastic_lm.result import RunResult
+from elastic_lm.runtime import way_back
 from elastic_lm.runtime.claim import birth_of
 from elastic_lm.runtime.fallback import Fallback
 from elastic_lm.runtime.lifeline import LifelineServer
@@ -75,7 +76,7 @@ class Plan:
     run_storage: Storage
     start_reader: Callable[[], Any]  # -> actor handle
     newest: CheckpointInfo | None  # the newest complete checkpoint
-    skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used
+    skipped: tuple[str, ...] = ()  # sentences about newer ones that cannot be used, and about what may be missed
     init: tuple[Storage, str] | None = None  # the folder of weights to begin from, and their sha256
     held_out: HeldOut | None = None
     begins_at: int = 0  # step of a fork, before which the run has nothing
@@ -158,15 +159,18 @@ class Coordinator:
             self._open(stack)
             while self._verdict is None:
                 self._turn()
-            if self._verdict.kind == act.REWOUND:
-                return self._go_back()
+            if self._verdict.kind == act.REWOUND and (result := self._go_back()) is not None:
+                return result
             self._close_publisher()
             result = self._result(self._verdict, self._keep_unsaved(self._verdict))
             self._recorder.publish(lambda: {**self._status(), "verdict": result.verdict}, at_once=True)
         return result
 
-    def _go_back(self) -> RunResult:
-        """Before this is stored nothing is decided: whoever comes after finds the spike again."""
+    def _go_back(self) -> RunResult | None:
+        """Before this is stored nothing is decided: whoever comes after finds the spike again.
+
+        Returns: None, and the verdict is another one, where there is no state to go back to.
+        """
         verdict, rewind = self._verdict, self._rewinding.decided
         assert verdict is not None and rewind is not None
         self._verdict = None  # the workers stay for a successor if this fails
@@ -174,17 +178,42 @@ class Coordinator:
         self._mailbox.hand_over.remote()  # what is asked for from now on is for who comes next
         failpoints.hit("coordinator.rewind")
         patience = Patience(self._plan.config.data.storage_timeout_s)
+        obstacle = patience.outlast(f"checkpoint in {self._plan.config.run_url}", lambda _: self._obstacle(rewind))
+        if obstacle is not None:
+            self._end_at_spike(rewind, obstacle)
+            return None
         patience.outlast(f"place for a rewind in {self._plan.config.run_url}", lambda _: self._decide(rewind))
         failpoints.hit("coordinator.rewound")
         self._verdict = verdict
         self._publisher.close()
         return RunResult(verdict.kind, verdict.message, verdict.step)
 
-    def _decide(self, rewind: Rewind) -> None:
+    def _obstacle(self, rewind: Rewind) -> str | None:
+        """Why the run cannot go back.    Raises: StorageError; SupersededError."""
+        plan = self._plan
+        return way_back.obstacle(
+            plan.run_storage,
+            plan.config,
+            Rewinds((*plan.rewinds.made, rewind)),
+            begins_at=plan.begins_at,
+            check=self._check_owner,
+        )
+
+    def _end_at_spike(self, rewind: Rewind, obstacle: str) -> None:
+        """The run stays where its newest checkpoint is."""
+        step = max(self._publisher.newest_step, self._plan.resume_step or 0)
+        self._verdict = self._rewinding.end(rewind, obstacle, step)
+        self._last_event = self._verdict.event()
+
+    def _check_owner(self) -> None:
         """Raises: StorageError; SupersededError."""
         if self._superseded is not None:
             raise SupersededError(self._superseded)
         self._owner.check()
+
+    def _decide(self, rewind: Rewind) -> None:
+        """Raises: StorageError; SupersededError."""
+        self._check_owner()
         if not self._recorder.flush():
             raise StorageError("the event log does not hold the spike")
         self._owner.check()

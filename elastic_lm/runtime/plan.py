@@ -13,6 +13,7 @@ from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
 from elastic_lm.experiment.lineage import check_beginning
 from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.runtime import way_back
 from elastic_lm.runtime.coordinator import Plan
 from elastic_lm.runtime.reader import start_reader
 from elastic_lm.storage import Storage
@@ -41,6 +42,10 @@ def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
         if not may_be_held:
             raise
         problem = error
+    if (
+        told := way_back.lack(config, registry.finished_steps(run_storage), floor=rewinds.floor(begins_at))
+    ) is not None:
+        skipped.append(told)
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None and not rewinds)
     if newest is not None:
         _check_identity(rewinds.as_was(config, newest.meta), newest)

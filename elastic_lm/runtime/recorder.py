@@ -124,6 +124,7 @@ class Recorder:
 
     def _recall(self, storage: Storage) -> None:
         """Take up the log where earlier attempts left it: counters go on, steps trained again are compared."""
+        before = policy = None  # training.on_nonfinite
         for event in read(storage):
             self._figures.observe(event)
             self._exporter.observe(event)
@@ -139,6 +140,10 @@ class Recorder:
             if event.kind is EventKind.REWOUND and event.step is not None:
                 self._go_back(event.step)
             self._spikes.recall(event)
+            if event.kind is EventKind.RUN_STARTED:
+                before, policy = policy, event.fields["config"]["training"]["on_nonfinite"]
+            if (event.kind is EventKind.RUN_STARTED and before != policy) or _is_poisoned(event):
+                self._num_left_out, self.too_many_left_out = 0, None  # whoever lets the run go on has seen it
         self.logged_step = self._ledger.next_step
 
     def _go_back(self, step: int) -> None:
@@ -338,6 +343,11 @@ def record_of(event: Event) -> StepRecord:
 def _evaluated(evaluation: Evaluation) -> Event:
     """One that an earlier coordinator had told."""
     return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields_of(evaluation))
+
+
+def _is_poisoned(event: Event) -> bool:
+    """It tells that a run ended because its steps came to nothing."""
+    return event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "poisoned"
 
 
 def _rewound(rewind: Rewind, next_step: int) -> Event:

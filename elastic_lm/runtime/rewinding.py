@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
+from elastic_lm.control.actions import Verdict
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import POISONED, Spike
 from elastic_lm.protocol import LeaseEnd, LeaseReport
@@ -13,7 +14,7 @@ class Rewinding:
     """Of one attempt. `config`: with the `rewinds` so far; `begins_at`: the step at which the run begins, that of a fork."""
 
     def __init__(self, config: RunConfig, rewinds: Rewinds, begins_at: int) -> None:
-        self._config, self._rewinds, self._begins_at = config, rewinds, begins_at
+        self._config, self._rewinds, self._floor = config, rewinds, rewinds.floor(begins_at)
         self.decided: Rewind | None = None
         self._spoiled: ev.Spoiled | None = (
             None  # once it was said: a run that ends may be asked about its spike for minutes
@@ -38,18 +39,27 @@ class Rewinding:
         return len(self._rewinds) < self._config.spikes.max_rewinds
 
     def _rewind(self, spike: Spike) -> Rewind:
-        return Rewind.of(spike, self._config, number=len(self._rewinds) + 1, begins_at=self._begins_at)
+        return Rewind.of(spike, self._config, number=len(self._rewinds) + 1, floor=self._floor)
 
     def _go_back(self, spike: Spike) -> ev.SpikeFound:
         self.decided = self.decided or self._rewind(spike)
         return ev.SpikeFound(self.decided.to_step, str(self.decided))
 
+    def end(self, rewind: Rewind, obstacle: str, step: int) -> Verdict:
+        """In place of a rewind that cannot be. `step`: where the run ends."""
+        self.decided = None
+        kind = "poisoned" if rewind.cause == POISONED else "spiked"
+        return Verdict(kind, f"{self._told(rewind)}. It did not go back by itself: {obstacle}", step)
+
     def _advice(self, spike: Spike) -> str:
-        rewind, config = self._rewind(spike), self._config
+        return self._told(self._rewind(spike))
+
+    def _told(self, rewind: Rewind) -> str:
+        config = self._config
         times = f"{len(self._rewinds)} time{'s' if len(self._rewinds) > 1 else ''}"
         often = f" The run has gone back {times} (spikes.max_rewinds)." if self._rewinds else ""
         (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
         return (
-            f"{spike}.{often} To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name "
+            f"{rewind.reason}.{often} To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name "
             f"{config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
         )

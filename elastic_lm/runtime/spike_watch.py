@@ -34,16 +34,27 @@ class SpikeWatch:
         if self._detector is None:
             return
         found = self._detector.observe(record.step, record.loss, record.grad_norm, left_out=record.refused > 0)
-        self.found = (self.found or found) if self._is_heeded else None
+        if self._is_heeded:
+            self.found = self.found or found
+        elif found is not None:
+            self._detector.pass_over()
 
     def recall(self, event: Event) -> None:
         """An event of an earlier attempt; its steps are observed, too."""
         if event.kind is EventKind.RUN_STARTED:
             self._is_heeded = _policy_of(event.fields["config"]) == self._policy
+            if not self._is_heeded:
+                self._accept()
         elif event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "spiked" and not self._goes_back:
-            self.found = None
+            self._accept()
         elif event.kind is EventKind.REWOUND:
             self.num_rewinds = max(self.num_rewinds, event.fields["number"])
+
+    def _accept(self) -> None:
+        """What was found is past, and so are the steps that go on from it."""
+        if self.found is not None and self._detector is not None:
+            self._detector.pass_over()
+        self.found = None
 
     def go_back(self, records: Iterable[StepRecord]) -> None:
         """The run has; these are its last steps now, as far as they are known."""

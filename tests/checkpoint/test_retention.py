@@ -159,15 +159,29 @@ def test_loss_that_is_no_number_is_none(run: Storage, loss: object) -> None:
 @pytest.mark.parametrize(
     ("steps", "kept"),
     [
-        ([100, 200, 300, 400], {200, 400}),  # 400 - 150 or earlier
-        ([200, 250, 251], {200, 251}),  # none is old enough yet: the oldest
-        ([100, 250, 251, 252], {100, 252}),  # whatever the others are
+        ([100, 200, 300, 400], {200, 300, 400}),  # 400 - 150 or earlier, and the next one
+        ([200, 250, 251], {200, 250, 251}),  # none is old enough yet: the oldest
+        ([100, 240, 250, 251, 252], {100, 240, 252}),  # whatever the others are; and the next one
         ([100, 102, 252], {102, 252}),
         ([300], {300}),
     ],
 )
 def test_one_to_go_back_to_stays(steps: list[int], kept: set[int]) -> None:
     assert Retention(1, reach_steps=150).keeps(dict.fromkeys(steps)) == kept
+
+
+@pytest.mark.parametrize("newest", [1, 2, 3])
+@pytest.mark.parametrize("every", [10, 20, 50, 100, 300])
+def test_one_to_go_back_to_stays_young(every: int, newest: int) -> None:
+    """However long the run is, and however few are kept: a rewind costs about as much in its last month as in its first hour."""
+    retention, reach = Retention(newest, reach_steps=103), 103
+    kept: set[int] = set()
+    for step in range(every, 10_000, every):
+        kept = retention.keeps(dict.fromkeys({*kept, step}))
+        assert len(kept) <= newest + 2
+        old_enough = [each for each in kept if each <= step - reach]
+        if step >= every + reach:
+            assert max(old_enough) > step - 2 * (reach + every)
 
 
 def test_what_the_run_went_back_from_goes_and_counts_for_nothing(run: Storage) -> None:

@@ -18,7 +18,7 @@ from elastic_lm.protocol import Evaluation, StepRecord
 
 ROOT = Path(__file__).parents[2]
 WRITERS = (
-    "control/admission.py", "control/balance.py", "control/controller.py", "control/elastic_set.py",
+    "control/actions.py", "control/admission.py", "control/balance.py", "control/controller.py", "control/elastic_set.py",
     "control/evaluating.py", "control/interruption.py", "control/saving.py", "events/log.py", "runtime/coordinator.py",
     "runtime/recorder.py",
 )  # fmt: skip

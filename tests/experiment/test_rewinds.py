@@ -82,13 +82,32 @@ def test_one_checkpoint_stays_as_far_back_as_the_run_may_go(config: RunConfig) -
     assert reach() == 13
     assert reach("spikes.policy=skip") == 3
     assert reach("spikes.policy=skip", "training.on_nonfinite=rewind") == 13
-    assert reach("spikes.policy=stop") is None
+    assert reach("spikes.policy=stop") == 13  # it may be forked from there
+    assert reach("spikes.policy=ignore") is None
 
 
 def test_rewind_never_goes_back_behind_the_beginning(config: RunConfig) -> None:
     assert Rewind.of(spike(4), config, number=1).after == ((0, 30),)
-    forked = Rewind.of(spike(104), config, number=1, begins_at=100)
+    forked = Rewind.of(spike(104), config, number=1, floor=100)
     assert (forked.to_step, forked.after) == (100, ((100, 130),))
+
+
+def test_run_never_goes_back_behind_where_it_went_back_to(config: RunConfig) -> None:
+    """A stretch of noise that is longer than what one rewind leaves out takes several, from the same state."""
+    made = Rewinds()
+    for number, gone in ((1, (90, 120)), (2, (90, 150)), (3, (90, 180))):
+        floor = made.floor(begins_at=0)
+        rewind = Rewind.of(spike(95 if number > 1 else 100), made.applied(config), number=number, floor=floor)
+        made = Rewinds((*made.made, rewind))
+        assert (rewind.to_step, rewind.after) == (90, (gone,))
+    assert (Rewinds().floor(7), made.floor(7), made.floor(700)) == (7, 90, 700)
+    assert Rewind.of(spike(300), made.applied(config), number=4, floor=made.floor(0)).to_step == 290
+
+
+def test_skip_leaves_out_what_stands_out_behind_the_last_rewind(config: RunConfig) -> None:
+    config = config.replace("spikes.policy=skip")
+    rewind = Rewind.of(spike(98, 101), config, number=2, floor=100)  # steps 98 and 99 had been odd batches until then
+    assert (rewind.to_step, rewind.left_out) == (100, [(100, 102)])
 
 
 def test_second_one_counts_in_the_batches_that_the_first_has_left(config: RunConfig) -> None:

@@ -150,3 +150,18 @@ def test_fast_way_finds_what_the_definition_says(seed: int) -> None:
 
 def test_loss_that_is_always_zero_has_no_spike() -> None:
     assert found([(0.0, 1.0)] * 50 + [(0.1, 1.0)] * 5) == []
+
+
+def test_spike_that_is_known_is_not_found_again_until_it_is_over() -> None:
+    detector = SpikeDetector(RULES)
+    quiet, loud = (3.0, 1.0), (9.0, 1.0)
+
+    def observe(steps: range, figures: tuple[float, float]) -> list[int]:
+        return [step for step in steps if detector.observe(step, *figures) is not None]
+
+    assert observe(range(30), quiet) == []
+    assert observe(range(30, 33), loud) == [32]
+    detector.pass_over()
+    assert observe(range(33, 39), loud) == []
+    assert observe(range(39, 40), quiet) == []
+    assert observe(range(40, 43), loud) == [42]

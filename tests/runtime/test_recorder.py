@@ -385,8 +385,35 @@ def test_spike_that_has_stopped_a_run_is_past_when_it_goes_on(config: RunConfig)
     assert second.spike is not None
     second.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "spiked", "reason": "a spike"}))
     second.close()
-    assert attempts.begin(3).spike is None
+    third = attempts.begin(3)
+    assert third.spike is None
+    third.enter(steps(33, 36, loss=9.0))  # it takes its time
+    assert third.spike is None
+    third.enter((*steps(36, 42), *steps(42, 45, loss=20.0)))
+    assert third.spike is not None and third.spike.first_step == 42
+    third.close()
+    fourth = attempts.begin(4)  # whoever takes over finds the same
+    assert fourth.spike == third.spike
     attempts.end()
+
+
+@pytest.mark.parametrize(("verdict", "then", "is_past"), [
+    ("poisoned", "skip", True), ("stopped", "skip", False), ("stopped", "stop", True), ("poisoned", "rewind", True),
+])  # fmt: skip
+def test_steps_left_out_that_have_ended_a_run_are_past(
+    verdict: str, then: str, is_past: bool, config: RunConfig
+) -> None:
+    config = config.replace("checkpoint.every_steps=10", "training.on_nonfinite=skip")
+    attempts = Attempts(config)
+    first = attempts.begin(1)
+    first.enter(tuple(replace(s, refused=1) for s in steps(0, 10)))
+    assert first.too_many_left_out is not None
+    first.emit(Event(EventKind.RUN_FINISHED, "It ended.", fields={"verdict": verdict, "reason": "it had to"}))
+    first.close()
+    attempts.end()
+    later = Attempts(config.replace(f"training.on_nonfinite={then}"))
+    assert (later.begin(2).too_many_left_out is None) == is_past
+    later.end()
 
 
 def _evaluation_event(step: int) -> Event:

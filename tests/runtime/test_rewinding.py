@@ -62,6 +62,26 @@ def test_run_that_has_gone_back_often_enough_ends(tmp_path: Path) -> None:
     assert "The run has gone back 1 time (spikes.max_rewinds)." in told.message
 
 
+def test_run_goes_back_to_where_it_went_back_to_before(tmp_path: Path) -> None:
+    chosen = config(tmp_path, policy="rewind").replace("spikes.max_rewinds=2")
+    made = Rewinds((Rewind.of(SPIKE, chosen, number=1),))
+    told = Rewinding(made.applied(chosen), made, 0).judge(Spike(95, 97, "loss", "the loss stands out again"))
+    assert told == ev.SpikeFound(90, "Back to step 90, leaving out batches 120:150: the loss stands out again")
+
+
+def test_rewind_that_cannot_be_ends_the_run_with_advice(tmp_path: Path) -> None:
+    rewinding = Rewinding(config(tmp_path, policy="rewind"), Rewinds(), 0)
+    rewinding.judge(SPIKE)
+    assert rewinding.decided is not None
+    verdict = rewinding.end(rewinding.decided, "there is none", 110)
+    assert (verdict.kind, verdict.step) == ("spiked", 110)
+    assert verdict.message.startswith("the loss stands out. To go on without the batches around it: elastic-lm fork ")
+    assert verdict.message.endswith(
+        "with a checkpoint of step 90 or earlier. It did not go back by itself: there is none"
+    )
+    assert rewinding.decided is None
+
+
 def test_step_that_came_to_nothing_is_gone_back_from_where_that_is_wanted(tmp_path: Path) -> None:
     wanted = config(tmp_path).replace("training.on_nonfinite=rewind")
     found = Rewinding(wanted, Rewinds(), 0).judge_report(report(LeaseEnd.POISONED, 50))
