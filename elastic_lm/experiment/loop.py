@@ -177,11 +177,26 @@ class Loop:
             return Begun(number, note=f"no attempt that could be its parent ({self._plan.parent}) has a score")
         assert parent.ended is not None and parent.ended.step is not None
         wanted = self._plan.parent_step or parent.ended.step
-        step = min(self._checkpoints(parent), key=lambda step: (abs(step - wanted), step), default=None)
+        kept = self._checkpoints(parent)
+        step = self._forked_step(attempt, parent, kept, wanted)
         if step is None:
-            return Begun(number, note=f"no checkpoint of {parent.run} can be used any more")
-        note = None if step == wanted else f"that is the nearest to step {wanted:,} of which there is a checkpoint"
+            lacks = "leaves anything to train" if kept else "can be used any more"
+            return Begun(number, note=f"no checkpoint of {parent.run} {lacks}")
+        if step == wanted:
+            return Begun(number, parent.number, step)
+        place = "last one before" if step < wanted else "first one after"
+        note = f"there is no checkpoint of step {wanted:,}, and that is the {place} it"
         return Begun(number, parent.number, step, note)
+
+    def _forked_step(self, attempt: Attempt, parent: Attempt, kept: Sequence[int], wanted: int) -> int | None:
+        """The last of these checkpoints up to the wanted step; without one, the first after it that leaves something to train."""
+        before = max((step for step in kept if step <= wanted), default=None)
+        if before is not None:
+            return before
+        config = self._beginning.config(parent.number, self._begun)
+        return min(
+            (step for step in kept if self._beginning.last_step(attempt.number, config, step) > step), default=None
+        )
 
     def _checkpoints(self, attempt: Attempt) -> Sequence[int]:
         """Steps at which it can be forked."""
