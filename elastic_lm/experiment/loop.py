@@ -216,6 +216,7 @@ class Loop:
     # -- doing it ----------------------------------------------------------------------------------------------------
 
     def _go_on(self, owner: Ownership) -> Verdict:
+        self._trainer.signal = None  # what ended the loop before is done with
         while (verdict := self._verdict()) is None:
             attempt = next(each for each in self.attempts if each.is_under_way or each.is_waiting)
             if attempt.begun is None:

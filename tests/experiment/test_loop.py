@@ -219,6 +219,21 @@ def test_signal_in_a_runs_last_step_ends_the_loop_before_the_next_attempt(
     assert carried_out(base, plan_of(), FakeTrainer()).verdict == "reached"
 
 
+def test_loop_that_a_signal_has_ended_goes_on_to_the_end_when_it_is_run_again(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer(verdicts={"lower-00": ["stopped"]})
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trainer.signal = "SIGINT" if trainer.verdicts["lower-00"] else trainer.signal
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    loop = loop_of(base, plan_of(), trainer)
+    assert [loop.run().verdict for _ in range(2)] == ["stopped", "reached"]
+
+
 def test_error_of_the_trainer_ends_the_loop_until_the_next_command(
     base: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
