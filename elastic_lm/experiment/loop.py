@@ -104,7 +104,7 @@ class Loop:
             tokens=tokens,
             hours=seconds / HOUR_S,
             url=self._journal.folder.url,
-            page=self._draw(verdict),
+            page=self._draw(verdict, (tokens, seconds)),
         )
 
     def _taken(self) -> tuple[int, float]:
@@ -390,12 +390,14 @@ class Loop:
         assert attempt.score is not None
         return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
-    def _draw(self, verdict: Verdict | None = None) -> str | None:
+    def _draw(self, verdict: Verdict | None = None, taken: tuple[int, float] | None = None) -> str | None:
         """Returns: where the page is; None when it could not be written, which is no reason to stop."""
         verdict = verdict or self._verdict() or Verdict("running", self._under_way_told())
-        drawn = tree_page.render(self._plan.name, self._target, verdict.kind, verdict.message, self.attempts)
         try:
-            return self._journal.write_page(drawn)
+            tokens, seconds = taken or self._taken()
+            told = verdict.kind, verdict.message
+            page = tree_page.render(self._plan.name, self._target, *told, self.attempts, tokens, seconds)
+            return self._journal.write_page(page)
         except StorageError as error:
             self._tell(f"The page of the experiment could not be written: {error}")
             return None

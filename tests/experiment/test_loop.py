@@ -499,6 +499,13 @@ def test_hours_that_are_over_stop_the_run_that_trains_with_a_checkpoint(base: Ru
     assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
 
 
+def test_page_counts_what_the_attempt_under_way_has_taken(base: RunConfig) -> None:
+    result = carried_out(base, plan_of(budget={"hours": 1.5 * STEPS / 60}), FakeTrainer())
+    assert (result.verdict, result.tokens, result.hours) == ("budget", 1.5 * TOKENS, 0.25)
+    page = contents(base)["page.html"].decode()
+    assert "<b>Tokens</b><span>960</span>" in page and "<b>Trained for</b><span>15:00</span>" in page
+
+
 def test_what_was_spent_before_an_interruption_counts(base: RunConfig) -> None:
     trainer = FakeTrainer(verdicts={"lower-01": ["stopped", "stopped", "stopped"]})
     plan = plan_of(budget={"tokens": 2.5 * TOKENS, "hours": 0.5})
