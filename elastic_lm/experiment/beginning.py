@@ -59,6 +59,11 @@ class Beginning:
         planned = self.planned[number]
         return [*planned.overrides, *([f"{LAST_STEP}={step + planned.steps}"] if planned.steps else [])]
 
+    def last_step(self, number: int, parent: RunConfig, step: int) -> int:
+        """To which a fork of a state that has applied `step` steps is trained."""
+        planned = self.planned[number]
+        return step + planned.steps if planned.steps else planned.changes.get(LAST_STEP, parent.training.steps)
+
     def fork(self, number: int, parent: RunConfig, step: int) -> RunConfig:
         """The parent's config with the attempt's changes, as the run goes on with it."""
         overrides = self.overrides(number, step)

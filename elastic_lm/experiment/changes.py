@@ -101,23 +101,33 @@ def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | No
 def with_skip(config: RunConfig, ranges: Skip, step: int, *, called: str = "--skip") -> RunConfig:
     """`config` with these ranges of batch indices left out as well. `called`: what they were given as, for errors.
 
-    Raises: UnfitError when one is none, or begins before the batch of `step`.
+    Raises: UnfitError when one is none, or holds a batch that the first `step` steps have trained.
     """
-    first = batch_of(step, config.training.skip)
+    left_out = config.training.skip
+    first = batch_of(step, left_out)
     for start, stop in ranges:
         if not 0 <= start < stop:
             raise UnfitError(
                 f"{called} {start}:{stop} is no range of batches; write START:STOP with START < STOP, e.g. 500:520"
             )
-        if start < first:
+        trained = _kept(start, left_out)
+        if trained < min(first, stop):
             raise UnfitError(
-                f"{called} {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: what "
-                f"comes before is in the state and cannot be left out any more; begin at {first} or later, or fork an "
-                "earlier step"
+                f"{called} {start}:{stop} begins before batch {first}, the first that the fork trains, in step {step}: batch "
+                f"{trained} is in the state and cannot be left out any more; begin at {first} or later, or fork an earlier step"
             )
-    if not ranges:
+    more = [(start, stop) for start, stop in ranges if _kept(start, left_out) < stop]
+    if not more:
         return config
-    return config.replace(f"training.skip={json.dumps(merged((*config.training.skip, *ranges)))}")
+    return config.replace(f"training.skip={json.dumps(merged((*left_out, *more)))}")
+
+
+def _kept(batch: int, skip: Skip) -> int:
+    """The first batch from this one on that is in none of these ascending ranges."""
+    for start, stop in skip:
+        if start <= batch < stop:
+            batch = stop
+    return batch
 
 
 def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:

@@ -3,7 +3,7 @@
 `plans/NNNNNNNN.json` are what the experiment was asked, the first one and each that has added to it; of each attempt there are
 `attempts/NN-begun.json`, `attempts/NN-ended.json` and, for each time that it was interrupted by what may pass,
 `attempts/NN-trouble-KKKK.json`. Invariant: all of them are created once and never changed, so whatever is cut short is gone on
-with by whoever reads them, and no attempt is made twice. `page.html` is made of them.
+with by whoever reads them, and no attempt is made twice. `page.html` is made of them and of what is under way.
 """
 
 from __future__ import annotations

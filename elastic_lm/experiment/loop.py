@@ -104,7 +104,7 @@ class Loop:
             tokens=tokens,
             hours=seconds / HOUR_S,
             url=self._journal.folder.url,
-            page=self._draw(verdict),
+            page=self._draw(verdict, (tokens, seconds)),
         )
 
     def _taken(self) -> tuple[int, float]:
@@ -177,11 +177,26 @@ class Loop:
             return Begun(number, note=f"no attempt that could be its parent ({self._plan.parent}) has a score")
         assert parent.ended is not None and parent.ended.step is not None
         wanted = self._plan.parent_step or parent.ended.step
-        step = min(self._checkpoints(parent), key=lambda step: (abs(step - wanted), step), default=None)
+        kept = self._checkpoints(parent)
+        step = self._forked_step(attempt, parent, kept, wanted)
         if step is None:
-            return Begun(number, note=f"no checkpoint of {parent.run} can be used any more")
-        note = None if step == wanted else f"that is the nearest to step {wanted:,} of which there is a checkpoint"
+            lacks = "leaves anything to train" if kept else "can be used any more"
+            return Begun(number, note=f"no checkpoint of {parent.run} {lacks}")
+        if step == wanted:
+            return Begun(number, parent.number, step)
+        place = "last one before" if step < wanted else "first one after"
+        note = f"there is no checkpoint of step {wanted:,}, and that is the {place} it"
         return Begun(number, parent.number, step, note)
+
+    def _forked_step(self, attempt: Attempt, parent: Attempt, kept: Sequence[int], wanted: int) -> int | None:
+        """The last of these checkpoints up to the wanted step; without one, the first after it that leaves something to train."""
+        before = max((step for step in kept if step <= wanted), default=None)
+        if before is not None:
+            return before
+        config = self._beginning.config(parent.number, self._begun)
+        return min(
+            (step for step in kept if self._beginning.last_step(attempt.number, config, step) > step), default=None
+        )
 
     def _checkpoints(self, attempt: Attempt) -> Sequence[int]:
         """Steps at which it can be forked."""
@@ -201,6 +216,7 @@ class Loop:
     # -- doing it ----------------------------------------------------------------------------------------------------
 
     def _go_on(self, owner: Ownership) -> Verdict:
+        self._trainer.signal = None  # what ended the loop before is done with
         while (verdict := self._verdict()) is None:
             attempt = next(each for each in self.attempts if each.is_under_way or each.is_waiting)
             if attempt.begun is None:
@@ -374,12 +390,14 @@ class Loop:
         assert attempt.score is not None
         return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
-    def _draw(self, verdict: Verdict | None = None) -> str | None:
+    def _draw(self, verdict: Verdict | None = None, taken: tuple[int, float] | None = None) -> str | None:
         """Returns: where the page is; None when it could not be written, which is no reason to stop."""
         verdict = verdict or self._verdict() or Verdict("running", self._under_way_told())
-        drawn = tree_page.render(self._plan.name, self._target, verdict.kind, verdict.message, self.attempts)
         try:
-            return self._journal.write_page(drawn)
+            tokens, seconds = taken or self._taken()
+            told = verdict.kind, verdict.message
+            page = tree_page.render(self._plan.name, self._target, *told, self.attempts, tokens, seconds)
+            return self._journal.write_page(page)
         except StorageError as error:
             self._tell(f"The page of the experiment could not be written: {error}")
             return None

@@ -48,7 +48,7 @@ class Planned:
     @property
     def overrides(self) -> list[str]:
         """As `a.b=value`."""
-        return [f"{name}={json.dumps(value)}" for name, value in self.changes.items()]
+        return [f"{name}={_as_yaml(value)}" for name, value in self.changes.items()]
 
     @property
     def told(self) -> str:
@@ -204,15 +204,25 @@ def text_of(address: str, what: str) -> str:
 
 
 def _flat(number: int, fields: dict[str, Any]) -> dict[str, Any]:
-    """By dotted names.    Raises: ConfigError when one is given twice, or is none that a config can hold."""
+    """By dotted names.    Raises: ConfigError when one is given twice or is no name, or its value is none that is kept."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         for field_name, given in config_text.flatten({name: value}).items():
+            if field_name != field_name.strip() or "=" in field_name:
+                raise ConfigError(
+                    f"attempt {number}: {field_name!a} is no field's name; write it without = and without spaces around it"
+                )
             if field_name in flat:
                 raise ConfigError(f"attempt {number} gives {field_name} twice; leave one out")
             _check_plain(number, field_name, given)
             flat[field_name] = given
     return flat
+
+
+def _as_yaml(value: Any) -> str:
+    """As JSON, in which YAML has no pairs of surrogates: what is beyond U+FFFF stands as it is, and what YAML folds does not."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char < "\x7f" or char > "\uffff" else f"\\u{ord(char):04x}" for char in text)
 
 
 def _check_plain(number: int, name: str, value: Any) -> None:

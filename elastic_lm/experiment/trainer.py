@@ -26,9 +26,8 @@ class Asked:
 class Trainer(Protocol):
     """Each method may raise an ElasticLMError: then nothing is known of the attempt, and the loop ends to be gone on with."""
 
-    @property
-    def signal(self) -> str | None:
-        """Name of one that asked to stop while a run was trained; None when none did."""
+    signal: str | None
+    """Name of one that asked to stop while a run was trained; None when none did. The loop clears it when it begins."""
 
     def asked(self, config: RunConfig) -> Mapping[str, Asked]:
         """The tasks, by name, as they are for this run.

@@ -1,6 +1,7 @@
 """An experiment as one HTML page that needs nothing else: what came of it, the tree of its attempts, and their scores.
 
-Its frame, style and script are the report's (monitor/report.html), so all pages look alike. The same attempts give the same page.
+Its frame, style and script are the report's (monitor/report.html), so all pages look alike. The same attempts
+and costs give the same page.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import html
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
-from elastic_lm.experiment.attempt import Attempt, best, seconds_of, tokens_of
+from elastic_lm.experiment.attempt import Attempt, best
 from elastic_lm.experiment.target import Target
 from elastic_lm.experiment.tree import Node, nodes, state_of
 from elastic_lm.monitor.chart import Chart, Line, duration
@@ -33,13 +34,18 @@ STYLE = """<style>
 </style>"""
 
 
-def render(name: str, target: Target, verdict: str, message: str, attempts: Sequence[Attempt]) -> str:
-    """The page of the experiment `name`, which has come to this verdict, or is `running`."""
+def render(
+    name: str, target: Target, verdict: str, message: str, attempts: Sequence[Attempt], tokens: int, seconds: float
+) -> str:
+    """The page of the experiment `name`, which has come to this verdict, or is `running`.
+
+    `tokens` and `seconds`: what all attempts have taken, that which is under way among them.
+    """
     tone = {"reached": "good", "exhausted": "bad", "budget": "bad"}.get(verdict, "")
     sections = [
         STYLE,
         f'<section><p class="told {tone}">{html.escape(message)}.</p></section>',
-        _cards(target, verdict, attempts),
+        _cards(target, verdict, attempts, tokens, seconds),
         _tree(target, attempts),
         _chart(target, attempts),
         _table(target, attempts),
@@ -52,7 +58,7 @@ def render(name: str, target: Target, verdict: str, message: str, attempts: Sequ
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _cards(target: Target, verdict: str, attempts: Sequence[Attempt]) -> str:
+def _cards(target: Target, verdict: str, attempts: Sequence[Attempt], tokens: int, seconds: float) -> str:
     found = best(attempts, target)
     num_ended = sum(each.ended is not None for each in attempts)
     cards = [
@@ -63,8 +69,8 @@ def _cards(target: Target, verdict: str, attempts: Sequence[Attempt]) -> str:
             "" if found is None else found.run,
         ),
         ("Attempts", f"{num_ended}", f"of {len(attempts)} in the plan"),
-        ("Tokens", _short(tokens_of(attempts)), f"{tokens_of(attempts):,}"),
-        ("Trained for", duration(seconds_of(attempts)), "by the runs' logs"),
+        ("Tokens", _short(tokens), f"{tokens:,}"),
+        ("Trained for", duration(seconds), "by the runs' logs"),
     ]
     told = "".join(
         f'<div class="card"><b>{html.escape(title)}</b><span>{html.escape(value)}</span><small>{html.escape(more)}</small></div>'

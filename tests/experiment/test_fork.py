@@ -14,11 +14,11 @@ from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError
+from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError, UnfitError
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
-from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.lineage import Lineage, Skip
 from elastic_lm.experiment.rewinds import Rewind, decide, with_skip
 from elastic_lm.run import Run
 from elastic_lm.runtime.plan import make_plan
@@ -110,6 +110,32 @@ def test_ranges_are_left_out_beside_the_parents_own(parent: RunConfig) -> None:
         ConfigError, match=r"--skip 7:9 begins before batch 8, the first that the fork trains, in step 6"
     ):
         forked(first.config, "third", step=6, skip=((7, 9),))
+    assert forked(first.config, "same", step=6, skip=((5, 7),)).lineage.changes == ()  # they are left out already
+
+
+@pytest.mark.parametrize(
+    ("skip", "left_out"),
+    [
+        ([(3, 5)], ((2, 6), (12, 14))),  # all of it is left out
+        ([(2, 6)], ((2, 6), (12, 14))),
+        ([(11, 13)], ((2, 6), (11, 14))),
+        ([(10, 16), (3, 4)], ((2, 6), (10, 16))),
+        ([(4, 12)], 6),  # the first batch of it that is trained
+        ([(1, 3)], 1),
+        ([(2, 7)], 6),
+        ([(3, 4), (9, 10)], 9),
+    ],
+)
+def test_batches_that_are_left_out_already_may_be_named_again(
+    skip: list[tuple[int, int]], left_out: Skip | int, small_corpus: str
+) -> None:
+    """Of a run that has trained batches 0, 1, 6, 7, 8 and 9 in its six steps."""
+    config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[2, 6], [12, 14]]")
+    if not isinstance(left_out, int):
+        assert changes.with_skip(config, tuple(skip), 6).training.skip == left_out
+        return
+    with pytest.raises(UnfitError, match=rf"begins before batch 10, .*: batch {left_out} is in the state"):
+        changes.with_skip(config, tuple(skip), 6)
 
 
 def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:

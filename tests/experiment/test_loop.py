@@ -219,6 +219,21 @@ def test_signal_in_a_runs_last_step_ends_the_loop_before_the_next_attempt(
     assert carried_out(base, plan_of(), FakeTrainer()).verdict == "reached"
 
 
+def test_loop_that_a_signal_has_ended_goes_on_to_the_end_when_it_is_run_again(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer(verdicts={"lower-00": ["stopped"]})
+    real = trainer.train
+
+    def train(config: RunConfig, limit_s: float | None) -> RunResult:
+        trainer.signal = "SIGINT" if trainer.verdicts["lower-00"] else trainer.signal
+        return real(config, limit_s)
+
+    monkeypatch.setattr(trainer, "train", train)
+    loop = loop_of(base, plan_of(), trainer)
+    assert [loop.run().verdict for _ in range(2)] == ["stopped", "reached"]
+
+
 def test_error_of_the_trainer_ends_the_loop_until_the_next_command(
     base: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +340,35 @@ def test_fork_of_an_earlier_step_with_batches_left_out(base: RunConfig) -> None:
     assert result.attempts[1].ended is not None and result.attempts[1].ended.tokens == TOKENS // 5
 
 
-def test_fork_goes_on_from_the_nearest_checkpoint_when_the_promised_one_is_gone(base: RunConfig) -> None:
+@pytest.mark.parametrize(
+    ("kept", "change", "step", "num_steps"),
+    [
+        ([1, 10], {}, 1, 9),  # step 10 is nearer, and the end
+        ([1, 4, 7, 10], {}, 4, 6),
+        ([7, 10], {}, 7, 3),
+        ([6, 7], {}, 6, 4),  # the one that is wanted
+        ([10], {"steps": 5}, 10, 5),  # with steps of its own a fork goes on from any
+        ([10], {"training.steps": 12}, 10, 2),
+        ([10], {}, None, 10),
+    ],
+)
+def test_fork_begins_where_it_is_wanted_or_before_and_after_it_only_where_something_is_left(
+    kept: list[int], change: dict[str, int], step: int | None, num_steps: int, base: RunConfig
+) -> None:
+    base = base.replace("checkpoint.every_steps=2", "checkpoint.keep=10")
+    trainer = FakeTrainer()
+    trainer.kept["lower-00"] = kept
+    plan = plan_of(parent="base", parent_step=6, changes=[{"optimizer.learning_rate": 1e-3, **change}])
+    lines: list[str] = []
+    result = loop_of(base, plan, trainer, lines.append).run()
+    assert trainer.forks == ([] if step is None else [("lower-00", step, "lower-01")])
+    assert result.verdict == "reached"
+    assert result.attempts[1].ended is not None and result.attempts[1].ended.tokens == num_steps * TOKENS // STEPS
+    if step is None:
+        assert "; from scratch, as no checkpoint of lower-00 leaves anything to train; 640 tokens." in lines[2]
+
+
+def test_fork_goes_on_from_another_checkpoint_when_the_promised_one_is_gone(base: RunConfig) -> None:
     base = base.replace("checkpoint.every_steps=4", "checkpoint.keep=3")
     trainer = FakeTrainer()
     trainer.kept = {"lower-00": [8, 9, 10], "lower-01": []}
@@ -334,7 +377,7 @@ def test_fork_goes_on_from_the_nearest_checkpoint_when_the_promised_one_is_gone(
     lines: list[str] = []
     result = loop_of(base, plan, trainer, lines.append).run()
     assert trainer.forks == [("lower-00", 8, "lower-01")]
-    note = "that is the nearest to step 4 of which there is a checkpoint"
+    note = "there is no checkpoint of step 4, and that is the first one after it"
     assert [each.begun and each.begun.note for each in result.attempts] == [
         None, note, "no checkpoint of lower-01 can be used any more",
     ]  # fmt: skip
@@ -454,6 +497,13 @@ def test_hours_that_are_over_stop_the_run_that_trains_with_a_checkpoint(base: Ru
     assert trainer.calls.count("train lower-01") == 1  # nothing is left of it
     assert carried_out(base, plan_of(budget={"hours": 9}), trainer).verdict == "reached"
     assert trainer.begun == ["lower-00", "lower-01", "lower-02"]
+
+
+def test_page_counts_what_the_attempt_under_way_has_taken(base: RunConfig) -> None:
+    result = carried_out(base, plan_of(budget={"hours": 1.5 * STEPS / 60}), FakeTrainer())
+    assert (result.verdict, result.tokens, result.hours) == ("budget", 1.5 * TOKENS, 0.25)
+    page = contents(base)["page.html"].decode()
+    assert "<b>Tokens</b><span>960</span>" in page and "<b>Trained for</b><span>15:00</span>" in page
 
 
 def test_what_was_spent_before_an_interruption_counts(base: RunConfig) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from elastic_lm.config_text import beside
+from elastic_lm.config_text import beside, override
 from elastic_lm.errors import ConfigError
-from elastic_lm.experiment.plan import Plan
+from elastic_lm.experiment.plan import Plan, Planned
 from elastic_lm.storage import Storage
 from tests.experiment.trainers import plan_of
 
@@ -65,6 +65,24 @@ def test_changes_come_in_their_order_behind_the_base() -> None:
     assert nested.overrides == ["optimizer.learning_rate=0.1", "optimizer.eps=1e-06"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x\U0001f600",
+        "\U0010ffff\U00010000",
+        "caf\xe9 \u4e16",
+        "a\x85b\u2028c\u2029d",  # what YAML takes for ends of lines
+        "\x00\x07\x1b\x7f\x80\x9f\ufeff\ufffe\uffff",  # what it does not take
+        "\\ud83d\\ude00 \\U0001f600",  # no escapes, but words
+        'a: "b" # c\n\t',
+    ],
+)
+def test_text_is_read_as_it_was_written(text: str) -> None:
+    planned = Planned(1, {"tracking.wandb_project": text, "model.args": [text, 1e-6]})
+    read = override({}, planned.overrides)
+    assert read == {"tracking": {"wandb_project": text}, "model": {"args": [text, 1e-6]}}
+
+
 def test_grid_is_all_combinations_the_last_field_fastest() -> None:
     grid = {"optimizer.learning_rate": [0.1, 0.2], "model.dropout": [0.0, 0.1, 0.2]}
     told = [tuple(each.changes.values()) for each in plan_of(grid=grid).attempts()[1:]]
@@ -113,6 +131,15 @@ def test_grid_is_all_combinations_the_last_field_fastest() -> None:
             {"changes": [{"optimizer.eps": 1, "optimizer": {"eps": 2}}]},
             "attempt 1 gives optimizer.eps twice; leave one out",
         ),
+        (
+            {"changes": [{"optimizer.eps": 1, "optimizer.eps ": 2}]},
+            "attempt 1: 'optimizer.eps ' is no field's name; write it without = and without spaces around it",
+        ),
+        ({"parent": "best", "changes": [{"steps": 5, " training.steps": 9}]}, "' training.steps' is no field's name"),
+        ({"parent": "best", "changes": [{"steps": 5, "training.steps=9 #": 9}]}, "'training.steps=9 #' is no field's"),
+        ({"changes": [{"training": {"steps\u2003": 9}}]}, r"'training.steps\\u2003' is no field's name"),
+        ({"changes": [{" name": "mine"}]}, "' name' is no field's name"),
+        ({"changes": None, "grid": {"optimizer.eps ": [1]}}, "attempt 1: 'optimizer.eps ' is no field's name"),
     ],
 )
 def test_mistake_in_a_plan_is_told_with_its_file(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

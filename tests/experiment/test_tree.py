@@ -83,7 +83,7 @@ def test_attempt_that_is_done_without_a_finite_score_says_so() -> None:
 
 
 def page() -> str:
-    return tree_page.render("a", TARGET, "reached", "a-05 reaches it", story())
+    return tree_page.render("a", TARGET, "reached", "a-05 reaches it", story(), 6400 * 6, 90.0 * 6)
 
 
 def test_page_tells_every_attempt_and_its_figures() -> None:
@@ -107,13 +107,14 @@ def test_page_needs_nothing_else_and_runs_nothing_of_a_name() -> None:
     evil = Attempt(
         Planned(1, {"model.args.x": "<script>alert(1)</script>"}), "a-01", ended=Ended(1, "failed", '"><img src=x>')
     )
-    rendered = tree_page.render("a", TARGET, "exhausted", "<b>none</b>", [made(0), evil])
+    rendered = tree_page.render("a", TARGET, "exhausted", "<b>none</b>", [made(0), evil], 6400, 90.0)
     assert "<script>alert" not in rendered and "<img" not in rendered and "<b>none" not in rendered
     assert "http" not in rendered.replace("http-equiv", "")
 
 
 def test_page_before_the_first_score_has_no_chart() -> None:
-    rendered = tree_page.render("a", TARGET, "running", "a-00 is under way", [Attempt(Planned(0), "a-00", Begun(0))])
+    under_way = [Attempt(Planned(0), "a-00", Begun(0))]
+    rendered = tree_page.render("a", TARGET, "running", "a-00 is under way", under_way, 0, 0.0)
     assert "<figure" not in rendered
     assert "under way" in rendered
 
@@ -149,6 +150,6 @@ def test_lineage_as_deep_as_a_plan_is_long_is_drawn_within_the_page() -> None:
     attempts = [made(number, number - 1 if number else None, score=100.0) for number in range(1_001)]
     found = nodes(attempts, TARGET)
     assert [node.depth for node in found] == list(range(1_001))
-    page = tree_page.render("deep", TARGET, "exhausted", "none", attempts[:60])
+    page = tree_page.render("deep", TARGET, "exhausted", "none", attempts[:60], 0, 0.0)
     places = [float(x) for x in re.findall(r'circle cx="([\d.]+)"', page)]
     assert len(places) == 60 and places == sorted(set(places)) and places[-1] <= tree_page.WIDTH / 2
