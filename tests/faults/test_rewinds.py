@@ -110,31 +110,29 @@ def test_bad_stretch_is_found_and_left_out(
 
 def test_run_with_no_state_to_go_back_to_ends_where_it_is(start: Callable[..., Run], noisy: str) -> None:
     """Its policy was another one while it trained, and its old checkpoints are gone: what it has learned is not given up."""
-    earlier = {
-        **CHANGES,
+    changes = {**CHANGES, "schedule": {"warmup_steps": 5, "total_steps": STEPS}}
+    careless = {
+        **changes,
         "spikes": {**CHANGES["spikes"], "policy": "ignore"},
         "checkpoint": {"every_steps": 10, "keep": 1},
     }
-    assert start(steps=58, tokens=noisy, name="no-way-back", **earlier).result().last_step == 58
-    run = start(steps=STEPS, tokens=noisy, name="no-way-back", **CHANGES)
+    assert start(steps=58, tokens=noisy, name="no-way-back", **careless).result().last_step == 58
+    run = start(steps=STEPS, tokens=noisy, name="no-way-back", **changes)
     result = run.result()
-    assert (
-        result.verdict == "spiked"
-        and "It did not go back by itself: there is no checkpoint of step 5" in result.message
-    )
+    assert result.verdict == "spiked"
+    assert "It did not go back by itself: there is no checkpoint of step 5" in result.message
     folder = Storage.open(run.config.run_url)
     assert not Rewinds.load(folder)
     newest = registry.newest_complete(folder)
     assert newest is not None and newest.step == result.last_step >= 58
-    told = [event.message for event in run.events() if event.kind is EventKind.NOTE]
-    assert any(
-        "No checkpoint is old enough to go back to: a spike before step 69 ends the run" in each for each in told
-    )
+    notes = [event.message for event in run.events() if event.kind is EventKind.NOTE]
+    assert any("No checkpoint is old enough to go back to: a spike before step 69 ends" in note for note in notes)
     last = run.events()[-1]
     assert (last.kind, last.fields["verdict"]) == (EventKind.RUN_FINISHED, "spiked")
-    # Whoever wants it trained through gets what the policy would have come to.
-    again = start(steps=STEPS, tokens=noisy, name="no-way-back", **earlier)
-    assert (done := again.result()).verdict == "done"
+    # Whoever lets it train through gets what the careless policy comes to.
+    again = start(steps=STEPS, tokens=noisy, name="no-way-back", **careless)
+    done = again.result()
+    assert done.verdict == "done"
     assert done.digest["state"] == undisturbed(again.config)[0]
 
 
