@@ -85,7 +85,7 @@ class LifelineServer:
     def close(self) -> None:
         """Close every connection. No callback comes afterwards."""
         self._closing = True
-        self._wake_write.send(b"x")
+        self._wake_write.close()  # the other end becomes readable
         self._thread.join(timeout=5)
 
     def _serve(self) -> None:
@@ -98,7 +98,6 @@ class LifelineServer:
             self._pulse()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
-        self._wake_write.close()
         self._selector.close()
 
     def _pulse(self) -> None:
