@@ -221,9 +221,9 @@ class Loop:
             attempt = next(each for each in self.attempts if each.is_under_way or each.is_waiting)
             if attempt.begun is None:
                 attempt = self._begin(attempt, owner)
-                self._draw()
             else:
                 self._tell(f"{attempt.run} goes on: {self._beginning_told(attempt)}.")
+            self._draw()
             found = self._made(attempt, owner)
             if isinstance(found, Verdict):
                 return found

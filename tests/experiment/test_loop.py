@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -504,6 +505,20 @@ def test_page_counts_what_the_attempt_under_way_has_taken(base: RunConfig) -> No
     assert (result.verdict, result.tokens, result.hours) == ("budget", 1.5 * TOKENS, 0.25)
     page = contents(base)["page.html"].decode()
     assert "<b>Tokens</b><span>960</span>" in page and "<b>Trained for</b><span>15:00</span>" in page
+
+
+def test_page_says_that_an_attempt_goes_on(base: RunConfig) -> None:
+    class Looking(FakeTrainer):
+        def train(self, config: RunConfig, limit_s: float | None) -> RunResult:
+            verdicts.append(re.findall("<b>Verdict</b><span>(.*?)</span>", contents(base)["page.html"].decode()))
+            return super().train(config, limit_s)
+
+    verdicts: list[list[str]] = []
+    trainer = Looking(verdicts={"lower-01": ["stopped"]})
+    assert carried_out(base, plan_of(), trainer).verdict == "stopped"
+    assert "<span>stopped</span>" in contents(base)["page.html"].decode()
+    assert carried_out(base, plan_of(), trainer).verdict == "reached"
+    assert verdicts == [["running"]] * 4
 
 
 def test_what_was_spent_before_an_interruption_counts(base: RunConfig) -> None:
