@@ -141,7 +141,7 @@ class Recorder:
                 self._go_back(event.step)
             self._spikes.recall(event)
             if event.kind is EventKind.RUN_STARTED:
-                before, policy = policy, event.fields["config"]["training"]["on_nonfinite"]
+                before, policy = policy, event.fields["config"].get("training", {}).get("on_nonfinite")
             if (event.kind is EventKind.RUN_STARTED and before != policy) or _is_poisoned(event):
                 self._num_left_out, self.too_many_left_out = 0, None  # whoever lets the run go on has seen it
         self.logged_step = self._ledger.next_step
