@@ -226,6 +226,19 @@ def test_texts_do_not_depend_on_the_size_of_pieces(trained: str, monkeypatch: py
     assert found[0] == found[1] == found[2] and len(found[0]) == 5
 
 
+def test_copies_of_a_prompt_are_drawn_independently(trained: str) -> None:
+    model = model_of(trained)
+
+    def texts(seed: int, temperature: float) -> list[str]:
+        sampling = Sampling(temperature=temperature, max_new_tokens=30, seed=seed)
+        pieces = continuations.continuations(["the cat"] * 6, sampling, None)
+        return [written.text for piece in pieces for written in piece.answer(model)]
+
+    assert len({*texts(0, 1.0), *texts(1, 1.0)}) == 12
+    assert texts(0, 1.0) == texts(0, 1.0)
+    assert len({*texts(0, 0.0), *texts(1, 0.0)}) == 1
+
+
 def test_first_token_is_what_the_weights_say(trained: str) -> None:
     model = model_of(trained)
     ids = [model.special_ids["end_of_text"], *model.encoder.encode("ab")[:-1]]

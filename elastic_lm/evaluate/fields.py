@@ -20,6 +20,7 @@ class Fields:
             raise ConfigError(f"{source} is {_shown(values)}, and not fields with names; write NAME: VALUE for each")
         self.values, self.source = values, source
         self.taken: dict[str, Any] = {}  # with what stands for those that are not there
+        self.rules: dict[str, str] = {}  # what else decides the outcome, by whoever takes the fields
 
     def text(self, name: str, *, empty: bool = False) -> str:
         """Raises: ConfigError when it is missing, no text, or blank where that makes no sense."""

@@ -17,9 +17,11 @@ from elastic_lm.config_text import beside
 from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, train
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import tasks
+from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Metric, wilson
 from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
 from elastic_lm.evaluate.result import Outcome
+from elastic_lm.evaluate.safety import Safety
 from elastic_lm.evaluate.tasks import Task
 from tests.evaluate.models import END, Alike, Neighbours, bigrams, outcome_of, trained
 
@@ -348,6 +350,14 @@ def test_number_of_samples_is_refused_where_nothing_heeds_it(causal_run: RunConf
     with pytest.raises(ConfigError, match="samples=3 are of held_out, which is not asked for"):
         tasks.find([own], causal_run, 3)
     assert len(tasks.find([own, "held_out"], causal_run, 3)) == 2
+
+
+def test_hash_says_how_texts_are_drawn_where_they_are() -> None:
+    """What was drawn by another rule is the result of another task; the most probable text is the same by any."""
+    for temperature, is_drawn in ((0, False), (1, True)):
+        options = Fields({"scorer": SCORER, "temperature": temperature}, "task.yaml")
+        Safety([Fields(PROMPT, "items")], options)
+        assert ("drawn" in options.rules) == is_drawn
 
 
 def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:
