@@ -164,8 +164,8 @@ class StepRecord:
 @dataclass(frozen=True)
 class Measure:
     """What one batch of held-out samples came to: the loss in nats, summed over its targets, and how many of these were the
-    most probable token; None where the objective does not tell. `num_bytes`: of the text that the targets stand for; None where
-    they are not all of it, or it is not known.
+    most probable token; None where the objective does not tell, or the loss is not finite. `num_bytes`: of the text that the
+    targets stand for; None where they are not all of it, or it is not known.
     """
 
     batch: int

@@ -7,6 +7,7 @@ hides follows from the number alone, not from the run's seed: every run over a c
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from elastic_lm.protocol import Measure
 def measure(model: nn.Module, objective: Objective, tokens_BS: Tensor, batch: int) -> Measure:
     """The loss is summed over the targets of tokens [B, S], in fp64 where the objective is ours.
 
-    A user's objective tells its loss sum and its number of targets, and nothing of what was right.
+    A user's objective tells its loss sum and its number of targets, and nothing of what was right; neither does a loss that is
+    not finite.
     """
     key = hashlib.blake2b(struct.pack("<q", batch), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(key, "little") >> 1)
@@ -35,7 +37,8 @@ def measure(model: nn.Module, objective: Objective, tokens_BS: Tensor, batch: in
             return Measure(batch, float(loss), int(num_targets), None)
         inputs_BT, targets_N, places_N = objective.targets(tokens_BS)
         total, num_correct = hits_at(model, inputs_BT, targets_N, places_N)
-        return Measure(batch, total, len(targets_N), num_correct)
+        # argmax finds a NaN the highest: where there are any, the count of hits says nothing.
+        return Measure(batch, total, len(targets_N), num_correct if math.isfinite(total) else None)
 
 
 @contextmanager

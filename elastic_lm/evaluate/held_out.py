@@ -90,8 +90,9 @@ class HeldOutText:
         loss = ratio([each.loss for each in measures], targets)
         if self._spec.objective not in (CAUSAL, MASKED):  # what the user's own objective tells need be no nats
             return {"loss": loss}
-        hits = [each.num_correct or 0 for each in measures]
-        return {"loss": loss, "perplexity": loss.through(math.exp), "accuracy": ratio(hits, targets)}
+        hits = [each.num_correct for each in measures if each.num_correct is not None]
+        accuracy = ratio(hits, targets) if len(hits) == len(measures) else Metric(None)
+        return {"loss": loss, "perplexity": loss.through(math.exp), "accuracy": accuracy}
 
 
 @dataclass(frozen=True)

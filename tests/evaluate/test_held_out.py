@@ -17,6 +17,7 @@ from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.held_out import HeldOutText
 from elastic_lm.evaluate.intervals import ratio
+from elastic_lm.experiment.target import Target
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -88,6 +89,25 @@ def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None
         math.log(301) - alike / number * math.log(2), rel=1e-6
     )  # fp32 softmax
     assert metrics["accuracy"].value == pytest.approx(alike / number)
+
+
+class Broken(nn.Module):
+    """As `Knows`, but of some tokens all that it says is NaN."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        logits_BTV = Knows()(tokens_BT)
+        logits_BTV[tokens_BT == tokens_BT[0, 0]] = math.nan
+        return logits_BTV
+
+
+def test_model_that_is_not_finite_has_no_figures(causal_run: RunConfig, masked_run: RunConfig) -> None:
+    """Its most probable token would be the one whose logit is NaN: right by chance, or wrong."""
+    for config in (causal_run, masked_run):
+        metrics = outcome_of(HeldOutText(config), dataclasses.replace(model_of(config), module=Broken())).metrics
+        assert {metric.value for metric in metrics.values()} == {None}
+        target = Target.parse("held_out.accuracy >= 0")
+        figures = {"held_out": {name: metric.value for name, metric in metrics.items()}}
+        assert not target.is_reached(target.score(figures)) and target.lacks(figures) == "not finite"
 
 
 def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:
