@@ -159,6 +159,8 @@ def _rows(result: Result) -> Iterator[str]:
     yield f"{result.task} at step {result.step:,}: {counts}"
     for name, metric in result.outcome.metrics.items():
         yield f"{name.replace('_', ' '):>20}  {_told(metric)}"
+    if (caution := result.outcome.method.get("caution")) is not None:
+        yield f"{'':>20}  {caution}"
 
 
 def _told(metric: Metric) -> str:

@@ -180,7 +180,7 @@ class Evaluation:
     """What all held-out batches came to with the weights before `step`.
 
     `loss`: nats per target. `loss_stderr`: its standard error, from how batches differ (a ratio's, Cochran 1977, chapter 6);
-    None of a single batch.
+    None of a single batch. It is too small where documents are longer than a sample: then batches are not independent.
     """
 
     step: int
