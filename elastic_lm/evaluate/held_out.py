@@ -103,19 +103,23 @@ class HeldOutText:
             counts["bytes"] = sum(each.num_bytes or 0 for each in measures)
         method = {"intervals": f"ratio estimator over {draws}"}
         if 1 < (number := int(clusters.max()) + 1) < FEW:
-            method["caution"] = f"the intervals are too narrow: {number} {draws} are few"
+            method["caution"] = f"the intervals may be too narrow: {number} {draws} are few"
         return Outcome(metrics, counts, method)
 
     def _metrics(self, measures: list[Measure], draws: Draws) -> dict[str, Metric]:
-        def figure(above: Callable[[Measure], float], below: Callable[[Measure], float]) -> Metric:
+        def figure(
+            above: Callable[[Measure], float], below: Callable[[Measure], float], *, is_share: bool = False
+        ) -> Metric:
             value = ratio([above(each) for each in measures], [below(each) for each in measures]).value
-            return Metric(None) if value is None else replace(draws.ratio(above, below), value=value)
+            return Metric(None) if value is None else replace(draws.ratio(above, below, is_share=is_share), value=value)
 
         loss = figure(lambda each: each.loss, lambda each: each.num_targets)
         if self._spec.objective not in (CAUSAL, MASKED):  # what the user's own objective tells need be no nats
             return {"loss": loss}
         accuracy = figure(
-            lambda each: math.nan if each.num_correct is None else each.num_correct, lambda each: each.num_targets
+            lambda each: math.nan if each.num_correct is None else each.num_correct,
+            lambda each: each.num_targets,
+            is_share=True,
         )
         metrics = {"loss": loss, "perplexity": loss.through(math.exp), "accuracy": accuracy}
         if self._spec.objective == CAUSAL:
@@ -130,10 +134,12 @@ class Draws:
     measures: Sequence[Measure]
     clusters: NDArray[np.int64]
 
-    def ratio(self, above: Callable[[Measure], float], below: Callable[[Measure], float]) -> Metric:
+    def ratio(
+        self, above: Callable[[Measure], float], below: Callable[[Measure], float], *, is_share: bool = False
+    ) -> Metric:
         """Sum over sum, with its interval."""
         y, x = ([term(each) for each in self.measures] for term in (above, below))
-        return ratio(np.bincount(self.clusters, y).tolist(), np.bincount(self.clusters, x).tolist())
+        return ratio(np.bincount(self.clusters, y).tolist(), np.bincount(self.clusters, x).tolist(), is_share=is_share)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_figures_are_told_and_kept(address: str, pairs: str) -> None:
     lines = told.stdout.splitlines()
     assert lines[0].startswith("held_out at step 6: 5 samples, 5 batches, 160 targets, ")
     assert [" ".join(line.split()[:-4]) for line in lines[1:5]] == ["loss", "perplexity", "accuracy", "bits per byte"]
-    assert lines[5].strip() == "the intervals are too narrow: 5 documents are few"
+    assert lines[5].strip() == "the intervals may be too narrow: 5 documents are few"
     assert lines[6] == "animals at step 6: 1 pairs, 0 ties"
     folder = Storage.open(address)
     assert folder.list("evaluations/step-00000006/") == [
