@@ -53,6 +53,14 @@ def test_temperature_sharpens() -> None:
     assert draws(Sampling(temperature=0.5))[0] / 2000 == pytest.approx(0.25 / 0.345, abs=0.05)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-310, 5e-324])
+def test_any_temperature_however_small_draws(temperature: float) -> None:
+    """Quotients by the smallest ones overflow, and a logit may be -inf. Equal ones are drawn alike, as at any temperature."""
+    assert set(draws(Sampling(temperature=temperature))) == {0}
+    generator, logits_V = torch.Generator().manual_seed(0), torch.tensor([-math.inf, 7.0, 3.0, 7.0])
+    assert {Sampling(temperature=temperature).draw(logits_V, generator) for _ in range(50)} == {1, 3}
+
+
 @pytest.mark.parametrize(
     ("choices", "left"),
     [
