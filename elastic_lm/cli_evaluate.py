@@ -90,7 +90,7 @@ def evaluate(
         def results() -> Iterator[Result]:
             """From its first line on the display is there: to import PyTorch takes seconds."""
             if harness is None:
-                asked = _names(tasks or "held_out")
+                asked = _names("held_out" if tasks is None else tasks)
                 yield from found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
             else:
                 yield from found.evaluate_harness(

@@ -106,6 +106,20 @@ def trained(small_corpus: str, tmp_path: Path) -> str:
     return config.run_url
 
 
+def test_text_of_another_checkpoint_than_the_newest(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    Solo(config).train(until=2)
+    early = run("generate", config.run_url, "a", "--temperature", "1", "--max-new-tokens", "30").stdout
+    Solo(config).train()
+    texts = {
+        name: run("generate", config.run_url + name, "a", "--temperature", "1", "--max-new-tokens", "30").stdout
+        for name in ("", "@2", "@6")
+    }
+    assert texts["@2"] == early and texts["@6"] == texts[""] != early
+    told = run("generate", f"{config.run_url}@5", "a")
+    assert told.exit_code == 2 and "step 5" in told.stderr
+
+
 def test_same_seed_same_text_and_another_seed_another(trained: str) -> None:
     texts = ["".join(Run.open(trained).generate("a", seed=seed, temperature=1.0)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

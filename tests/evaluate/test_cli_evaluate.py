@@ -229,6 +229,11 @@ def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
         list(Run.open(address).evaluate(workers=0))
 
 
+def test_no_task_is_not_the_default(address: str) -> None:
+    told = run("evaluate", address, "--tasks", "")
+    assert told.exit_code == 2 and "'' is no task; write held_out" in told.stderr and not told.stdout
+
+
 def test_command_takes_the_priority_of_workers_on_a_cluster_and_the_api_leaves_it_alone(
     address: str, monkeypatch: pytest.MonkeyPatch, priorities: list[tuple[int, int, int]]
 ) -> None:
