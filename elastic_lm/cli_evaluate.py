@@ -90,7 +90,7 @@ def evaluate(
         def results() -> Iterator[Result]:
             """From its first line on the display is there: to import PyTorch takes seconds."""
             if harness is None:
-                asked = _names(tasks or "held_out")
+                asked = _names("held_out" if tasks is None else tasks)
                 yield from found.evaluate(*asked, step=step, samples=samples, workers=workers, view=display, tell=_tell)
             else:
                 yield from found.evaluate_harness(
@@ -159,6 +159,8 @@ def _rows(result: Result) -> Iterator[str]:
     yield f"{result.task} at step {result.step:,}: {counts}"
     for name, metric in result.outcome.metrics.items():
         yield f"{name.replace('_', ' '):>20}  {_told(metric)}"
+    if (caution := result.outcome.method.get("caution")) is not None:
+        yield f"{'':>20}  {caution}"
 
 
 def _told(metric: Metric) -> str:

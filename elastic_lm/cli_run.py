@@ -139,7 +139,14 @@ def export(
 
 @app.command()
 def generate(
-    run: RunName,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="RUN.YAML, the run's address or its name; @STEP for another checkpoint than the newest.",
+            metavar="RUN[@STEP]",
+            autocompletion=completion.runs,
+        ),
+    ],
     prompt: Annotated[str, typer.Argument(help="A text that is to be continued; may be empty.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="At most so many.", metavar="N")] = 128,
     temperature: Annotated[
@@ -149,15 +156,23 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Of the most probable ones that sum to P only.", metavar="P")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed, the same text.")] = 0,
 ) -> None:
-    """Continue a text with the run's newest checkpoint.
+    """Continue a text with the run's newest checkpoint, or another.
 
     On this machine's CPU, also while the run trains. Of a run with the masked objective: fill in each <|mask|> of the text.
     """
     with told_errors():
         from elastic_lm.run import Run
+        from elastic_lm.run_address import split_step
 
-        pieces = Run.open(run).generate(
-            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        name, step = split_step(run)
+        pieces = Run.open(name).generate(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            step=step,
         )
         for piece in pieces:
             deliver(visible(piece, line_breaks=True), end="")

@@ -61,7 +61,9 @@ class Sampling:
         if self.temperature == 0:
             return int(logits_V.argmax())
         order_V = logits_V.argsort(descending=True, stable=True)
-        probability_V = (logits_V[order_V].double() / self.temperature).softmax(0)
+        ordered_V = logits_V[order_V].double()
+        # From 0 down, as softmax would have it in any case: no temperature, however small, makes the highest overflow.
+        probability_V = ((ordered_V - ordered_V[0]) / self.temperature).softmax(0)
         before_V = probability_V.cumsum(0) - probability_V
         kept_V = before_V < self.top_p
         kept_V[len(kept_V) if self.top_k is None else self.top_k :] = False

@@ -164,8 +164,8 @@ class StepRecord:
 @dataclass(frozen=True)
 class Measure:
     """What one batch of held-out samples came to: the loss in nats, summed over its targets, and how many of these were the
-    most probable token; None where the objective does not tell. `num_bytes`: of the text that the targets stand for; None where
-    they are not all of it, or it is not known.
+    most probable token; None where the objective does not tell, or the loss is not finite. `num_bytes`: of the text that the
+    targets stand for; None where they are not all of it, or it is not known.
     """
 
     batch: int
@@ -180,7 +180,7 @@ class Evaluation:
     """What all held-out batches came to with the weights before `step`.
 
     `loss`: nats per target. `loss_stderr`: its standard error, from how batches differ (a ratio's, Cochran 1977, chapter 6);
-    None of a single batch.
+    None of a single batch. It is too small where documents are longer than a sample: then batches are not independent.
     """
 
     step: int

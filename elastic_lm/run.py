@@ -182,17 +182,18 @@ class Run:
         top_p: float = 1.0,
         max_new_tokens: int = 128,
         seed: int = 0,
+        step: int | None = None,
     ) -> Iterator[str]:
-        """Continue the prompt with the newest checkpoint, on this machine's CPU: pieces of text as they come.
+        """Continue the prompt with the newest checkpoint, or that of `step`, on this machine's CPU: pieces of text as they come.
 
         Of a run with the masked objective: the prompt, each `<|mask|>` in it filled in.
-        Raises: ConfigError when a choice or the prompt does not do; CheckpointError when there is none yet; DataError.
+        Raises: ConfigError when a choice or the prompt does not do; CheckpointError when there is no such checkpoint; DataError.
         """
         from elastic_lm.generation import Generator, Sampling
         from elastic_lm.trained_model import TrainedModel
 
         sampling = Sampling(temperature, top_k, top_p, max_new_tokens, seed)
-        model = TrainedModel.load(self.address.folder(), self.address.stored_config())
+        model = TrainedModel.load(self.address.folder(), self.address.stored_config(), step)
         return Generator(model).generate(prompt, sampling)
 
     def evaluate(

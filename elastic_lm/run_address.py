@@ -78,7 +78,11 @@ class RunAddress:
                 raise NotFoundError(
                     f"{folder.url} holds a run that has not begun; begin it with: elastic-lm resume {folder.url}"
                 )
-            raise NotFoundError(f"there is no run at {folder.url}: no event log in it")
+            run, at, step = self.name.rpartition("@")
+            hint = (
+                f"; this command is about the whole run: leave @{step} out" if run and at and step.isdecimal() else ""
+            )
+            raise NotFoundError(f"there is no run at {folder.url}: no event log in it{hint}")
         return log
 
     def config(self, overrides: Sequence[str] = ()) -> RunConfig:

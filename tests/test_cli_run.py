@@ -126,6 +126,7 @@ def test_run_that_is_exported_while_it_trains_is_exported_as_far_as_it_is(tmp_pa
         (["export", "nowhere/runs/x"], "there is no run at"),
         (["export", "x"], "'x' alone does not say where the run is stored"),
         (["status", "nowhere/runs/x"], "there is no run at"),
+        (["runs", "show", "nowhere/runs/x@3"], "about the whole run: leave @3 out"),
         (["logs", "x"], "'x' alone does not say where the run is stored"),
         (["report", "no.yaml"], "no.yaml"),
         (["scale", "x", "--workers", "6..2"], "write MIN..MAX with 1 <= MIN <= MAX"),

@@ -53,6 +53,14 @@ def test_temperature_sharpens() -> None:
     assert draws(Sampling(temperature=0.5))[0] / 2000 == pytest.approx(0.25 / 0.345, abs=0.05)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-310, 5e-324])
+def test_any_temperature_however_small_draws(temperature: float) -> None:
+    """Quotients by the smallest ones overflow, and a logit may be -inf. Equal ones are drawn alike, as at any temperature."""
+    assert set(draws(Sampling(temperature=temperature))) == {0}
+    generator, logits_V = torch.Generator().manual_seed(0), torch.tensor([-math.inf, 7.0, 3.0, 7.0])
+    assert {Sampling(temperature=temperature).draw(logits_V, generator) for _ in range(50)} == {1, 3}
+
+
 @pytest.mark.parametrize(
     ("choices", "left"),
     [
@@ -96,6 +104,20 @@ def trained(small_corpus: str, tmp_path: Path) -> str:
     config = solo_config(small_corpus, f"file://{tmp_path}")
     assert Solo(config).train().verdict == "done"
     return config.run_url
+
+
+def test_text_of_another_checkpoint_than_the_newest(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}")
+    Solo(config).train(until=2)
+    early = run("generate", config.run_url, "a", "--temperature", "1", "--max-new-tokens", "30").stdout
+    Solo(config).train()
+    texts = {
+        name: run("generate", config.run_url + name, "a", "--temperature", "1", "--max-new-tokens", "30").stdout
+        for name in ("", "@2", "@6")
+    }
+    assert texts["@2"] == early and texts["@6"] == texts[""] != early
+    told = run("generate", f"{config.run_url}@5", "a")
+    assert told.exit_code == 2 and "step 5" in told.stderr
 
 
 def test_same_seed_same_text_and_another_seed_another(trained: str) -> None:
@@ -224,6 +246,19 @@ def test_texts_do_not_depend_on_the_size_of_pieces(trained: str, monkeypatch: py
         pieces = continuations.continuations(prompts, Sampling(temperature=1.0, max_new_tokens=30), None)
         found.append([written for piece in pieces for written in piece.answer(model)])
     assert found[0] == found[1] == found[2] and len(found[0]) == 5
+
+
+def test_copies_of_a_prompt_are_drawn_independently(trained: str) -> None:
+    model = model_of(trained)
+
+    def texts(seed: int, temperature: float) -> list[str]:
+        sampling = Sampling(temperature=temperature, max_new_tokens=30, seed=seed)
+        pieces = continuations.continuations(["the cat"] * 6, sampling, None)
+        return [written.text for piece in pieces for written in piece.answer(model)]
+
+    assert len({*texts(0, 1.0), *texts(1, 1.0)}) == 12
+    assert texts(0, 1.0) == texts(0, 1.0)
+    assert len({*texts(0, 0.0), *texts(1, 0.0)}) == 1
 
 
 def test_first_token_is_what_the_weights_say(trained: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.parts import Part, Records
@@ -171,6 +172,15 @@ class DocumentIndex:
         while number < len(self._files) and self._firsts[number] < stop:
             yield from self._in_file(number, start, stop)
             number += 1
+
+    def first_tokens(self) -> NDArray[np.int64]:
+        """Of every document, in order, where its tokens begin.    Raises: DataError, StorageError."""
+        found = [np.empty(0, dtype=np.int64)]
+        for number, file in enumerate(self._files):
+            with self._damage_told(file.path):
+                column = self._opened(number)[0].read(columns=["first_token"], use_threads=False)["first_token"]
+                found.append(column.to_numpy())
+        return np.concatenate(found)
 
     def _in_file(self, number: int, start: int, stop: int) -> Iterator[Origin]:
         firsts = self._opened(number)[1]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.order import Order
 from elastic_lm.data.windows import LocalTokens, Tokens
@@ -49,6 +51,17 @@ class HeldOut:
     def num_rows(self, batch: int) -> int:
         """Samples in this batch: the last one may have fewer."""
         return min(self.order.micro_batch_size, self.num_samples - batch * self.order.micro_batch_size)
+
+    def first_tokens(self, batch: int) -> list[int]:
+        """Where its samples begin in the part, in their order."""
+        found: list[int] = []
+        for span in self.order.spans(batch, 0):
+            blocks = self.order.window_blocks_of(span.epoch, span.window)
+            slots, inside = np.divmod(span.offsets, self.order.span_tokens)
+            found += [
+                blocks[slot] * self.part.block_tokens + at for slot, at in zip(slots, inside.tolist(), strict=True)
+            ]
+        return found[: self.num_rows(batch)]
 
 
 class HeldOutTokens:

@@ -13,6 +13,7 @@ Shapes: N rows, D features, V vocabulary. Source of the idea: Hsu et al. 2024 (L
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,11 +50,21 @@ def loss_at(
     return loss_of_logits(logits_NV if places_N is None else logits_NV[places_N], targets_N, z_loss)
 
 
+@dataclass(frozen=True)
+class Hits:
+    """Of N targets the negative log-likelihood in nats (fp64), and whether each is the most probable token.
+
+    `loss`: the sum, added up chunk by chunk.
+    """
+
+    loss: float
+    loss_N: Tensor
+    hit_N: Tensor
+
+
 @torch.no_grad()
-def hits_at(
-    model: nn.Module, inputs_BT: Tensor, targets_N: Tensor, places_N: Tensor | None = None
-) -> tuple[float, int]:
-    """At the same places: the summed negative log-likelihood in nats, and how many targets are the most probable token."""
+def hits_at(model: nn.Module, inputs_BT: Tensor, targets_N: Tensor, places_N: Tensor | None = None) -> Hits:
+    """At the same places."""
     if isinstance(model, GPT):
         features_ND = model.features(inputs_BT, places_N).flatten(0, -2)
         rows = _rows(features_ND.device, model.head.out_features)
@@ -64,12 +75,13 @@ def hits_at(
         logits_NV = logits_NV if places_N is None else logits_NV[places_N]
         chunks = _pairs(logits_NV, targets_N, _rows(logits_NV.device, logits_NV.shape[-1]))
     loss = torch.zeros((), dtype=torch.float64, device=targets_N.device)
-    hits = torch.zeros((), dtype=torch.int64, device=targets_N.device)
+    losses, hits = [loss.new_empty(0)], [targets_N.new_empty(0, dtype=torch.bool)]
     for logits_CV, wanted_C in chunks:
         logits_CV = logits_CV.float()
-        loss += (logits_CV.logsumexp(-1) - logits_CV.gather(1, wanted_C[:, None])[:, 0]).double().sum()
-        hits += (logits_CV.argmax(-1) == wanted_C).sum()
-    return float(loss), int(hits)
+        losses.append((logits_CV.logsumexp(-1) - logits_CV.gather(1, wanted_C[:, None])[:, 0]).double())
+        hits.append(logits_CV.argmax(-1) == wanted_C)
+        loss += losses[-1].sum()
+    return Hits(float(loss), torch.cat(losses), torch.cat(hits))
 
 
 def _pairs(rows_ND: Tensor, targets_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

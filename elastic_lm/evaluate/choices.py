@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from elastic_lm.engine.spec import CAUSAL
+from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import likelihood
 from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Metric, wilson
@@ -30,6 +31,13 @@ class Item:
     def of(cls, fields: Fields) -> Item:
         """Raises: ConfigError."""
         choices = fields.texts("choices", 2)
+        for number, choice in enumerate(choices):
+            first = choices.index(choice)
+            if first < number:  # only one of them could be right, and of equal scores the first counts
+                raise ConfigError(
+                    f"{fields.source}: the choices {first} and {number}, counted from 0, are the same text; correct one, or "
+                    "leave it out"
+                )
         return cls(fields.text("context", empty=True), choices, fields.whole("answer", 0, len(choices) - 1))
 
 

@@ -20,6 +20,7 @@ class Fields:
             raise ConfigError(f"{source} is {_shown(values)}, and not fields with names; write NAME: VALUE for each")
         self.values, self.source = values, source
         self.taken: dict[str, Any] = {}  # with what stands for those that are not there
+        self.rules: dict[str, str] = {}  # what else decides the outcome, by whoever takes the fields
 
     def text(self, name: str, *, empty: bool = False) -> str:
         """Raises: ConfigError when it is missing, no text, or blank where that makes no sense."""
@@ -36,13 +37,10 @@ class Fields:
 
     def texts(self, name: str, least: int) -> list[str]:
         """Raises: ConfigError when these are not at least so many texts."""
-
-        def fits(value: object) -> bool:
-            return (
-                isinstance(value, list) and len(value) >= least and all(isinstance(v, str) and v.strip() for v in value)
-            )
-
-        found: list[str] = self._take(name, MISSING, fits, f"a list of at least {least} text{'s' * (least > 1)}")
+        rule = f"a list of at least {least} text{'s' * (least > 1)}"
+        found: list[str] = self._take(name, MISSING, lambda value: True, rule)
+        if (fault := _fault_of_texts(found, least)) is not None:
+            raise ConfigError(f"{self.source}: {name}={_shown(found)} is not {rule}{fault}")
         for each in found:
             self._check_text(name, each)
         return found
@@ -86,7 +84,7 @@ class Fields:
             return default
         value = self.values[name]
         if not fits(value):
-            raise ConfigError(f"{self.source}: {name}={_shown(value)} is not {rule}")
+            raise ConfigError(f"{self.source}: {name}={_shown(value)} is not {rule}; correct it")
         self.taken[name] = value
         return value
 
@@ -99,6 +97,20 @@ class Fields:
                 f"{self.source}: {name}={_shown(text)} has half of a surrogate pair, {text[error.start]!r}, which is no "
                 "character; correct it"
             ) from None
+
+
+def _fault_of_texts(value: object, least: int) -> str | None:
+    """What is wrong with this list of texts, and what to do about it. It may be longer than what is shown of it."""
+    if isinstance(value, str):
+        return f"; write [{_shown(value)}{', ...' * (least > 1)}]"
+    if not isinstance(value, list):
+        return "; write a list"
+    for number, each in enumerate(value):
+        if not isinstance(each, str):
+            return f": number {number} of it, counted from 0, is {_shown(each)}; write it as a text, in quotes"
+        if not each.strip():
+            return f": number {number} of it, counted from 0, is blank, {_shown(each)}; write it, or leave it out"
+    return None if len(value) >= least else f": it has {len(value)}; add more"
 
 
 def _shown(value: object) -> str:

@@ -41,6 +41,8 @@ class Safety:
             seed=options.whole("seed", 0, 2**63 - 1, 0),
         )
         self._stop = options.optional_text("stop")
+        if self._sampling.temperature:
+            options.rules["drawn"] = "by the seed and the number of the prompt"
 
     def plan(self, model: ModelInterface) -> Plan:
         """Raises: DataError when the tokenizer cannot encode a prompt."""

@@ -108,7 +108,7 @@ def load(address: str, objective: str) -> Task:
     text = _text(beside(address, data), f"{address}: data={data}")
     question = found(_items(text, beside(address, data)), options)
     options.end()
-    asked = {**options.taken, "data": hashlib.sha256(text.encode()).hexdigest()}
+    asked = {**options.taken, **options.rules, "data": hashlib.sha256(text.encode()).hexdigest()}
     return Task(stem, kind, hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(), question)
 
 

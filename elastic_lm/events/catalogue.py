@@ -130,7 +130,7 @@ CATALOGUE: dict[EventKind, Kind] = {
         "The held-out text was measured with the weights before `step`.",
         {
             "loss": "nats per target",
-            "loss_stderr": "its standard error; null: of a single batch",
+            "loss_stderr": "its standard error over batches, too small where documents are longer than samples; null: of one",
             "num_targets": "tokens that were predicted",
             "num_correct": "how many were the most probable token; null: the objective does not tell",
             "num_bytes": "UTF-8 bytes of text that the targets stand for; null: they are not all of it",

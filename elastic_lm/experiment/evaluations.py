@@ -8,6 +8,7 @@ What is not of this shape is passed over: a comparison is not to fail for one fi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,17 +19,22 @@ from elastic_lm.storage import Storage
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one task. `low` and `high`: the ends of its interval, if there is one. `task_hash`: empty if unknown."""
+    """One metric of one task. `value` None: it is not finite. `low` and `high`: the ends of its interval, if there is one.
+
+    `task_hash`: empty if unknown.
+    """
 
     step: int
     task: str
     metric: str
-    value: float
+    value: float | None
     low: float | None = None
     high: float | None = None
     task_hash: str = ""
 
     def __str__(self) -> str:
+        if self.value is None:
+            return "not finite"
         interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
         return f"{self.value:.4g}{interval}"
 
@@ -65,6 +71,12 @@ def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
         task = file
     for name, told in metrics.items() if isinstance(metrics, dict) else ():
         values = told if isinstance(told, dict) else {"value": told}
-        if (value := number(values.get("value"))) is not None:
+        value = number(values.get("value"))
+        if value is not None or _is_not_finite(values.get("value", "")):
             low, high = number(values.get("low")), number(values.get("high"))
             yield Measured(step, task, str(name), value, low, high, task_hash)
+
+
+def _is_not_finite(value: object) -> bool:
+    """As `evaluate` writes it, or as a number of its own that JSON has not."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))

@@ -83,7 +83,12 @@ CATALOGUE = (
     Metric("loss_nats", "gauge", "nats", "Loss of the last committed step: sum over targets by number of targets."),
     Metric("evaluation_step", "gauge", "steps", "Steps that the weights had at the last evaluation on held-out text."),
     Metric("evaluation_loss_nats", "gauge", "nats", "Held-out loss then: sum over targets by number of targets."),
-    Metric("evaluation_loss_error_nats", "gauge", "nats", "Its standard error; 1.96 of it to each side hold 95 %."),
+    Metric(
+        "evaluation_loss_error_nats",
+        "gauge",
+        "nats",
+        "Its standard error over batches; too small where documents are longer than a sample.",
+    ),
     Metric("evaluation_accuracy_ratio", "gauge", "", "Held-out targets that were the most probable token, 0 to 1."),
     Metric(
         "evaluation_nats_per_byte", "gauge", "nats/byte", "Held-out loss by UTF-8 byte, which compares over tokenizers."

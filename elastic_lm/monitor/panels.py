@@ -171,7 +171,7 @@ HELD_OUT = Row(
     (
         Panel(
             "Held-out loss",
-            "Nats per target on text that is never trained on, with its 95 % interval; beside it the training loss.",
+            "Nats per target on text that is never trained on, ± 1.96 standard errors over batches; beside it the training loss.",
             (
                 Query(value("evaluation_loss_nats"), "held out"),
                 Query(f"{value('evaluation_loss_nats')} + 1.96 * {value('evaluation_loss_error_nats')}", "at most"),

@@ -49,7 +49,8 @@ def test_figures_are_told_and_kept(address: str, pairs: str) -> None:
     lines = told.stdout.splitlines()
     assert lines[0].startswith("held_out at step 6: 5 samples, 5 batches, 160 targets, ")
     assert [" ".join(line.split()[:-4]) for line in lines[1:5]] == ["loss", "perplexity", "accuracy", "bits per byte"]
-    assert lines[5] == "animals at step 6: 1 pairs, 0 ties"
+    assert lines[5].strip() == "the intervals may be too narrow: 5 documents are few"
+    assert lines[6] == "animals at step 6: 1 pairs, 0 ties"
     folder = Storage.open(address)
     assert folder.list("evaluations/step-00000006/") == [
         "evaluations/step-00000006/animals.json", "evaluations/step-00000006/held_out.json",
@@ -226,6 +227,11 @@ def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
     assert run("evaluate", address, "--workers", "0").exit_code == 2
     with pytest.raises(ConfigError, match="workers=0 can evaluate nothing; use at least 1"):
         list(Run.open(address).evaluate(workers=0))
+
+
+def test_no_task_is_not_the_default(address: str) -> None:
+    told = run("evaluate", address, "--tasks", "")
+    assert told.exit_code == 2 and "'' is no task; write held_out" in told.stderr and not told.stdout
 
 
 def test_command_takes_the_priority_of_workers_on_a_cluster_and_the_api_leaves_it_alone(

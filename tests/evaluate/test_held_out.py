@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,12 @@ from transformers import AutoModelForCausalLM
 from elastic_lm.config import RunConfig
 from elastic_lm.data.held_out import HeldOut, HeldOutTokens
 from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.windows import read_block
 from elastic_lm.errors import ConfigError
-from elastic_lm.evaluate.held_out import HeldOutText
+from elastic_lm.evaluate.held_out import Draws, HeldOutText
 from elastic_lm.evaluate.intervals import ratio
+from elastic_lm.experiment.target import Target
+from elastic_lm.protocol import Measure
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -30,6 +35,19 @@ def model_of(config: RunConfig) -> TrainedModel:
 def held_out(config: RunConfig) -> tuple[HeldOut, Storage]:
     tokens = Storage.open(config.data.tokens)
     return HeldOut.of(Manifest.load(tokens), sequence_length=32, batch_size=1), tokens
+
+
+def documents_of(config: RunConfig) -> list[int]:
+    """Of each sample, in order, the document in which it begins: as many as have ended before, by their last tokens."""
+    part, storage = held_out(config)
+    tokens = np.concatenate([read_block(storage, part.part, block) for block in range(len(part.part.blocks))])
+    end, found = part.part.special_ids["end_of_text"], []
+    for number in range(part.num_batches):
+        (start,) = part.first_tokens(number)
+        assert (tokens[start : start + 33] == HeldOutTokens(storage, part).batch(number)[0]).all()
+        found.append(int((tokens[:start] == end).sum()))
+    seen = sorted({*found})
+    return [seen.index(each) for each in found]
 
 
 def test_figures_are_those_of_the_exported_model(causal_run: RunConfig, tmp_path: Path) -> None:
@@ -48,9 +66,13 @@ def test_figures_are_those_of_the_exported_model(causal_run: RunConfig, tmp_path
         hits.append(int((log_p_TV.argmax(-1) == tokens_S[1:]).sum()))
     metrics, counts = outcome.metrics, outcome.counts
     assert counts == {
-        "samples": part.num_samples, "batches": part.num_batches, "targets": 32 * part.num_samples, "bytes": num_bytes,
+        "samples": part.num_samples, "batches": part.num_batches, "documents": 21, "targets": 32 * part.num_samples,
+        "bytes": num_bytes,
     }  # fmt: skip
-    expected = ratio(losses, [32] * len(losses))
+    in_document = documents_of(causal_run)
+    assert {*in_document} == {*range(21)}
+    by_document = [[loss for loss, each in zip(losses, in_document, strict=True) if each == d] for d in range(21)]
+    expected = ratio([sum(each) for each in by_document], [32 * len(each) for each in by_document])
     for name, wanted in (
         ("loss", expected.value), ("perplexity", math.exp(expected.value)), ("accuracy", sum(hits) / counts["targets"]),
         ("bits_per_byte", sum(losses) / math.log(2) / num_bytes),
@@ -88,6 +110,82 @@ def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None
         math.log(301) - alike / number * math.log(2), rel=1e-6
     )  # fp32 softmax
     assert metrics["accuracy"].value == pytest.approx(alike / number)
+
+
+class Broken(nn.Module):
+    """As `Knows`, but of some tokens all that it says is NaN."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        logits_BTV = Knows()(tokens_BT)
+        logits_BTV[tokens_BT == tokens_BT[0, 0]] = math.nan
+        return logits_BTV
+
+
+def test_model_that_is_not_finite_has_no_figures(causal_run: RunConfig, masked_run: RunConfig) -> None:
+    """Its most probable token would be the one whose logit is NaN: right by chance, or wrong."""
+    for config in (causal_run, masked_run):
+        metrics = outcome_of(HeldOutText(config), dataclasses.replace(model_of(config), module=Broken())).metrics
+        assert {metric.value for metric in metrics.values()} == {None}
+        target = Target.parse("held_out.accuracy >= 0")
+        figures = {"held_out": {name: metric.value for name, metric in metrics.items()}}
+        assert not target.is_reached(target.score(figures)) and target.lacks(figures) == "not finite"
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_figures_have_the_bits_of_the_batches_whatever_their_intervals_are_of(causal_run: RunConfig, size: int) -> None:
+    config = causal_run.replace(f"batch.micro_batch_size={size}")
+    task, model = HeldOutText(config), model_of(causal_run)
+    answers = [measured for piece in task.plan(model).pieces for measured in piece.answer(model)]
+    wholes = [whole for whole, _ in answers]
+    metrics = outcome_of(task, model).metrics
+    targets = [each.num_targets for each in wholes]
+    assert metrics["loss"].value == ratio([each.loss for each in wholes], targets).value
+    assert metrics["accuracy"].value == ratio([each.num_correct or 0 for each in wholes], targets).value
+    for whole, samples in answers:
+        assert whole.loss == pytest.approx(sum(each.loss for each in samples), rel=1e-12)  # fp64 in another order
+        for name in ("num_targets", "num_correct", "num_bytes"):
+            assert getattr(whole, name) == sum(getattr(each, name) for each in samples)
+
+
+def test_samples_of_masked_text_add_up_to_their_batch(masked_run: RunConfig) -> None:
+    task, model = HeldOutText(masked_run.replace("batch.micro_batch_size=4")), model_of(masked_run)
+    for piece in task.plan(model).pieces:
+        for whole, samples in piece.answer(model):
+            assert whole.loss == pytest.approx(sum(each.loss for each in samples), rel=1e-12)
+            assert whole.num_targets == sum(each.num_targets for each in samples)
+            assert len({each.num_targets for each in samples}) > 1 or len(samples) < 4
+
+
+@pytest.mark.parametrize(("num_documents", "samples_each"), [(128, 4), (64, 16), (20, 50)])
+def test_interval_covers_the_truth_where_documents_are_longer_than_a_sample(
+    num_documents: int, samples_each: int
+) -> None:
+    """Documents vary as much as samples within them. The shuffled batches as draws covered it in 0.78, 0.47 and 0.30 of cases."""
+    draw = np.random.Generator(np.random.PCG64(3))
+    clusters = np.repeat(np.arange(num_documents), samples_each)
+    covered = 0
+    for _ in range(300):
+        losses = 3 + 0.3 * draw.standard_normal(num_documents)[clusters] + 0.3 * draw.standard_normal(len(clusters))
+        measures = [Measure(0, loss, 1, 0) for loss in losses.tolist()]
+        found = Draws(measures, clusters).ratio(lambda each: each.loss, lambda each: each.num_targets)
+        covered += found.low < 3 < found.high  # type: ignore[operator]
+    assert 0.91 <= covered / 300 <= 0.98
+
+
+def test_few_documents_are_told(causal_run: RunConfig, tmp_path: Path) -> None:
+    """Of one there is no interval. Without an index nobody knows where documents begin: batches are the draws."""
+    model = model_of(causal_run)
+    all_of_them, few, one = (outcome_of(HeldOutText(causal_run, number), model) for number in (None, 3, 1))
+    assert "caution" not in all_of_them.method
+    assert (
+        few.method["caution"] == "the intervals may be too narrow: 3 documents are few" and few.counts["documents"] == 3
+    )
+    assert (one.counts["documents"], one.metrics["loss"].low) == (1, None) and "caution" not in one.method
+    shutil.copytree(causal_run.data.tokens.removeprefix("file://"), tmp_path / "tokens")
+    (tmp_path / "tokens" / "documents.json").unlink()
+    blind = outcome_of(HeldOutText(causal_run.replace(f"data.tokens=file://{tmp_path}/tokens")), model)
+    assert "documents" not in blind.counts and blind.method == {"intervals": "ratio estimator over batches"}
+    assert blind.metrics["loss"].value == all_of_them.metrics["loss"].value
 
 
 def test_fewer_samples_are_asked_when_told(causal_run: RunConfig) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from elastic_lm.evaluate.intervals import Metric, Z, bootstrap, ratio, wilson
+from elastic_lm.evaluate.intervals import Metric, Z, bootstrap, ratio, student_t, wilson
 
 
 def mean(sums: np.ndarray) -> float:
@@ -22,6 +22,7 @@ def mean(sums: np.ndarray) -> float:
         (10, 10, 0.7225, 1.0),
         (1, 1, 0.2065, 1.0),
         (0.5, 1, 0.0546, 0.9454),  # a tie
+        (50, 50, 0.9287, 1.0),
     ],
 )
 def test_wilson_interval(hits: float, number: int, low: float, high: float) -> None:
@@ -30,15 +31,59 @@ def test_wilson_interval(hits: float, number: int, low: float, high: float) -> N
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+def test_wilson_interval_of_none_and_of_all_ends_exactly() -> None:
+    for number in range(1, 200):
+        assert (wilson(0, number).low, wilson(number, number).high) == (0.0, 1.0)
+
+
 def test_ratio_of_two_clusters_by_hand() -> None:
-    """R = 6 / 2; residuals -1 and 1; √(2/1 · 2) / 2 = 1."""
-    assert ratio([2, 4], [1, 1]) == Metric(3.0, pytest.approx(3 - Z), pytest.approx(3 + Z))
+    """R = 6 / 2; residuals -1 and 1; √(2/1 · 2) / 2 = 1, and t of one degree of freedom."""
+    assert ratio([2, 4], [1, 1]) == Metric(3.0, pytest.approx(3 - 12.7062), pytest.approx(3 + 12.7062))
 
 
 def test_ratio_of_unequal_clusters_by_hand() -> None:
     """R = 9 / 6 = 1.5; residuals 2 - 1.5, 3 - 3, 4 - 4.5; √(3/2 · 0.5) / 6."""
-    error = math.sqrt(0.75) / 6
-    assert ratio([2, 3, 4], [1, 2, 3]) == Metric(1.5, pytest.approx(1.5 - Z * error), pytest.approx(1.5 + Z * error))
+    half = 4.3027 * math.sqrt(0.75) / 6
+    assert ratio([2, 3, 4], [1, 2, 3]) == Metric(1.5, pytest.approx(1.5 - half), pytest.approx(1.5 + half))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(1, 12.7062), (9, 2.2622), (10, 2.2281), (12, 2.1788), (20, 2.0860), (30, 2.0423), (120, 1.9799)],
+)
+def test_students_t_is_that_of_the_tables(degrees: int, expected: float) -> None:
+    assert student_t(degrees) == pytest.approx(expected, abs=2e-4)  # the expansion, at ten degrees
+
+
+def test_share_stays_one() -> None:
+    """One right of 2,400, all of a document: the plain formula would say from -0.0004."""
+    found = ratio([1] + [0] * 74, [32] * 75, is_share=True)
+    assert found.low == 0.0 and found.value == 1 / 2400 and 0.0004 < (found.high or 0) < 0.002
+    assert ratio([31] + [32] * 74, [32] * 75, is_share=True).high == 1.0
+    assert (ratio([1] + [0] * 74, [32] * 75).low or 0) < 0
+
+
+def test_no_spread_is_no_sign_of_being_sure() -> None:
+    assert ratio([0] * 75, [32] * 75, is_share=True) == Metric(0.0)
+    assert ratio([32] * 75, [32] * 75, is_share=True) == Metric(1.0)
+    assert ratio([0.3, 0.1, 0.7], [3, 1, 7]) == Metric(pytest.approx(0.1))  # the same but for rounding
+    assert bootstrap([[0.1, 1]] * 40, mean) == Metric(pytest.approx(0.1))
+    assert bootstrap([[number, 1] for number in range(40)], lambda sums: 0.0) == Metric(0.0)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 9])
+def test_ratio_covers_the_truth_of_few_clusters(number: int) -> None:
+    """With 1.96 standard errors two clusters cover it 7 times in 10."""
+    draw = np.random.Generator(np.random.PCG64(4))
+    found = [ratio(draw.normal(5, 1, number).tolist(), [1] * number) for _ in range(2000)]
+    assert sum(each.low < 5 < each.high for each in found) / 2000 == pytest.approx(0.95, abs=0.015)  # type: ignore[operator]
+
+
+def test_bootstrap_of_few_has_no_interval() -> None:
+    rows = [[value, 1] for value in range(9)]
+    assert bootstrap(rows, mean) == Metric(4.0)
+    found = bootstrap([*rows, [9, 1]], mean)
+    assert found.low is not None and found.high is not None and 2 < found.low < 4.5 < found.high < 7
 
 
 def test_more_targets_that_say_the_same_make_nothing_surer() -> None:

@@ -17,9 +17,11 @@ from elastic_lm.config_text import beside
 from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, train
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import tasks
+from elastic_lm.evaluate.fields import Fields
 from elastic_lm.evaluate.intervals import Metric, wilson
 from elastic_lm.evaluate.likelihood import log_likelihoods, rivals
 from elastic_lm.evaluate.result import Outcome
+from elastic_lm.evaluate.safety import Safety
 from elastic_lm.evaluate.tasks import Task
 from tests.evaluate.models import END, Alike, Neighbours, bigrams, outcome_of, trained
 
@@ -230,14 +232,45 @@ def test_scorer_that_does_not_do_is_told(scorer: str, message: str, tmp_path: Pa
         ({"kind": "pairs"}, [{"more": "a"}], "line 1: less is missing; add it, a text that is not blank"),
         ({"kind": "pairs"}, [PAIR, {"more": "a", "less": "a"}], "line 2: more and less are the same sentence"),
         ({"kind": "choices"}, [{**CHOICE, "answer": 2}], "line 1: answer=2 is not a whole number from 0 to 1"),
-        ({"kind": "choices"}, [{**CHOICE, "answer": -1}], "answer=-1 is not a whole number from 0 to 1"),
+        ({"kind": "choices"}, [{**CHOICE, "answer": -1}], "answer=-1 is not a whole number from 0 to 1; correct it$"),
         ({"kind": "choices"}, [{**CHOICE, "answer": "b"}], "answer='b' is not a whole number"),
         ({"kind": "choices"}, [{**CHOICE, "answer": True}], "answer=True is not a whole number"),
         ({"kind": "choices"}, [{**CHOICE, "choices": ["b"]}], "is not a list of at least 2 texts"),
         ({"kind": "choices"}, [{**CHOICE, "choices": ["b", " "]}], "is not a list of at least 2 texts"),
         ({"kind": "choices"}, [{"choices": ["b", "c"], "answer": 0}], "context is missing"),
+        (
+            {"kind": "choices"},
+            [CHOICE, {**CHOICE, "choices": [" b", " c", " b"]}],
+            "line 2: the choices 0 and 2, counted from 0, are the same text; correct one, or leave it out",
+        ),
+        (
+            {"kind": "choices"},
+            [{**CHOICE, "choices": [" b", ""]}],
+            r"choices=\[' b', ''\] is not a list of at least 2 texts: number 1 of it, counted from 0, is blank, ''; write it,",
+        ),
+        (
+            {"kind": "choices"},
+            [{**CHOICE, "choices": "b"}],
+            r"is not a list of at least 2 texts; write \['b', \.\.\.\]$",
+        ),
+        (
+            {"kind": "choices"},
+            [{**CHOICE, "choices": ["b", 7]}],
+            "number 1 of it, counted from 0, is 7; write it as a text",
+        ),
+        ({"kind": "choices"}, [{**CHOICE, "choices": {}}], "is not a list of at least 2 texts; write a list$"),
+        ({"kind": "bleu"}, [{**PROMPT, "references": "b"}], r"is not a list of at least 1 text; write \['b'\]$"),
+        (
+            {"kind": "bleu"},
+            [{**PROMPT, "references": ["a text that is longer than what an error shows of it" * 2, " "]}],
+            "number 1 of it, counted from 0, is blank",
+        ),
         ({"kind": "bleu"}, [PROMPT], "line 1: references is missing; add it, a list of at least 1 text$"),
-        ({"kind": "bleu"}, [{**PROMPT, "references": []}], "references=.. is not a list of at least 1 text"),
+        (
+            {"kind": "bleu"},
+            [{**PROMPT, "references": []}],
+            "references=.. is not a list of at least 1 text: it has 0; add more$",
+        ),
         (
             {"kind": "bleu", "max_new_tokens": 0},
             [TRANSLATION],
@@ -348,6 +381,14 @@ def test_number_of_samples_is_refused_where_nothing_heeds_it(causal_run: RunConf
     with pytest.raises(ConfigError, match="samples=3 are of held_out, which is not asked for"):
         tasks.find([own], causal_run, 3)
     assert len(tasks.find([own, "held_out"], causal_run, 3)) == 2
+
+
+def test_hash_says_how_texts_are_drawn_where_they_are() -> None:
+    """What was drawn by another rule is the result of another task; the most probable text is the same by any."""
+    for temperature, is_drawn in ((0, False), (1, True)):
+        options = Fields({"scorer": SCORER, "temperature": temperature}, "task.yaml")
+        Safety([Fields(PROMPT, "items")], options)
+        assert ("drawn" in options.rules) == is_drawn
 
 
 def test_hash_is_of_what_is_asked_and_not_of_where(tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ def test_metrics_are_found_by_step_task_and_name(tmp_path: Path) -> None:
     assert [str(one) for one in found(folder)] == ["30.25", "1", "2.5 [2.4, 2.6]", "0.5"]
 
 
+def test_figure_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    """A model that fell apart is not one that nobody evaluated."""
+    folder = Storage.open(str(tmp_path))
+    text = b'{"metrics": {"loss": {"value": null, "low": null, "high": null}, "mine": NaN, "none": {"low": 1}}}'
+    folder.write("evaluations/step-00000010/held_out.json", text)
+    assert found(folder) == [Measured(10, "held_out", "loss", None), Measured(10, "held_out", "mine", None)]
+    assert [str(one) for one in found(folder)] == ["not finite"] * 2
+
+
 def test_what_is_of_another_shape_is_passed_over(tmp_path: Path) -> None:
     folder = Storage.open(str(tmp_path))
     for number, text in enumerate(
