@@ -264,10 +264,10 @@ def test_attempt_that_is_asked_another_thing_is_noted(base: RunConfig) -> None:
         ({"every_steps": 3, "keep": 1, "keep_every": 3}, 0, [3, 6, 9, 10]),
         ({"every_steps": 3}, 8, [9, 10]),
         ({"every_steps": 5}, 8, [8, 10]),  # a fork has its parent's
-        (  # that of step 4 goes before it is old enough to go back to
+        (  # that of step 4 is old enough to go back to, and that of step 6 is the next one
             {"every_steps": 2, "spikes.policy": "rewind", "spikes.rewind_steps": 4, "spikes.steps_in_a_row": 1},
             0,
-            [2, 8, 10],
+            [4, 6, 8, 10],
         ),
         ({"every_steps": 2, "keep": 2, "keep_best": 3}, 0, [8, 10]),  # which are the best is not known
     ],
