@@ -40,8 +40,8 @@ class Made:
 class OneByteTokens:
     """A tokenizer of synthetic tokens."""
 
-    def num_bytes(self, token: int) -> int:
-        return 1
+    def bytes_by_token(self, vocab_size: int) -> NDArray[np.int64]:
+        return np.ones(vocab_size, dtype=np.int64)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastic_lm.engine import cross_entropy
-from elastic_lm.engine.cross_entropy import head_loss, loss_of_logits
+from elastic_lm.engine.cross_entropy import head_loss, hits_at, loss_of_logits
 
 ROWS, WIDTH, VOCAB = 37, 12, 29
 ROUNDING = 1e-5  # of fp32 sums of a few dozen terms around 1
@@ -97,3 +97,27 @@ def test_a_tied_matrix_gets_the_sum_of_both_gradients() -> None:
     head.weight.grad = None
     F.cross_entropy(head(F.embedding(tokens_N, head.weight)), targets_N, reduction="sum").backward()
     torch.testing.assert_close(mine, head.weight.grad, rtol=ROUNDING, atol=ROUNDING)
+
+
+class Told(nn.Module):
+    """A model of a user's, whose logits are these."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        super().__init__()
+        self.logits_NV = logits_NV
+
+    def forward(self, inputs_BT: Tensor) -> Tensor:
+        return self.logits_NV[None]
+
+
+@pytest.mark.parametrize("values", [1, 2, 5, 1000])
+def test_hit_is_the_first_of_the_largest(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that tells all tokens apart by nothing hits the first one alone."""
+    monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, "cpu", 7 * 11)  # seven rows at a time
+    generator = torch.Generator().manual_seed(values)
+    logits_NV = torch.randint(0, values, (60, 11), generator=generator).float()
+    targets_N = torch.randint(0, 11, (60,), generator=generator)
+    found = hits_at(Told(logits_NV), torch.zeros(1, 60, dtype=torch.int64), targets_N)
+    assert torch.equal(found.hit_N, logits_NV.argmax(-1) == targets_N)
+    assert 0 < int(found.hit_N.sum()) < 60
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits_NV, targets_N, reduction="sum")), rel=1e-6)
