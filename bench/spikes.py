@@ -35,7 +35,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.step import Replica, StepRunner
-from elastic_lm.experiment.rewinds import Rewind, rules_of, with_skip
+from elastic_lm.experiment.rewinds import Rewind, Rewinds, rules_of, with_skip
 from elastic_lm.experiment.spikes import Spike, SpikeDetector
 from elastic_lm.protocol import Evaluation, Generation
 from elastic_lm.runtime.held_out_client import HeldOutClient
@@ -116,12 +116,13 @@ def trained(config: RunConfig) -> Outcome:
 
 def rewound(config: RunConfig, through: Outcome) -> tuple[RunConfig, Outcome, int]:
     """(its config in the end, what it came to, how often it went back), given what the run came to that did not."""
-    outcome, number = through, 0
-    while (found := outcome.spikes(config)) and number < config.spikes.max_rewinds:
-        number += 1
-        config = with_skip(config, Rewind.of(found[0], config, number=number).after)
+    outcome, made = through, Rewinds()
+    while (found := outcome.spikes(config)) and len(made) < config.spikes.max_rewinds:
+        rewind = Rewind.of(found[0], config, number=len(made) + 1, floor=made.floor(0))
+        made = Rewinds((*made.made, rewind))
+        config = with_skip(config, rewind.after)
         outcome = trained(config)
-    return config, outcome, number
+    return config, outcome, len(made)
 
 
 def num_different(one: RunConfig, other: RunConfig) -> int:
