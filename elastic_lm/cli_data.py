@@ -103,6 +103,8 @@ def show(
             "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
             "seed": seed, "window_blocks": window_blocks,
         }  # fmt: skip
+        if step is not None and found.config is not None:
+            _check_has(found.config, step)
         if step is not None and found.folder is not None:
             _check_trained_here(found.folder, step)
         if step is None:
@@ -213,6 +215,15 @@ def _order(found: _Found, shape: dict[str, int | None]) -> Order:
         )
     fields: dict[str, Any] = given
     return found.manifest.order(**fields)
+
+
+def _check_has(config: RunConfig, step: int) -> None:
+    """Raises: ConfigError when the run never comes to this step."""
+    if step >= (steps := config.training.steps):
+        raise ConfigError(
+            f"--step {step}: the run ends at step {steps:,} (training.steps), and its last one is step {steps - 1}; choose an "
+            "earlier one, or name a RUN.YAML with more steps"
+        )
 
 
 def _check_trained_here(folder: Storage, step: int) -> None:

@@ -41,9 +41,19 @@ def test_losses_are_of_the_run_that_was_named(small_corpus: str, tmp_path: Path)
     assert Solo(config).train().ok
     shutil.copytree(tmp_path / "runs", tmp_path / "moved")
     shutil.rmtree(tmp_path / "runs")
-    assert {sample["weights_step"] for sample in shown(f"{tmp_path}/moved/{config.name}", "--step", "2", "--loss")} == {
+    assert {sample["weights_step"] for sample in shown(f"{tmp_path}/moved/{config.name}", "--step", "1", "--loss")} == {
         2
     }
+
+
+def test_step_that_a_run_never_comes_to_is_refused(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}", steps=2)
+    assert Solo(config).train().ok
+    assert shown(config.run_url, "--step", "1")
+    for more in ([], ["--loss"]):
+        told = run("data", "show", config.run_url, "--step", "2", *more)
+        assert (told.exit_code, told.stdout) == (2, "")
+        assert "--step 2: the run ends at step 2 (training.steps), and its last one is step 1; choose" in told.stderr
 
 
 def test_steps_that_a_fork_has_not_trained_are_told_by_who_has(small_corpus: str, tmp_path: Path) -> None:
