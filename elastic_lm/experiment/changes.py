@@ -130,6 +130,26 @@ def _kept(batch: int, skip: Skip) -> int:
     return batch
 
 
+def check_reach(before: RunConfig, after: RunConfig, ranges: Skip, *, called: str = "--skip") -> None:
+    """`after` leaves out more than `before`: `ranges`, given as `called`, and what its own changes say.
+
+    Raises: UnfitError when one of these begins behind the last batch that is trained: it would leave out nothing.
+    """
+    last = batch_of(after.training.steps - 1, after.training.skip)
+    named = [(f"{called} {start}:{stop}", start) for start, stop in ranges]
+    named += [
+        (f"training.skip=[..., [{start}, {stop}], ...]", start)
+        for start, stop in after.training.skip
+        if _kept(start, before.training.skip) < stop
+    ]
+    for told, start in named:
+        if start > last:
+            raise UnfitError(
+                f"{told} begins behind batch {last}, the last that is trained, in step {after.training.steps - 1}, and so would "
+                f"leave out nothing; begin at {last} or earlier, or leave it out (training.steps={after.training.steps})"
+            )
+
+
 def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
     """Raises: UnfitError unless the first `step` steps have trained the same batches under both."""
     trained = batch_of(step - 1, before.training.skip) + 1 if step else 0  # batches from here on are the fork's

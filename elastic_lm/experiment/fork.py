@@ -159,6 +159,7 @@ def _wanted(request: Request, before: RunConfig, step: int) -> tuple[RunConfig, 
     changes.check_steps(after, step)
     changes.check_skip(before, after, step)
     after = changes.with_skip(after, request.skip, step)
+    changes.check_reach(before, after, request.skip)
     return after, changes.changes(before, after)
 
 

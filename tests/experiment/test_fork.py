@@ -138,6 +138,22 @@ def test_batches_that_are_left_out_already_may_be_named_again(
         changes.with_skip(config, tuple(skip), 6)
 
 
+def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: RunConfig) -> None:
+    made = forked(parent, "last", step=AT, skip=((9, 10), (10, 11)))
+    trained(made.config)
+    assert list(batches(made.config).items())[-1] == (9, 11)
+    assert forked(parent, "both", step=AT, overrides=["training.skip=[[10, 12]]"], skip=((9, 10),)).lineage.skip
+
+
+def test_batches_that_the_parent_never_came_to_stay_left_out(small_corpus: str) -> None:
+    """Those that it names for steps beyond its own are no mistake of who forks it."""
+    config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[20, 30]]")
+    after = changes.with_skip(config, ((5, 6),), AT)
+    changes.check_reach(config, after, ((5, 6),))
+    with pytest.raises(UnfitError, match="--skip 40:50 begins behind batch 10"):
+        changes.check_reach(config, changes.with_skip(after, ((40, 50),), AT), ((40, 50),))
+
+
 def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:
     first = forked(parent, "first", step=AT, overrides=["training.skip=[[4, 6]]"])
     trained(first.config, 6)  # on batches 6 and 7
@@ -297,6 +313,10 @@ def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> Non
         ({"overrides": ["batch.micro_batches=0"]}, r"micro_batches=0"),
         ({"skip": ((3, 6),)}, r"--skip 3:6 begins before batch 4"),
         ({"skip": ((6, 6),)}, "--skip 6:6 is no range"),
+        ({"skip": ((1000, 1010),)}, "--skip 1000:1010 begins behind batch 9, the last that is trained, in step 9"),
+        ({"skip": ((10, 11),)}, "--skip 10:11 begins behind batch 9"),
+        ({"skip": ((5, 7), (12, 13))}, "--skip 12:13 begins behind batch 11"),  # skipping moves the last one
+        ({"overrides": ["training.skip=[[5, 7], [100, 200]]"]}, r"training\.skip=\[\.\.\., \[100, 200\], .* behind batch 11"),
         ({"step": 5}, "no checkpoint of step 5; the nearest are 4 and 10"),
         ({"step": 3}, "no checkpoint of step 3; the nearest are 4 and 10$"),
         ({"step": 10}, "10 steps and training.steps=10.*add steps"),
