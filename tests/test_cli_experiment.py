@@ -67,6 +67,7 @@ def test_fork_that_has_not_begun_is_known_to_the_other_commands(url: str) -> Non
         (["@2", "--name", "new", "--skip", "1:9"], "--skip 1:9 begins before batch 2", 2),
         (["@2", "--name", "new", "--set", "model.width=32"], "cannot take", 2),
         (["", "--name", "new"], "nothing would be trained", 2),
+        (["@2", "--name", "new", "--storage", "/proc/nope"], "its folder cannot be made there; correct the address", 4),
         (["@2"], "--name", 2),
     ],
 )

@@ -169,6 +169,15 @@ def _below(ranges: Skip, limit: int) -> Skip:
 # -- the corpus --------------------------------------------------------------------------------------------------------
 
 
+def check_corpus(after: RunConfig) -> None:
+    """Raises: DataError when the corpus is not there; ConfigError when it is another than the config names; StorageError."""
+    try:
+        corpus = Corpus.load(Storage.open(after.data.tokens))
+        after.settled(manifest=corpus.hash, window_blocks=corpus.window_blocks)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{error}; or fork to where the corpus is now: --set data.tokens=URL") from error
+
+
 def check_vocabulary(before: RunConfig, after: RunConfig) -> None:
     """Raises: UnfitError when another corpus has other tokens than the model has learned; ConfigError when that cannot be known;
     DataError; StorageError.

@@ -14,7 +14,14 @@ from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError, UnfitError
+from elastic_lm.errors import (
+    CheckpointError,
+    CheckpointVersionError,
+    ConfigError,
+    DataError,
+    ElasticLMError,
+    UnfitError,
+)
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
@@ -354,7 +361,8 @@ def test_checkpoint_of_another_version_is_refused_by_name(parent: RunConfig) -> 
 def test_checkpoint_that_is_damaged_makes_no_run(parent: RunConfig) -> None:
     folder = Storage.open(parent.run_url)
     flip(folder, parts_of(folder, AT)[1])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    told = rf"checkpoint {folder.url}/{folder_of(AT)} of run parent cannot be forked: part .* is damaged: .*; fork another step"
+    with pytest.raises(CheckpointError, match=rf"{told}: RUN@STEP \(there is {STEPS}\)"):
         forked(parent, step=AT)
     with pytest.raises(ElasticLMError):
         _ = Run.open(f"{parent.storage}/runs/new").address.config()
@@ -376,6 +384,27 @@ def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
     moved.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
     with pytest.raises(ConfigError, match="was made with another tokenizer"):
         forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
+
+
+def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
+    small_corpus: str, tmp_path: Path
+) -> None:
+    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
+    for path in tokens.list():
+        place.write(path, tokens.read(path))
+    parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
+    trained(parent, AT)
+    manifest = json.loads(place.read("manifest.json"))
+    before = contents(f"{tmp_path}/runs")
+    place.write("manifest.json", json.dumps({**manifest, "counts": {}}).encode())
+    remedy = "; or fork to where the corpus is now: --set data.tokens=URL"
+    with pytest.raises(ConfigError, match=f"is not the corpus at data.tokens=.*{remedy}"):
+        forked(parent, step=AT)
+    place.delete("manifest.json")
+    with pytest.raises(DataError, match=rf"there is no manifest\.json in {place.url}.*{remedy}"):
+        forked(parent, step=AT)
+    assert contents(f"{tmp_path}/runs") == before
+    assert forked(parent, step=AT, overrides=[f"data.tokens={small_corpus}"]).config.data.tokens == small_corpus
 
 
 def test_place_of_the_first_weights_is_not_changed_either(parent: RunConfig) -> None:
