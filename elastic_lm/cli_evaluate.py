@@ -13,7 +13,7 @@ import typer
 
 from elastic_lm import completion
 from elastic_lm.errors import ConfigError, ElasticLMError
-from elastic_lm.terminal import deliver, say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors, visible
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
@@ -159,6 +159,8 @@ def _rows(result: Result) -> Iterator[str]:
     yield f"{result.task} at step {result.step:,}: {counts}"
     for name, metric in result.outcome.metrics.items():
         yield f"{name.replace('_', ' '):>20}  {_told(metric)}"
+    if "corpus" in result.outcome.method:
+        yield visible(f"{'':>20}  {result.outcome.method['corpus']}")
 
 
 def _told(metric: Metric) -> str:

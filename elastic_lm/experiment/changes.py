@@ -95,6 +95,13 @@ def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | No
     return told
 
 
+def corpus_note(found: Sequence[Change]) -> str | None:
+    """A sentence where the fork goes on with another corpus."""
+    if all(change.name != "data.manifest" for change in found):
+        return None
+    return "What the other corpus holds out may be text that the state was trained on: held_out may then measure no unseen text."
+
+
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 

@@ -104,7 +104,11 @@ class Draft:
             versions={"elastic-lm": __version__, "python": platform.python_version()},
             surgery=None if alteration is None else alteration.account,
         )
-        notes = [changes.order_note(found, after, origin.step), None if alteration is None else alteration.note]
+        notes = [
+            changes.order_note(found, after, origin.step),
+            changes.corpus_note(found),
+            None if alteration is None else alteration.note,
+        ]
         return cls(origin, after, lineage, " ".join(filter(None, notes)) or None, alteration)
 
     @classmethod

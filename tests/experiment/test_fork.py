@@ -465,6 +465,7 @@ def test_other_text_of_the_same_vocabulary_goes_on_from_its_step(
     drafts: list[Draft] = []
     made = fork(Request(address_of(parent), "other", AT, None, [f"data.tokens={tmp_path}/other"]), drafts.append)
     assert drafts[0].note is not None and "another order (data.manifest" in drafts[0].note
+    assert "may be text that the state was trained on" in drafts[0].note
     assert Solo(made.config).train().last_step == STEPS
 
 
