@@ -8,6 +8,7 @@ written, and only storage is needed.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -302,8 +303,13 @@ def _range(text: str) -> tuple[int, int]:
 
 def _as_json(wanted: Range, passages: Passages, *, ids: bool) -> dict[str, Any]:
     found = [_passage_as_json(passage, ids=ids) for passage in passages.between(wanted.start, wanted.stop)]
-    told = {} if wanted.judged is None else dict(zip(("loss", "weights_step"), wanted.judged, strict=True))
+    told = {} if wanted.judged is None else {"loss": _finite(wanted.judged[0]), "weights_step": wanted.judged[1]}
     return {**wanted.place, **told, "tokens": [wanted.start, wanted.stop], "passages": found}
+
+
+def _finite(loss: float) -> float | None:
+    """JSON has no other numbers."""
+    return loss if math.isfinite(loss) else None
 
 
 def _passage_as_json(passage: Passage, *, ids: bool) -> dict[str, Any]:
@@ -363,7 +369,8 @@ def _judgement(wanted: Range) -> str:
     if wanted.judged is None:
         return ""
     loss, step = wanted.judged
-    return f"; loss {loss:.4f} with the weights of step {step:,}"
+    told = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+    return f"; loss {told} with the weights of step {step:,}"
 
 
 def _whence(passage: Passage) -> str:
