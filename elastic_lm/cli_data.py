@@ -8,6 +8,7 @@ written, and only storage is needed.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def show(
             "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
             "seed": seed, "window_blocks": window_blocks,
         }  # fmt: skip
+        if step is not None and found.config is not None:
+            _check_has(found.config, step)
         if step is not None and found.folder is not None:
             _check_trained_here(found.folder, step)
         if step is None:
@@ -215,6 +218,15 @@ def _order(found: _Found, shape: dict[str, int | None]) -> Order:
     return found.manifest.order(**fields)
 
 
+def _check_has(config: RunConfig, step: int) -> None:
+    """Raises: ConfigError when the run never comes to this step."""
+    if step >= (steps := config.training.steps):
+        raise ConfigError(
+            f"--step {step}: the run ends at step {steps:,} (training.steps), and its last one is step {steps - 1}; choose an "
+            "earlier one, or name a RUN.YAML with more steps"
+        )
+
+
 def _check_trained_here(folder: Storage, step: int) -> None:
     """Raises: ConfigError when the run is a fork, and the samples that it would tell are not those of the run that trained them.
 
@@ -291,8 +303,13 @@ def _range(text: str) -> tuple[int, int]:
 
 def _as_json(wanted: Range, passages: Passages, *, ids: bool) -> dict[str, Any]:
     found = [_passage_as_json(passage, ids=ids) for passage in passages.between(wanted.start, wanted.stop)]
-    told = {} if wanted.judged is None else dict(zip(("loss", "weights_step"), wanted.judged, strict=True))
+    told = {} if wanted.judged is None else {"loss": _finite(wanted.judged[0]), "weights_step": wanted.judged[1]}
     return {**wanted.place, **told, "tokens": [wanted.start, wanted.stop], "passages": found}
+
+
+def _finite(loss: float) -> float | None:
+    """JSON has no other numbers."""
+    return loss if math.isfinite(loss) else None
 
 
 def _passage_as_json(passage: Passage, *, ids: bool) -> dict[str, Any]:
@@ -352,7 +369,8 @@ def _judgement(wanted: Range) -> str:
     if wanted.judged is None:
         return ""
     loss, step = wanted.judged
-    return f"; loss {loss:.4f} with the weights of step {step:,}"
+    told = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+    return f"; loss {told} with the weights of step {step:,}"
 
 
 def _whence(passage: Passage) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from elastic_lm import completion
 from elastic_lm.errors import ConfigError, ElasticLMError
-from elastic_lm.terminal import deliver, say, told_errors
+from elastic_lm.terminal import deliver, say, told_errors, visible
 
 if TYPE_CHECKING:
     from elastic_lm.evaluate.intervals import Metric
@@ -159,8 +159,9 @@ def _rows(result: Result) -> Iterator[str]:
     yield f"{result.task} at step {result.step:,}: {counts}"
     for name, metric in result.outcome.metrics.items():
         yield f"{name.replace('_', ' '):>20}  {_told(metric)}"
-    if (caution := result.outcome.method.get("caution")) is not None:
-        yield f"{'':>20}  {caution}"
+    for name in ("caution", "corpus"):
+        if name in result.outcome.method:
+            yield visible(f"{'':>20}  {result.outcome.method[name]}")
 
 
 def _told(metric: Metric) -> str:

@@ -309,7 +309,7 @@ class _neighbour:
             except FileExistsError as error:  # told, too, when the folder went between two looks at it
                 if folder.is_file():
                     raise NotADirectoryError(str(folder)) from error
-        raise FileNotFoundError(str(self._path))
+        raise OSError("its folder cannot be made there; correct the address")
 
 
 _KIND_OF_STATUS: dict[int, Callable[[str], OSError]] = {

@@ -22,18 +22,18 @@ def url(small_corpus: str, tmp_path: Path) -> str:
 
 
 def test_fork_tells_what_is_changed_and_how_to_go_on(url: str) -> None:
-    told = run("fork", f"{url}@2", "--name", "new", "--set", "training.seed=3", "--set", "checkpoint.keep=5", "--skip", "3:5",
-               "--skip", "8:9")  # fmt: skip
+    told = run("fork", f"{url}@2", "--name", "new", "--set", "training.seed=3", "--set", "checkpoint.keep=5", "--skip", "2:3",
+               "--skip", "4:6")  # fmt: skip
     assert told.exit_code == 0, told.stderr
     new = url.replace("parent", "new")
     first, *changes, note, last = told.stdout.splitlines()
     assert first.startswith(f"Forking parent at step 2 into {new}: 1 part, ")
     assert changes == [
-        "  training.seed: 0 -> 3", "  training.skip: [] -> [[3, 5], [8, 9]]", "  checkpoint.keep: 2 -> 5",
+        "  training.seed: 0 -> 3", "  training.skip: [] -> [[2, 3], [4, 6]]", "  checkpoint.keep: 2 -> 5",
     ]  # fmt: skip
     assert "another order (training.seed)" in note
     assert last == f"Every byte was verified. Go on with: elastic-lm resume {new}"
-    assert Run.open(new).config.training.skip == ((3, 5), (8, 9))
+    assert Run.open(new).config.training.skip == ((2, 3), (4, 6))
 
 
 def test_address_may_hold_an_at(small_corpus: str, tmp_path: Path) -> None:
@@ -67,6 +67,7 @@ def test_fork_that_has_not_begun_is_known_to_the_other_commands(url: str) -> Non
         (["@2", "--name", "new", "--skip", "1:9"], "--skip 1:9 begins before batch 2", 2),
         (["@2", "--name", "new", "--set", "model.width=32"], "cannot take", 2),
         (["", "--name", "new"], "nothing would be trained", 2),
+        (["@2", "--name", "new", "--storage", "/proc/nope"], "its folder cannot be made there; correct the address", 4),
         (["@2"], "--name", 2),
     ],
 )

@@ -85,8 +85,9 @@ ALLOWED = {
     "elastic_lm.evaluation_file": set(),
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "elastic_lm.checkpoint.weights", "elastic_lm.config", "elastic_lm.config_text",
-        "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file", "elastic_lm.generation",
-        "elastic_lm.model", "elastic_lm.protocol", "elastic_lm.storage", "elastic_lm.trained_model",
+        "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file",
+        "elastic_lm.experiment.lineage", "elastic_lm.generation", "elastic_lm.model", "elastic_lm.protocol",
+        "elastic_lm.storage", "elastic_lm.trained_model",
     },
     "elastic_lm.evaluate.harness.driver": {"lm_eval"},  # another Python runs it, which has no elastic-lm
     "elastic_lm.experiment": {

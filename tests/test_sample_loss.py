@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from elastic_lm.checkpoint import store
+from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.events.types import EventKind
 from elastic_lm.run import Run
+from elastic_lm.storage import Storage
 from tests.experiment.parents import forked, trained
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
@@ -41,9 +46,35 @@ def test_losses_are_of_the_run_that_was_named(small_corpus: str, tmp_path: Path)
     assert Solo(config).train().ok
     shutil.copytree(tmp_path / "runs", tmp_path / "moved")
     shutil.rmtree(tmp_path / "runs")
-    assert {sample["weights_step"] for sample in shown(f"{tmp_path}/moved/{config.name}", "--step", "2", "--loss")} == {
+    assert {sample["weights_step"] for sample in shown(f"{tmp_path}/moved/{config.name}", "--step", "1", "--loss")} == {
         2
     }
+
+
+def test_step_that_a_run_never_comes_to_is_refused(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}", steps=2)
+    assert Solo(config).train().ok
+    assert shown(config.run_url, "--step", "1")
+    for more in ([], ["--loss"]):
+        told = run("data", "show", config.run_url, "--step", "2", *more)
+        assert (told.exit_code, told.stdout) == (2, "")
+        assert "--step 2: the run ends at step 2 (training.steps), and its last one is step 1; choose" in told.stderr
+
+
+def test_loss_that_is_not_finite_is_null_and_said(small_corpus: str, tmp_path: Path) -> None:
+    config = solo_config(small_corpus, f"file://{tmp_path}", steps=2)
+    assert Solo(config).train().ok
+    folder = Storage.open(config.run_url)
+    loaded = store.load(folder, 2)
+    for path in folder.list(folder_of(2)):
+        folder.delete(path)
+    broken = {name: torch.full_like(tensor, math.nan) for name, tensor in loaded.tensors.items()}
+    store.save(folder, 2, broken, {name: told for name, told in loaded.info.meta.items() if name != "digest"})
+    told = run("data", "show", config.run_url, "--step", "1", "--loss", "--json")
+    assert (told.exit_code, "NaN" in told.stdout) == (0, False), told.stderr
+    assert {json.loads(line)["loss"] for line in told.stdout.splitlines()} == {None}
+    text = run("data", "show", config.run_url, "--step", "1", "--loss").stdout
+    assert "; loss not finite with the weights of step 2" in text
 
 
 def test_steps_that_a_fork_has_not_trained_are_told_by_who_has(small_corpus: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from elastic_lm.errors import CheckpointError, ConfigError, DataError
 from elastic_lm.run_address import split_step
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
+from tests.checkpoint.saved import flip, parts_of
 from tests.solo import Solo, solo_config, solo_corpus
 
 
@@ -51,6 +52,15 @@ def test_logits_of_the_next_token_are_the_last_of_all(trained: RunConfig) -> Non
     for found_V in (model.next_logits(ids), model.next_logits(ids[3:], cache)):
         assert found_V.shape == (model.vocab_size,) and not found_V.requires_grad
         torch.testing.assert_close(found_V, model.logits(ids)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_damaged_checkpoint_is_told_with_the_others(trained: RunConfig) -> None:
+    folder = Storage.open(trained.run_url)
+    for step, others in ((6, "there are 2, 4"), (4, "there are 2, 6")):
+        for part in parts_of(folder, step):
+            flip(folder, part)
+        with pytest.raises(CheckpointError, match=rf"is damaged.*; name another step \({others}\)"):
+            load(trained, None if step == 6 else step)
 
 
 def test_step_without_a_checkpoint_names_the_nearest(trained: RunConfig) -> None:

@@ -82,6 +82,12 @@ def nearest(step: int, complete: Sequence[int]) -> str:
     return f"the nearest are {', '.join(others)} and {last}" if others else f"the only one is of step {last}"
 
 
+def others(storage: Storage, step: int) -> str:
+    """What to say where the checkpoint of a step cannot be used: which other ones are complete.    Raises: StorageError."""
+    complete = [str(other.step) for other in found(storage) if other.state == "complete" and other.step != step]
+    return f"there are {', '.join(complete)}" if complete[1:] else f"there is {complete[0] if complete else 'no other'}"
+
+
 def listed(storage: Storage) -> dict[int, list[str]]:
     """Names of all objects of the run's checkpoints, by step."""
     return steps_in(storage.list(f"{FOLDER}/"))

@@ -28,7 +28,7 @@ def weights_at(run_storage: Storage, step: int) -> dict[str, Tensor]:
 
     Raises: CheckpointError that names the nearest ones when there is none, or it is damaged; StorageError.
     """
-    return _named(store.load(run_storage, step_of(run_storage, step), prefix=PARAMETERS))
+    return _named(_loaded(run_storage, step_of(run_storage, step)))
 
 
 def step_of(run_storage: Storage, step: int | None = None) -> int:
@@ -58,4 +58,11 @@ def _named(checkpoint: store.Checkpoint) -> dict[str, Tensor]:
 
 
 def _newest(run_storage: Storage) -> store.Checkpoint:
-    return store.load(run_storage, step_of(run_storage), prefix=PARAMETERS)
+    return _loaded(run_storage, step_of(run_storage))
+
+
+def _loaded(run_storage: Storage, step: int) -> store.Checkpoint:
+    try:
+        return store.load(run_storage, step, prefix=PARAMETERS)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; name another step ({registry.others(run_storage, step)})") from error

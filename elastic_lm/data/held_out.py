@@ -1,7 +1,7 @@
 """The held-out part of a corpus in batches, the same for all runs that read samples of this length in batches of this size.
 
-Invariant: no document in it was ever trained on (parts.py), and every batch is a pure function of its number: which samples
-come, and in which order, does not depend on the run's seed.
+Invariant: no document in it is trained on by a run over the same corpus (parts.py), and every batch is a pure function of its
+number: which samples come, and in which order, does not depend on the run's seed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class HeldOut:
         if part.num_tokens <= sequence_length:
             raise ConfigError(
                 f"the corpus holds {part.num_tokens:,} tokens out, and a sample takes {sequence_length:,} + 1: there is nothing "
-                "to evaluate on; prepare the corpus with a larger --held-out, or do without evaluation (evaluation.every: null)"
+                "to evaluate on; do without evaluation (evaluation.every: null), or prepare a corpus with a larger --held-out "
+                "and train a run on it from its beginning: one that has trained on this corpus knows what that holds out"
             )
         order = part.order(sequence_length=sequence_length, micro_batches=1, micro_batch_size=batch_size, seed=SEED)
         return cls(part, order, min(order.num_samples, max_samples or order.num_samples))

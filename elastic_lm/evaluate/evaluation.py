@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError
-from elastic_lm.evaluate import tasks
+from elastic_lm.evaluate import held_out, tasks
 from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here
 from elastic_lm.evaluate.progress import Progress, Unseen, View
 from elastic_lm.evaluate.result import Result, rewinds_of
+from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import interface_of
 
@@ -61,4 +63,19 @@ def evaluate(
                 view.show(Progress(task.name, done, len(pieces), tokens))
             assert first is not None, "every task has a piece"
             outcome = plan.outcome(values)
+            if task.kind == held_out.NAME and (known := _known_text(run_storage, config)):
+                outcome = replace(outcome, method={**outcome.method, "corpus": known})
             yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, outcome, rewinds)
+
+
+def _known_text(run_storage: Storage, config: RunConfig) -> str | None:
+    """Why held-out text may be known to the model; None where nobody has trained on it.    Raises: StorageError."""
+    try:
+        lineage = Lineage.load(run_storage)
+    except CheckpointError as error:
+        return f"whether an ancestor trained on this text is unknown: {error}"
+    ancestors = [] if lineage is None else lineage.trained_elsewhere(str(config.data.manifest))
+    if not ancestors:
+        return None
+    told = ", ".join(f"{ancestor.name} to step {ancestor.step:,}" for ancestor in ancestors)
+    return f"another corpus, which may hold this text, was trained on by {told}"

@@ -6,9 +6,10 @@ the one before, in training as here; to a model that sees both sides it ends wit
 
 Invariant: sequences are never padded: those of equal length are read together, so that no token is there which the text does
 not have. Which are read together follows from all readings of a task, not from who reads them. Softmax in fp64, over all rows
-of the model.
+of the model. The head of a model of ours is applied to chunks of places, whose size follows from the vocabulary alone: no context
+is so long that its logits fill the memory. A model of `model.factory` gives all of them at once.
 
-Shapes: B sequences, T tokens, N places, V vocabulary.
+Shapes: B sequences, T tokens, N places, C those of a chunk, D features, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from elastic_lm.evaluate.result import Outcome
 from elastic_lm.model.transformer import GPT
 from elastic_lm.trained_model import ModelInterface, TrainedModel
 
-BATCH_TOKENS = 1024  # read at once: with a vocabulary of 50,000 their logits take 200 MB
+BATCH_TOKENS = 1024  # read at once, or one longer sequence
+CHUNK_LOGITS = 1 << 23  # at a time: 32 MB, and 128 MB in fp64 with the softmax
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,22 @@ def _log_probabilities(module: nn.Module, batch: Sequence[Reading], device: str)
     places = [row * length + place for row, reading in enumerate(batch) for place in reading.places]
     places_N = torch.tensor(places, device=device)
     targets_N = torch.tensor([target for reading in batch for target in reading.targets], device=device)
-    if isinstance(module, GPT):  # computes no other logits
-        logits_NV = module(tokens_BT, places_N)
+    if isinstance(module, GPT):
+        size = max(1, CHUNK_LOGITS // module.head.out_features)
+        chunks = (module.head(features_CD) for features_CD in module.features(tokens_BT, places_N).split(size))
     else:
         logits_NV = module(tokens_BT).flatten(0, 1)[places_N]
-    log_p_NV = logits_NV.double().log_softmax(-1)
-    best_N = log_p_NV.argmax(-1) == targets_N
-    return log_p_NV.gather(1, targets_N[:, None])[:, 0].cpu(), best_N.cpu()
+        size = max(1, CHUNK_LOGITS // logits_NV.shape[-1])
+        chunks = (logits_CV for logits_CV in logits_NV.split(size))
+    found = [_of_logits(*pair) for pair in zip(chunks, targets_N.split(size), strict=True)]
+    log_p, is_best = zip(*found, strict=True)
+    return torch.cat(log_p).cpu(), torch.cat(is_best).cpu()
+
+
+def _of_logits(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the targets: log-probability, and whether it is the most probable token."""
+    log_p_CV = logits_CV.double().log_softmax(-1)
+    return log_p_CV.gather(1, targets_C[:, None])[:, 0], log_p_CV.argmax(-1) == targets_C
 
 
 def _batches(readings: Sequence[Reading]) -> Iterator[list[int]]:

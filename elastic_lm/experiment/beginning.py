@@ -48,7 +48,10 @@ class Beginning:
         """The base with the attempt's changes, as they are from step 0."""
         planned = self.planned[number]
         config = changes.changed(self.base, planned.overrides, name=self.run(number), storage=self.base.storage)
-        return changes.with_skip(config, planned.skip, 0, called="skip")
+        config = changes.with_skip(config, planned.skip, 0, called="skip")
+        if not self.plan.forks:  # else its batches are counted from its parent's, and may be trained by the fork alone
+            changes.check_reach(self.base, config, planned.skip, called="skip")
+        return config
 
     def is_from_folder(self, number: int) -> bool:
         """Whether the attempt is to be a fork, and from scratch would begin with the weights of model.init's folder."""
@@ -69,7 +72,10 @@ class Beginning:
         overrides = self.overrides(number, step)
         config = changes.changed(parent, overrides, name=self.run(number), storage=self.base.storage)
         changes.check_skip(parent, config, step)
-        return changes.with_skip(config, self.planned[number].skip, step, called="skip")
+        skip = self.planned[number].skip
+        config = changes.with_skip(config, skip, step, called="skip")
+        changes.check_reach(parent, config, skip, called="skip")
+        return config
 
     def config(self, number: int, begun: Mapping[int, Begun]) -> RunConfig:
         """That of an attempt that has begun, as these say. Each is made once, its parents first."""

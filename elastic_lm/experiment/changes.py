@@ -95,6 +95,13 @@ def order_note(found: Sequence[Change], after: RunConfig, step: int) -> str | No
     return told
 
 
+def corpus_note(found: Sequence[Change]) -> str | None:
+    """A sentence where the fork goes on with another corpus."""
+    if all(change.name != "data.manifest" for change in found):
+        return None
+    return "What the other corpus holds out may be text that the state was trained on: held_out may then measure no unseen text."
+
+
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 
@@ -130,6 +137,26 @@ def _kept(batch: int, skip: Skip) -> int:
     return batch
 
 
+def check_reach(before: RunConfig, after: RunConfig, ranges: Skip, *, called: str = "--skip") -> None:
+    """`after` leaves out more than `before`: `ranges`, given as `called`, and what its own changes say.
+
+    Raises: UnfitError when one of these begins behind the last batch that is trained: it would leave out nothing.
+    """
+    last = batch_of(after.training.steps - 1, after.training.skip)
+    named = [(f"{called} {start}:{stop}", start) for start, stop in ranges]
+    named += [
+        (f"training.skip=[..., [{start}, {stop}], ...]", start)
+        for start, stop in after.training.skip
+        if _kept(start, before.training.skip) < stop
+    ]
+    for told, start in named:
+        if start > last:
+            raise UnfitError(
+                f"{told} begins behind batch {last}, the last that is trained, in step {after.training.steps - 1}, and so would "
+                f"leave out nothing; begin at {last} or earlier, or leave it out (training.steps={after.training.steps})"
+            )
+
+
 def check_skip(before: RunConfig, after: RunConfig, step: int) -> None:
     """Raises: UnfitError unless the first `step` steps have trained the same batches under both."""
     trained = batch_of(step - 1, before.training.skip) + 1 if step else 0  # batches from here on are the fork's
@@ -147,6 +174,15 @@ def _below(ranges: Skip, limit: int) -> Skip:
 
 
 # -- the corpus --------------------------------------------------------------------------------------------------------
+
+
+def check_corpus(after: RunConfig) -> None:
+    """Raises: DataError when the corpus is not there; ConfigError when it is another than the config names; StorageError."""
+    try:
+        corpus = Corpus.load(Storage.open(after.data.tokens))
+        after.settled(manifest=corpus.hash, window_blocks=corpus.window_blocks)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{error}; or fork to where the corpus is now: --set data.tokens=URL") from error
 
 
 def check_vocabulary(before: RunConfig, after: RunConfig) -> None:

@@ -3,8 +3,9 @@
 Invariant: `config.yaml`, written last, is what makes the run. Before it there is none: parts, then what finishes the fork, then
 `lineage.json`, which says whose folder this is to be, then the checkpoint's manifest; whatever interrupts that, the same command
 finishes it, and from the lineage on it needs the parent no more. Everything that can be wrong with a request is found before
-anything is written. The parent is only read: it may be training, and may delete the checkpoint meanwhile. Where the model gets
-another shape, the parts with what that changes are made anew, the same bits each time; all others are copies.
+anything is written, but for a damaged part, which is found when it is copied. The parent is only read: it may be training, and
+may delete the checkpoint meanwhile. Where the model gets another shape, the parts with what that changes are made anew, the
+same bits each time; all others are copies.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Draft:
         origin = Origin.of(request.parent, step)
         after, found = _wanted(request, origin.config, origin.step)
         changes.check_beginning(found)
+        changes.check_corpus(after)
         changes.check_vocabulary(origin.config, after)
         alteration = _check_state(origin, after, found)
         lineage = Lineage(
@@ -102,7 +104,11 @@ class Draft:
             versions={"elastic-lm": __version__, "python": platform.python_version()},
             surgery=None if alteration is None else alteration.account,
         )
-        notes = [changes.order_note(found, after, origin.step), None if alteration is None else alteration.note]
+        notes = [
+            changes.order_note(found, after, origin.step),
+            changes.corpus_note(found),
+            None if alteration is None else alteration.note,
+        ]
         return cls(origin, after, lineage, " ".join(filter(None, notes)) or None, alteration)
 
     @classmethod
@@ -144,12 +150,23 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
     for _ in range(MOST_TRIES):
         draft = Draft.of(request, request.step)
         on_draft(draft)
-        parts = _copied(draft, folder)
+        try:
+            parts = _copied(draft, folder)
+        except CheckpointError as error:
+            raise _damaged(draft.origin, error) from error
         if parts is not None:
             return _make(folder, draft, parts)
     raise CheckpointError(
         f"run {request.parent.name} deletes its checkpoints faster than they can be copied: {MOST_TRIES} in a row were gone; "
         "raise its checkpoint.keep, or fork it when it has ended"
+    )
+
+
+def _damaged(origin: Origin, error: CheckpointError) -> CheckpointError:
+    url = origin.folder.child(folder_of(origin.step)).url
+    return CheckpointError(
+        f"checkpoint {url} of run {origin.name} cannot be forked: {error}; fork another step: RUN@STEP "
+        f"({registry.others(origin.folder, origin.step)})"
     )
 
 
@@ -159,6 +176,7 @@ def _wanted(request: Request, before: RunConfig, step: int) -> tuple[RunConfig, 
     changes.check_steps(after, step)
     changes.check_skip(before, after, step)
     after = changes.with_skip(after, request.skip, step)
+    changes.check_reach(before, after, request.skip)
     return after, changes.changes(before, after)
 
 

@@ -92,6 +92,16 @@ class Lineage:
             yield link
             link = link.parent.lineage
 
+    def trained_elsewhere(self, manifest: str) -> list[Parent]:
+        """The ancestors that trained on another corpus than this one, the youngest first."""
+        found, corpus = [], manifest
+        for link in self.chain():
+            corpus = next((change.before for change in link.changes if change.name == "data.manifest"), corpus)
+            begun = link.parent.lineage
+            if corpus != manifest and link.parent.step > (begun.parent.step if begun is not None else 0):
+                found.append(link.parent)
+        return found
+
     # -- reading and writing -----------------------------------------------------------------------------------------
 
     def to_json(self) -> bytes:

@@ -14,15 +14,20 @@ import pytest
 import typer
 
 from elastic_lm import cli_evaluate
+from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
 from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
 from elastic_lm.experiment import evaluations, rewinds
+from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.run import Run
 from elastic_lm.runtime import evaluator
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
+from tests.data.corpora import texts, write_lines
+from tests.experiment.parents import forked, trained
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
@@ -41,6 +46,35 @@ def pairs(tmp_path: Path) -> str:
     (tmp_path / "items.jsonl").write_text('{"more": "a cat runs", "less": "a dog runs"}\n')
     (tmp_path / "animals.yaml").write_text("kind: pairs\ndata: items.jsonl\n")
     return str(tmp_path / "animals.yaml")
+
+
+def test_text_that_an_ancestor_may_have_trained_on_is_told(tmp_path: Path) -> None:
+    """The same file, of which nothing was held out before."""
+    source = write_lines(tmp_path / "text.jsonl", texts(200))
+    whole, part = (Storage.open(f"file://{tmp_path}/{name}") for name in ("whole", "part"))
+    prepare([source], whole, PrepareOptions(vocab_size=300, block_tokens=257, held_out=0))
+    options = PrepareOptions(tokenizer=f"{whole.url}/tokenizer.json", block_tokens=257, held_out=0.2)
+    prepare([source], part, options)
+    parent = solo_config(whole.url, f"file://{tmp_path}", "parent", steps=4)
+    trained(parent, 2)
+    made = forked(parent, "child", step=2, overrides=[f"data.tokens={part.url}"])
+    note = "another corpus, which may hold this text, was trained on by parent to step 2"
+    told = run("evaluate", made.url, "--samples", "2")
+    assert told.stdout.splitlines()[-1].strip() == note, told.output
+    kept = json.loads(Storage.open(made.url).read("evaluations/step-00000002/held_out.json"))
+    assert kept["method"]["corpus"] == note
+    trained(made.config)
+    again = forked(made.config, "again", overrides=["training.steps=6"])  # on the same corpus as its parent
+    (line,) = run("evaluate", again.url, "--samples", "2", "--json").stdout.splitlines()
+    assert json.loads(line)["method"]["corpus"] == note
+    back = forked(again.config, "back", overrides=["training.steps=6", f"data.tokens={whole.url}"])
+    lineage = Lineage.load(Storage.open(back.url))
+    assert lineage is not None
+    assert [parent.name for parent in lineage.trained_elsewhere(Manifest.load(whole).hash)] == ["child"]
+    plain = forked(parent, "plain", step=2)
+    assert plain.lineage.trained_elsewhere(Manifest.load(whole).hash) == []
+    Storage.open(made.url).write("lineage.json", b"{}")
+    assert "trained on this text is unknown" in run("evaluate", made.url, "--samples", "2").stdout
 
 
 def test_figures_are_told_and_kept(address: str, pairs: str) -> None:

@@ -224,5 +224,5 @@ def test_users_objective_tells_its_loss_alone(causal_run: RunConfig) -> None:
 
 def test_corpus_that_holds_nothing_out_is_told(small_corpus: str, causal_run: RunConfig) -> None:
     config = causal_run.replace(f"data.tokens={small_corpus}", "data.manifest=null", "batch.sequence_length=4096")
-    with pytest.raises(ConfigError, match="prepare the corpus with a larger --held-out"):
+    with pytest.raises(ConfigError, match="prepare a corpus with a larger --held-out and train a run on it"):
         HeldOutText(config)

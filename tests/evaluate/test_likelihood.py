@@ -11,7 +11,17 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ConfigError
-from elastic_lm.evaluate.likelihood import BATCH_TOKENS, continuation, hidden_one_by_one, log_likelihoods
+from elastic_lm.evaluate.likelihood import (
+    BATCH_TOKENS,
+    CHUNK_LOGITS,
+    Reading,
+    continuation,
+    hidden_one_by_one,
+    log_likelihoods,
+    scores,
+)
+from elastic_lm.model.spec import ModelSpec
+from elastic_lm.model.transformer import GPT
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -72,6 +82,29 @@ def test_order_and_company_do_not_matter() -> None:
     readings = [continuation(model, "b", text) for text in texts]
     alone = {text: log_likelihoods(model, [continuation(model, "b", text)])[0] for text in set(texts)}
     assert log_likelihoods(model, readings) == pytest.approx([alone[text] for text in texts], rel=1e-12)
+
+
+def test_logits_are_never_held_whole() -> None:
+    """A context of 400 tokens with a vocabulary of 50,257 has 20 million of them."""
+    torch.manual_seed(0)
+    spec = ModelSpec(vocab_size=50_257, max_tokens=400, num_layers=1, num_heads=1, width=8)
+    module, sizes = GPT(spec).eval(), []
+    ids = torch.randint(0, spec.vocab_size, (401,)).tolist()
+    with torch.no_grad():
+        log_p_TV = module(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)
+    module.head.register_forward_hook(lambda head, features, logits: sizes.append(logits.numel()))
+    model = trained(module, "causal", max_tokens=400)
+    best = tuple(log_p_TV.argmax(-1).tolist())
+    whole = Reading(tuple(ids[:-1]), tuple(range(400)), tuple(ids[1:]))
+    greedy = Reading(whole.ids, whole.places, best)
+    wrong_at_last = Reading(whole.ids, whole.places, (*best[:-1], (best[-1] + 1) % spec.vocab_size))
+    found = scores(model, [whole, greedy, wrong_at_last])
+    expected = [
+        float(log_p_TV.gather(1, torch.tensor(each.targets)[:, None]).sum()) for each in (whole, greedy, wrong_at_last)
+    ]
+    assert [score.log_p for score in found] == pytest.approx(expected, rel=1e-6)
+    assert [score.is_most_probable for score in found] == [False, True, False]
+    assert len(sizes) > 3 and max(sizes) <= CHUNK_LOGITS
 
 
 # -- as transformers has it ------------------------------------------------------------------------------------------

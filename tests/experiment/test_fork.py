@@ -14,7 +14,14 @@ from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
-from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, ElasticLMError, UnfitError
+from elastic_lm.errors import (
+    CheckpointError,
+    CheckpointVersionError,
+    ConfigError,
+    DataError,
+    ElasticLMError,
+    UnfitError,
+)
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
@@ -136,6 +143,22 @@ def test_batches_that_are_left_out_already_may_be_named_again(
         return
     with pytest.raises(UnfitError, match=rf"begins before batch 10, .*: batch {left_out} is in the state"):
         changes.with_skip(config, tuple(skip), 6)
+
+
+def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: RunConfig) -> None:
+    made = forked(parent, "last", step=AT, skip=((9, 10), (10, 11)))
+    trained(made.config)
+    assert list(batches(made.config).items())[-1] == (9, 11)
+    assert forked(parent, "both", step=AT, overrides=["training.skip=[[10, 12]]"], skip=((9, 10),)).lineage.skip
+
+
+def test_batches_that_the_parent_never_came_to_stay_left_out(small_corpus: str) -> None:
+    """Those that it names for steps beyond its own are no mistake of who forks it."""
+    config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[20, 30]]")
+    after = changes.with_skip(config, ((5, 6),), AT)
+    changes.check_reach(config, after, ((5, 6),))
+    with pytest.raises(UnfitError, match="--skip 40:50 begins behind batch 10"):
+        changes.check_reach(config, changes.with_skip(after, ((40, 50),), AT), ((40, 50),))
 
 
 def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:
@@ -297,6 +320,10 @@ def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> Non
         ({"overrides": ["batch.micro_batches=0"]}, r"micro_batches=0"),
         ({"skip": ((3, 6),)}, r"--skip 3:6 begins before batch 4"),
         ({"skip": ((6, 6),)}, "--skip 6:6 is no range"),
+        ({"skip": ((1000, 1010),)}, "--skip 1000:1010 begins behind batch 9, the last that is trained, in step 9"),
+        ({"skip": ((10, 11),)}, "--skip 10:11 begins behind batch 9"),
+        ({"skip": ((5, 7), (12, 13))}, "--skip 12:13 begins behind batch 11"),  # skipping moves the last one
+        ({"overrides": ["training.skip=[[5, 7], [100, 200]]"]}, r"training\.skip=\[\.\.\., \[100, 200\], .* behind batch 11"),
         ({"step": 5}, "no checkpoint of step 5; the nearest are 4 and 10"),
         ({"step": 3}, "no checkpoint of step 3; the nearest are 4 and 10$"),
         ({"step": 10}, "10 steps and training.steps=10.*add steps"),
@@ -334,7 +361,8 @@ def test_checkpoint_of_another_version_is_refused_by_name(parent: RunConfig) -> 
 def test_checkpoint_that_is_damaged_makes_no_run(parent: RunConfig) -> None:
     folder = Storage.open(parent.run_url)
     flip(folder, parts_of(folder, AT)[1])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    told = rf"checkpoint {folder.url}/{folder_of(AT)} of run parent cannot be forked: part .* is damaged: .*; fork another step"
+    with pytest.raises(CheckpointError, match=rf"{told}: RUN@STEP \(there is {STEPS}\)"):
         forked(parent, step=AT)
     with pytest.raises(ElasticLMError):
         _ = Run.open(f"{parent.storage}/runs/new").address.config()
@@ -356,6 +384,27 @@ def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
     moved.write("manifest.json", json.dumps({**other, "tokenizer_hash": "f" * 64}).encode())
     with pytest.raises(ConfigError, match="was made with another tokenizer"):
         forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
+
+
+def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
+    small_corpus: str, tmp_path: Path
+) -> None:
+    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
+    for path in tokens.list():
+        place.write(path, tokens.read(path))
+    parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
+    trained(parent, AT)
+    manifest = json.loads(place.read("manifest.json"))
+    before = contents(f"{tmp_path}/runs")
+    place.write("manifest.json", json.dumps({**manifest, "counts": {}}).encode())
+    remedy = "; or fork to where the corpus is now: --set data.tokens=URL"
+    with pytest.raises(ConfigError, match=f"is not the corpus at data.tokens=.*{remedy}"):
+        forked(parent, step=AT)
+    place.delete("manifest.json")
+    with pytest.raises(DataError, match=rf"there is no manifest\.json in {place.url}.*{remedy}"):
+        forked(parent, step=AT)
+    assert contents(f"{tmp_path}/runs") == before
+    assert forked(parent, step=AT, overrides=[f"data.tokens={small_corpus}"]).config.data.tokens == small_corpus
 
 
 def test_place_of_the_first_weights_is_not_changed_either(parent: RunConfig) -> None:
@@ -416,6 +465,7 @@ def test_other_text_of_the_same_vocabulary_goes_on_from_its_step(
     drafts: list[Draft] = []
     made = fork(Request(address_of(parent), "other", AT, None, [f"data.tokens={tmp_path}/other"]), drafts.append)
     assert drafts[0].note is not None and "another order (data.manifest" in drafts[0].note
+    assert "may be text that the state was trained on" in drafts[0].note
     assert Solo(made.config).train().last_step == STEPS
 
 

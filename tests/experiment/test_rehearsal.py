@@ -120,6 +120,9 @@ FORK: dict[str, Any] = {"parent": "base", "steps": 5}
         ({**FORK, "changes": [{"model.num_heads": 2}]}, ["attempt 1", "would mean something else"]),
         ({**FORK, "changes": [{"optimizer.kind": "muon"}]}, ["cannot take", "optimizer.kind"]),
         ({**FORK, "changes": [{"skip": [[2, 5]]}]}, [": skip 2:5 begins before batch 10, the first that the fork trains"]),
+        ({**FORK, "changes": [{"skip": [[90, 95]]}]}, [": skip 90:95 begins behind batch"]),
+        ({"changes": [{"skip": [[90, 95]]}]}, ["attempt 1 (skip 90:95): skip 90:95 begins behind batch 9, the last"]),
+        ({"changes": [{"training.skip": [[90, 95]]}]}, ["[90, 95], ...] begins behind batch 9"]),
         ({**FORK, "changes": [{"training.skip": [[2, 5]]}]}, ["does not agree with what the 10 steps before"]),
     ],
 )  # fmt: skip
