@@ -89,7 +89,8 @@ def prune(
 ) -> None:
     """Delete old checkpoints, and what unfinished ones have left.
 
-    What damaged ones have left goes, too. Of a run that may go back from a loss spike, one to go back to stays.
+    What damaged ones have left goes, too. Of a run that a loss spike stops or sends back, one from
+    before it stays, and the next one.
     """
     with told_errors():
         from elastic_lm.checkpoint import retention

@@ -93,11 +93,6 @@ def listed(storage: Storage) -> dict[int, list[str]]:
     return steps_in(storage.list(f"{FOLDER}/"))
 
 
-def finished_steps(storage: Storage) -> list[int]:
-    """Steps of the checkpoints that have a manifest, ascending. Nothing is read."""
-    return sorted(step for step, paths in listed(storage).items() if _has(paths, step, MANIFEST))
-
-
 def look(storage: Storage, step: int, paths: list[str]) -> Found:
     """At one of those that are `listed`. Reads its manifest only."""
     folder = storage.child(folder_of(step))

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +47,9 @@ def measure_with_samples(
     whole = _measure(batch, found.loss, len(targets_N), int(found.hit_N.sum()))
     rows_N = torch.arange(len(targets_N)) if places_N is None else places_N.cpu()
     rows_N = rows_N.div(inputs_BT.shape[1], rounding_mode="floor")
-    of_rows = [np.bincount(rows_N, each, len(tokens_BS)) for each in (found.loss_N.cpu(), None, found.hit_N.cpu())]
-    return whole, [_measure(batch, float(loss), int(n), int(hits)) for loss, n, hits in zip(*of_rows, strict=True)]
+    weights = found.loss_N.cpu(), None, found.hit_N.cpu().double()
+    of_rows = [torch.bincount(rows_N, each, len(tokens_BS)).tolist() for each in weights]
+    return whole, [_measure(batch, loss, n, int(hits)) for loss, n, hits in zip(*of_rows, strict=True)]
 
 
 def _measure(batch: int, loss: float, num_targets: int, num_correct: int) -> Measure:

@@ -129,6 +129,15 @@ class Lineage:
             ) from error
 
 
+def step_of_fork(folder: Storage) -> int:
+    """At which the run in this folder began; 0 when it is no fork, or nobody can tell.    Raises: StorageError."""
+    try:
+        lineage = Lineage.load(folder)
+    except CheckpointError:
+        return 0
+    return 0 if lineage is None else lineage.parent.step
+
+
 def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> int:
     """A fork begins with its parent's state or not at all: without one its first step would be trained from other weights.
 

@@ -26,7 +26,7 @@ from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import AlreadyExistsError, CheckpointError
-from elastic_lm.experiment.spikes import POISONED, Spike, SpikeRules
+from elastic_lm.experiment.spikes import MOST_LEFT_OUT, POISONED, Spike, SpikeRules
 from elastic_lm.storage import Storage
 
 FOLDER = "rewinds"
@@ -203,7 +203,12 @@ def retention_of(config: RunConfig) -> Retention:
     """
     checkpoint, spikes = config.checkpoint, config.spikes
     is_far = spikes.policy in ("stop", "rewind") or config.training.on_nonfinite == "rewind"
-    reach = (spikes.rewind_steps if is_far else 0) + spikes.steps_in_a_row if is_far or spikes.goes_back else None
+    if not is_far and not spikes.goes_back:
+        return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best)
+    gaps = (spikes.steps_in_a_row - 1) * (MOST_LEFT_OUT - 1) if config.training.on_nonfinite == "skip" else 0
+    reach = (
+        (spikes.rewind_steps if is_far else 0) + spikes.steps_in_a_row + gaps
+    )  # a streak goes on over steps left out
     return Retention(checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best, reach)
 
 

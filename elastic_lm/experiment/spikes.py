@@ -19,6 +19,7 @@ from dataclasses import dataclass
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 LEAST_SIGMA = 0.01  # of the median loss: below that the rest of a smooth curve would stand out
 LEAST_LOG_SIGMA = 0.05  # of a gradient's norm: a twentieth of it
+MOST_LEFT_OUT = 10  # steps on end that are left out for their gradients; so many end a run
 LOSS, GRADIENT, POISONED = "loss", "gradient norm", "poisoned"  # causes; of the last control hears first
 
 

@@ -177,6 +177,7 @@ class Coordinator:
         self._recorder.publish(self._status, at_once=True)
         self._mailbox.hand_over.remote()  # what is asked for from now on is for who comes next
         failpoints.hit("coordinator.rewind")
+        self._publisher.close()  # what is being stored may be what the run goes on from
         patience = Patience(self._plan.config.data.storage_timeout_s)
         obstacle = patience.outlast(f"checkpoint in {self._plan.config.run_url}", lambda _: self._obstacle(rewind))
         if obstacle is not None:
@@ -185,7 +186,6 @@ class Coordinator:
         patience.outlast(f"place for a rewind in {self._plan.config.run_url}", lambda _: self._decide(rewind))
         failpoints.hit("coordinator.rewound")
         self._verdict = verdict
-        self._publisher.close()
         return RunResult(verdict.kind, verdict.message, verdict.step)
 
     def _obstacle(self, rewind: Rewind) -> str | None:
@@ -203,7 +203,7 @@ class Coordinator:
         """The run stays where its newest checkpoint is."""
         step = max(self._publisher.newest_step, self._plan.resume_step or 0)
         self._verdict = self._rewinding.end(rewind, obstacle, step)
-        self._last_event = self._verdict.event()
+        self._last_event = self._verdict.event(self._control.status()["generation"])
 
     def _check_owner(self) -> None:
         """Raises: StorageError; SupersededError."""
@@ -322,12 +322,13 @@ class Coordinator:
         """Another owner has opened the log.    On the log's thread."""
         self._superseded = sentence
 
-    def _check_before_publishing(self) -> None:
-        """A checkpoint counts for an owner only, and when the log holds every step before it; none when the run goes back.
+    def _check_before_publishing(self, step: int | None) -> None:
+        """A checkpoint counts for an owner only, and when the log holds every step before it; none of steps that are given up.
 
         On the publisher's thread.
         """
-        if self._rewinding.decided is not None:
+        decided = self._rewinding.decided
+        if decided is not None and (step is None or step > decided.to_step):
             raise StorageError("the run goes back to before a spike")
         if not self._recorder.flush():
             raise StorageError("the event log does not hold all steps before it")

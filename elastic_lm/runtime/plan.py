@@ -11,7 +11,7 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
-from elastic_lm.experiment.lineage import check_beginning
+from elastic_lm.experiment.lineage import check_beginning, step_of_fork
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.runtime import way_back
 from elastic_lm.runtime.coordinator import Plan
@@ -41,10 +41,8 @@ def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
     except CheckpointError as error:
         if not may_be_held:
             raise
-        problem = error
-    if (
-        told := way_back.lack(config, registry.finished_steps(run_storage), floor=rewinds.floor(begins_at))
-    ) is not None:
+        begins_at, problem = step_of_fork(run_storage), error
+    if (told := way_back.lack(run_storage, config, rewinds, begins_at=begins_at)) is not None:
         skipped.append(told)
     config, init = _initial(config, tokens, manifest, run_storage, is_new=newest is None and not rewinds)
     if newest is not None:

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from elastic_lm.checkpoint import registry, retention
@@ -42,7 +43,8 @@ class _Attempt:
 class Publisher:
     """`meta` goes into every manifest. `deliver` gets `Published`, on a thread of the publisher's.
 
-    `check` raises unless the owner of this epoch still owns the run. What is not `wanted` is in nobody's way.
+    `check` raises unless the owner of this epoch still owns the run. It is asked for the step of the checkpoint whose manifest is
+    to be written, or in whose place others go; for None before anything else goes. What is not `wanted` is in nobody's way.
     """
 
     def __init__(
@@ -53,13 +55,13 @@ class Publisher:
         deliver: Callable[[Published], None],
         *,
         owner_epoch: int = 0,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[int | None], None] = lambda step: None,
         wanted: registry.Wanted = registry.any_of_them,
     ) -> None:
         self._owner_epoch, self._check, self._wanted = owner_epoch, check, wanted
         self._storage, self._retention, self._meta, self._deliver = storage, retention, meta, deliver
         self._attempt: _Attempt | None = None  # the one that is not given up
-        self._leftovers = Leftovers(storage, self._step_under_way, check)
+        self._leftovers = Leftovers(storage, self._step_under_way, partial(check, None))
         self._telling = threading.Lock()
         self._seen: dict[int, Found] = {}  # complete checkpoints
         self.newest_step = -1
@@ -119,7 +121,8 @@ class Publisher:
         meta = {**self._meta, "digest": digests} | ({} if attempt.loss is None else {"loss": attempt.loss})
         try:
             manifest = Manifest(attempt.step, parts, meta, self._owner_epoch)
-            info = registry.publish(self._storage, manifest, check=self._check, wanted=self._wanted)
+            check = partial(self._check, attempt.step)
+            info = registry.publish(self._storage, manifest, check=check, wanted=self._wanted)
         except Exception as error:
             if not isinstance(error, ElasticLMError):
                 logger.exception("The manifest of step %d could not be written.", attempt.step)
@@ -151,7 +154,7 @@ class Publisher:
                 self._retention,
                 spared=spared,
                 seen=self._seen,
-                check=self._check,
+                check=partial(self._check, attempt.step),
                 wanted=self._wanted,
             )
         except Exception as error:  # noqa: BLE001 - told; they are deleted after the next checkpoint

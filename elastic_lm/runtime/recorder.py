@@ -23,7 +23,7 @@ from elastic_lm.control.membership import number_of
 from elastic_lm.events.log import EventLog, read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.rewinds import Rewind
-from elastic_lm.experiment.spikes import Spike
+from elastic_lm.experiment.spikes import MOST_LEFT_OUT, Spike
 from elastic_lm.monitor.exporter import Exporter
 from elastic_lm.monitor.figures import Figures
 from elastic_lm.monitor.progress import News, Snapshot, news_of
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 PUBLISH_S = 0.25  # a publication costs about 1 ms of CPU on each side
 CLOSE_S = 30.0
 FLUSH_S = 10.0
-MOST_LEFT_OUT = 10  # steps on end whose gradients are not finite
 LOSS_STEPS = 100  # a step's loss is mostly its batch's; a mean of a hundred is ten times as steady
 # Workers' speeds are noted often in a short run and seldom in a long one: each time is a share of the run so far.
 PACES_SHARE = 0.01

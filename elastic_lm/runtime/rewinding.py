@@ -48,14 +48,18 @@ class Rewinding:
     def end(self, rewind: Rewind, obstacle: str, step: int) -> Verdict:
         """In place of a rewind that cannot be. `step`: where the run ends."""
         self.decided = None
-        kind = "poisoned" if rewind.cause == POISONED else "spiked"
-        return Verdict(kind, f"{self._told(rewind)}. It did not go back by itself: {obstacle}", step)
+        kind, way = (
+            ("poisoned", "training.on_nonfinite=skip")
+            if rewind.cause == POISONED
+            else ("spiked", "spikes.policy=ignore")
+        )
+        told = (
+            f"{rewind.reason}. The run cannot go back: {obstacle}. To train on through it, resume it with --set {way}"
+        )
+        return Verdict(kind, told, step)
 
     def _advice(self, spike: Spike) -> str:
-        return self._told(self._rewind(spike))
-
-    def _told(self, rewind: Rewind) -> str:
-        config = self._config
+        rewind, config = self._rewind(spike), self._config
         times = f"{len(self._rewinds)} time{'s' if len(self._rewinds) > 1 else ''}"
         often = f" The run has gone back {times} (spikes.max_rewinds)." if self._rewinds else ""
         (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]

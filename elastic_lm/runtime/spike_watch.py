@@ -26,6 +26,8 @@ class SpikeWatch:
         self._policy = _policy_of(config.model_dump(mode="json"))
         self._detector = None if self._rules is None else SpikeDetector(self._rules)
         self._is_heeded = True  # by the attempt whose steps come now
+        self._last_step = -1
+        self._passed: list[int] = []  # steps with which a spike was past that may go on
         self.found: Spike | None = None
         self.num_rewinds = 0
 
@@ -34,10 +36,11 @@ class SpikeWatch:
         if self._detector is None:
             return
         found = self._detector.observe(record.step, record.loss, record.grad_norm, left_out=record.refused > 0)
+        self._last_step = record.step
         if self._is_heeded:
             self.found = self.found or found
         elif found is not None:
-            self._detector.pass_over()
+            self._pass_over()
 
     def recall(self, event: Event) -> None:
         """An event of an earlier attempt; its steps are observed, too."""
@@ -52,17 +55,25 @@ class SpikeWatch:
 
     def _accept(self) -> None:
         """What was found is past, and so are the steps that go on from it."""
-        if self.found is not None and self._detector is not None:
-            self._detector.pass_over()
+        if self.found is not None:
+            self._pass_over()
         self.found = None
+
+    def _pass_over(self) -> None:
+        if self._detector is not None:
+            self._detector.pass_over()
+            self._passed.append(self._last_step)
 
     def go_back(self, records: Iterable[StepRecord]) -> None:
         """The run has; these are its last steps now, as far as they are known."""
         if self._rules is None:
             return
         self._detector = SpikeDetector(self._rules)
+        passed, self._passed = set(self._passed), []
         for record in records:
             self.observe(record)
+            if record.step in passed:
+                self._pass_over()
         self.found = None
 
 

@@ -83,6 +83,9 @@ def test_one_checkpoint_stays_as_far_back_as_the_run_may_go(config: RunConfig) -
     assert reach("spikes.policy=skip") == 3
     assert reach("spikes.policy=skip", "training.on_nonfinite=rewind") == 13
     assert reach("spikes.policy=stop") == 13  # it may be forked from there
+    assert (
+        reach("training.on_nonfinite=skip") == 13 + 2 * 9
+    )  # nine steps on end may be left out in each gap of a streak
     assert reach("spikes.policy=ignore") is None
 
 

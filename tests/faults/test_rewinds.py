@@ -120,13 +120,15 @@ def test_run_with_no_state_to_go_back_to_ends_where_it_is(start: Callable[..., R
     run = start(steps=STEPS, tokens=noisy, name="no-way-back", **changes)
     result = run.result()
     assert result.verdict == "spiked"
-    assert "It did not go back by itself: there is no checkpoint of step 5" in result.message
+    assert "The run cannot go back: there is no checkpoint of step 5" in result.message
     folder = Storage.open(run.config.run_url)
     assert not Rewinds.load(folder)
     newest = registry.newest_complete(folder)
     assert newest is not None and newest.step == result.last_step >= 58
     notes = [event.message for event in run.events() if event.kind is EventKind.NOTE]
-    assert any("No checkpoint is old enough to go back to: a spike before step 69 ends" in note for note in notes)
+    assert any(
+        "No checkpoint is old enough to go back to: a spike that begins before step 66 ends" in note for note in notes
+    )
     last = run.events()[-1]
     assert (last.kind, last.fields["verdict"]) == (EventKind.RUN_FINISHED, "spiked")
     # Whoever lets it train through gets what the careless policy comes to.

@@ -180,7 +180,7 @@ def test_manifest_has_the_epoch_of_its_owner(folder_url: str) -> None:
 def test_superseded_owner_publishes_and_deletes_nothing(folder_url: str) -> None:
     superseded = False
 
-    def check() -> None:
+    def check(step: int | None) -> None:
         if superseded:
             raise SupersededError("run r was taken over by owner 2")
 
@@ -198,7 +198,7 @@ def test_superseded_owner_publishes_and_deletes_nothing(folder_url: str) -> None
 def test_owner_that_is_superseded_once_it_has_published_deletes_nothing(folder_url: str) -> None:
     calls = 0
 
-    def check() -> None:
+    def check(step: int | None) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:  # the first two are those of the two manifests

@@ -15,6 +15,7 @@ from elastic_lm.errors import SupersededError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.rewinds import Rewind
+from elastic_lm.experiment.spikes import Spike
 from elastic_lm.protocol import Evaluation, Generation, StepRecord
 from elastic_lm.run import Run
 from elastic_lm.runtime.recorder import Recorder
@@ -394,6 +395,25 @@ def test_spike_that_has_stopped_a_run_is_past_when_it_goes_on(config: RunConfig)
     third.close()
     fourth = attempts.begin(4)  # whoever takes over finds the same
     assert fourth.spike == third.spike
+    attempts.end()
+
+
+def test_spike_that_is_past_stays_so_when_the_run_goes_back_for_something_else(config: RunConfig) -> None:
+    """Back to the middle of it."""
+    attempts = Attempts(config.replace("spikes={policy: stop, window_steps: 20}"))
+    first = attempts.begin(1)
+    first.enter((*steps(0, 30), *steps(30, 33, loss=9.0)))
+    first.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "spiked", "reason": "a spike"}))
+    first.close()
+    second = attempts.begin(2)
+    second.enter(steps(33, 36, loss=9.0))
+    rewind = Rewind.of(Spike(36, 36, "poisoned", "not finite"), attempts.config, number=1, floor=34)
+    second.close()
+    for number in (3, 4):
+        again = attempts.begin(number, rewinds=[rewind])
+        again.enter(steps(34 if number == 3 else 37, 40, loss=9.0))
+        assert again.spike is None
+        again.close()
     attempts.end()
 
 

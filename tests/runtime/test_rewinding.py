@@ -75,9 +75,9 @@ def test_rewind_that_cannot_be_ends_the_run_with_advice(tmp_path: Path) -> None:
     assert rewinding.decided is not None
     verdict = rewinding.end(rewinding.decided, "there is none", 110)
     assert (verdict.kind, verdict.step) == ("spiked", 110)
-    assert verdict.message.startswith("the loss stands out. To go on without the batches around it: elastic-lm fork ")
-    assert verdict.message.endswith(
-        "with a checkpoint of step 90 or earlier. It did not go back by itself: there is none"
+    assert verdict.message == (
+        "the loss stands out. The run cannot go back: there is none. To train on through it, resume it with --set "
+        "spikes.policy=ignore"
     )
     assert rewinding.decided is None
 

@@ -9,6 +9,7 @@ import pytest
 
 from elastic_lm.checkpoint.layout import folder_of, is_part
 from elastic_lm.config import RunConfig
+from elastic_lm.experiment import rewinds
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import Spike
 from elastic_lm.runtime import way_back
@@ -59,9 +60,21 @@ def test_run_with_an_old_checkpoint_can(config: RunConfig) -> None:
 
 
 def test_run_that_never_had_one_begins_anew(config: RunConfig) -> None:
+    """Or has none yet: a first one that is late, or could not be stored. Nothing is given up that is stored."""
     delete(config, 2, 4, 6)
-    assert obstacle(config, 3) is None  # back to 1, before the first checkpoint
-    assert obstacle(config, 4) == "there is no checkpoint of step 2 or earlier to go back to"
+    assert obstacle(config, 3) is obstacle(config, 6) is None
+
+
+def test_run_is_young_when_its_first_checkpoint_is_of_a_later_step(config: RunConfig) -> None:
+    delete(config, 4, 6)
+    assert obstacle(config, 3) is None  # back to 1
+    delete(config, 2)
+    Solo(config).train(4)
+    delete(config, 2)
+    assert obstacle(config, 3) is None
+    assert obstacle(config, 5) == "there is no checkpoint of step 3 or earlier to go back to"
+    # Nor does it get younger by saving less often from now on.
+    assert obstacle(config.replace("checkpoint.every_steps=8"), 5) is not None
 
 
 def test_fork_needs_a_state_of_its_own(config: RunConfig) -> None:
@@ -86,36 +99,44 @@ def test_damaged_one_is_found_before_newer_ones_are_given_up(
 
 
 @pytest.mark.parametrize(
-    ("there", "floor", "overrides", "told"),
+    ("gone", "begins_at", "overrides", "told"),
     [
-        ([6], 0, (), "a spike before step 9 ends the run"),
-        ([4, 6], 0, (), "a spike before step 7 ends the run"),
-        ([2, 4, 6], 0, (), None),
-        ([6], 6, (), None),  # the first of a fork
-        ([4], 0, (), None),  # its first steps are not far
-        ([], 0, (), None),
-        ([6], 0, ("spikes.policy=stop",), None),
-        ([6], 0, ("spikes.policy=ignore", "training.on_nonfinite=rewind"), "a spike before step 9 ends the run"),
+        ((2, 4), 0, (), "a spike that begins before step 8 ends the run, unless it trains on by spikes.policy=ignore"),
+        ((2, 4), 0, ("checkpoint.every_steps=8",), "before step 8 "),  # which makes it no younger
+        ((2,), 0, (), "before step 6 "),
+        ((2,), 0, ("spikes.policy=skip",), None),
+        ((2, 4), 6, (), None),  # the first of a fork
+        ((4, 6), 0, (), None),
+        ((2, 6), 0, (), "before step 6 "),
+        ((2, 4, 6), 0, (), None),
+        ((), 0, (), None),
+        ((2, 4), 0, ("spikes.policy=stop",), None),
+        (
+            (2, 4),
+            0,
+            ("spikes.policy=ignore", "training.on_nonfinite=rewind"),
+            "before step 8 ends the run, unless it trains on by training.on_nonfinite=skip.",
+        ),
     ],
 )
 def test_run_is_told_when_it_goes_on_with_nothing_to_go_back_to(
-    there: list[int], floor: int, overrides: tuple[str, ...], told: str | None, tmp_path: Path
+    gone: tuple[int, ...], begins_at: int, overrides: tuple[str, ...], told: str | None, config: RunConfig
 ) -> None:
-    saving = {"every_steps": 2}
-    config = solo_config("/tokens", f"file://{tmp_path}", spikes=CHOSEN, checkpoint=saving).replace(*overrides)
-    found = way_back.lack(config, there, floor=floor)
-    assert (found is None) == (told is None)
+    delete(config, *gone)
+    planned = make_plan(config).config.replace(*overrides)
+    found = way_back.lack(Storage.open(config.run_url), planned, Rewinds(), begins_at=begins_at)
+    assert (found is None) == (told is None), found
     assert told is None or told in (found or "")
 
 
-def test_plan_says_so(config: RunConfig) -> None:
+def test_plan_says_so_unless_the_run_has_just_gone_back(config: RunConfig) -> None:
     assert make_plan(config).skipped == ()
     delete(config, 2, 4)
     (told,) = make_plan(config).skipped
-    assert told == (
-        "No checkpoint is old enough to go back to: a spike before step 9 ends the run, unless it trains on by "
-        "spikes.policy=ignore."
-    )
+    assert told.startswith("No checkpoint is old enough to go back to: ")
+    rewind = Rewind.of(Spike(3, 3, "loss", "it stands out"), make_plan(config).config, number=1)
+    rewinds.decide(Storage.open(config.run_url), rewind)
+    assert not any("old enough" in sentence for sentence in make_plan(config).skipped)
 
 
 def test_weights_that_a_run_began_with_are_needed_to_begin_anew(
