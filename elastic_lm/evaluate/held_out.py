@@ -102,7 +102,9 @@ class HeldOutText:
         if self._spec.objective == CAUSAL:
             counts["bytes"] = sum(each.num_bytes or 0 for each in measures)
         method = {"intervals": f"ratio estimator over {draws}"}
-        if 1 < (number := int(clusters.max()) + 1) < FEW:
+        if (number := int(clusters.max()) + 1) == 1:
+            method["caution"] = f"there are no intervals: they take two {draws} at least"
+        elif number < FEW:
             method["caution"] = f"the intervals may be too narrow: {number} {draws} are few"
         return Outcome(metrics, counts, method)
 
