@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ import ray
 from elastic_lm.errors import SupersededError
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.runtime.cluster import LocalCluster
+from elastic_lm.runtime.coordinator import AWAY_S
 from elastic_lm.runtime.roster import Reassurance, Roster
 from tests.faults.harness import WAIT_S, Fault, HostedRun, Injector, assert_same_bits
 
@@ -128,11 +130,14 @@ def test_coordinator_that_freezes_at_an_edge_is_succeeded(edge: str, start: Star
 
 @pytest.mark.thorough
 def test_coordinator_that_thaws_ends_and_touches_nothing(start: Start) -> None:
-    run = start(steps=2 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20})
+    run = start(steps=4 * STEPS, kind=HostedRun, checkpoint={"every_steps": 20})
     run.await_step(30)
     run.await_logged(EventKind.MEMBER_STARTED, 3)
-    pid = run.freeze_coordinator()
+    pid, frozen_at = run.freeze_coordinator(), time.monotonic()
     run.await_successor(pid)
+    time.sleep(
+        max(0.0, frozen_at + 2 * AWAY_S - time.monotonic())
+    )  # Ray Train waits for longer before it has another one begin
     os.kill(pid, signal.SIGCONT)
     with pytest.raises(
         SupersededError, match=r"was taken over by owner 2|who owns the run now"
