@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elastic_lm import completion
+from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError, ElasticLMError
 from elastic_lm.terminal import deliver, say, told_errors, visible
 
@@ -29,14 +29,7 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="RUN.YAML, the run's address or its name; @STEP for another checkpoint than the newest.",
-            metavar="RUN[@STEP]",
-            autocompletion=completion.runs,
-        ),
-    ],
+    run: cli_run.RunAtStep,
     tasks: Annotated[
         str | None,
         typer.Option(

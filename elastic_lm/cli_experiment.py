@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elastic_lm import cli_run, completion
+from elastic_lm import cli_run
 from elastic_lm.errors import ConfigError
 from elastic_lm.terminal import bytes_told, say, told_errors, visible
 
@@ -15,19 +15,11 @@ if TYPE_CHECKING:
     from elastic_lm.experiment.fork import Draft
 
 app = typer.Typer()
-RunAtStep = Annotated[
-    str,
-    typer.Argument(
-        help="RUN.YAML, the run's address or its name, and which checkpoint: else the newest.",
-        metavar="RUN[@STEP]",
-        autocompletion=completion.runs,
-    ),
-]
 
 
 @app.command()
 def fork(
-    run: RunAtStep,
+    run: cli_run.RunAtStep,
     name: Annotated[str, typer.Option(help="Name of the new run.")],
     storage: Annotated[str | None, typer.Option(help="Where it goes; else where its parent is.", metavar="URL")] = None,
     set_: cli_run.Overrides = None,

@@ -25,6 +25,14 @@ RunName = Annotated[
         autocompletion=completion.runs,
     ),
 ]
+RunAtStep = Annotated[
+    str,
+    typer.Argument(
+        help="RUN.YAML, the run's address or its name; @STEP for another checkpoint than the newest.",
+        metavar="RUN[@STEP]",
+        autocompletion=completion.runs,
+    ),
+]
 RunFile = Annotated[
     str, typer.Argument(help="The run's YAML file.", metavar="RUN.YAML", autocompletion=completion.configs)
 ]
@@ -139,14 +147,7 @@ def export(
 
 @app.command()
 def generate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="RUN.YAML, the run's address or its name; @STEP for another checkpoint than the newest.",
-            metavar="RUN[@STEP]",
-            autocompletion=completion.runs,
-        ),
-    ],
+    run: RunAtStep,
     prompt: Annotated[str, typer.Argument(help="A text that is to be continued; may be empty.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="At most so many.", metavar="N")] = 128,
     temperature: Annotated[

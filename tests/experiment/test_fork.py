@@ -386,12 +386,18 @@ def test_corpus_of_another_vocabulary_is_refused_and_a_moved_one_is_none(
         forked(parent, "other", step=AT, overrides=[f"data.tokens={moved.url}"])
 
 
+def copied(corpus: str, tmp_path: Path) -> Storage:
+    """The same corpus at a place of its own."""
+    tokens, place = Storage.open(corpus), Storage.open(f"file://{tmp_path}/tokens")
+    for path in tokens.list():
+        place.write(path, tokens.read(path))
+    return place
+
+
 def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
     small_corpus: str, tmp_path: Path
 ) -> None:
-    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
-    for path in tokens.list():
-        place.write(path, tokens.read(path))
+    place = copied(small_corpus, tmp_path)
     parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
     trained(parent, AT)
     manifest = json.loads(place.read("manifest.json"))
@@ -422,9 +428,7 @@ def test_place_of_the_first_weights_is_not_changed_either(parent: RunConfig) -> 
 def test_corpus_that_took_the_place_of_the_parents_is_not_compared_with_itself(
     small_corpus: str, tmp_path: Path
 ) -> None:
-    tokens, place = Storage.open(small_corpus), Storage.open(f"file://{tmp_path}/tokens")
-    for path in tokens.list():
-        place.write(path, tokens.read(path))
+    place = copied(small_corpus, tmp_path)
     parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
     trained(parent, AT)
     kept = Manifest.load(place).hash
@@ -842,3 +846,12 @@ def test_folder_that_is_somebodys_is_left_alone(path: str, parent: RunConfig) ->
     with pytest.raises(ConfigError, match=re.escape("holds a run already")):
         forked(parent, step=AT)
     assert contents(folder.url) == {path: b"mine"}
+
+
+def test_fork_that_lost_its_first_state_still_begins_where_it_did(parent: RunConfig) -> None:
+    """Whoever takes it over with its workers must not send it back behind that step."""
+    made = forked(parent, step=AT)
+    for path in Storage.open(made.url).list("checkpoints/"):
+        Storage.open(made.url).delete(path)
+    plan = make_plan(made.config, may_be_held=True)
+    assert plan.problem is not None and (plan.resume_step, plan.begins_at) == (None, AT)

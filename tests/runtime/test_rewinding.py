@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
 from elastic_lm.control.actions import REWOUND
-from elastic_lm.errors import SupersededError
+from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import Spike
 from elastic_lm.protocol import Generation, LeaseEnd, LeaseReport
 from elastic_lm.result import RunResult
 from elastic_lm.runtime import trainer
-from elastic_lm.runtime.coordinator import Legacy
+from elastic_lm.runtime.coordinator import Coordinator, Legacy
 from elastic_lm.runtime.reader_pool import ReaderPool
 from elastic_lm.runtime.rewinding import Rewinding
 from tests.solo import solo_config
+
+if TYPE_CHECKING:
+    from elastic_lm.ownership import Ownership
+    from elastic_lm.runtime.recorder import Recorder
 
 SPIKE = Spike(100, 102, "loss", "the loss stands out")
 
@@ -92,6 +97,20 @@ def test_step_that_came_to_nothing_is_gone_back_from_where_that_is_wanted(tmp_pa
     for other in (report(LeaseEnd.RAISED, 50), report(LeaseEnd.POISONED, None)):
         assert Rewinding(wanted, Rewinds(), 0).judge_report(other) is None
     assert Rewinding(config(tmp_path), Rewinds(), 0).judge_report(report(LeaseEnd.POISONED, 50)) is None
+
+
+def test_checkpoint_under_way_counts_if_it_is_of_what_stays(tmp_path: Path) -> None:
+    """It may be the only one to go on from."""
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._recorder = cast("Recorder", SimpleNamespace(flush=lambda: True))
+    coordinator._owner = cast("Ownership", SimpleNamespace(check=lambda: None))
+    coordinator._rewinding = Rewinding(config(tmp_path, policy="rewind"), Rewinds(), 0)
+    coordinator._check_before_publishing(95)
+    coordinator._rewinding.judge(SPIKE)  # back to 90
+    coordinator._check_before_publishing(90)
+    for step in (91, None):
+        with pytest.raises(StorageError, match="goes back"):
+            coordinator._check_before_publishing(step)
 
 
 class Claimed:
