@@ -139,11 +139,20 @@ def folder_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Started after the S3 server: Ray's workers inherit the AWS_* environment of the process that starts the nodes."""
-    from tests.forking.cluster import ForkingCluster, fork_server
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clusters that are made to have their workers forked, `ForkingCluster` and those of tests/runtime/head.py, may do so."""
+    from tests.forking.cluster import fork_server
 
-    with fork_server(tmp_path_factory.mktemp("fork")), ForkingCluster(3, num_cpus=2) as cluster:
+    with fork_server(tmp_path_factory.mktemp("fork")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(s3_server: str, forks: None) -> Iterator[LocalCluster]:
+    """Started after the S3 server: Ray's workers inherit the AWS_* environment of the process that starts the nodes."""
+    from tests.forking.cluster import ForkingCluster
+
+    with ForkingCluster(3, num_cpus=2) as cluster:
         yield cluster
 
 

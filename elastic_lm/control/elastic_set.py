@@ -107,7 +107,8 @@ class ElasticSet(Mapping[str, Member]):
         self._members[member_id] = member
 
     def returned(self, member: Member, report: ReturnReport, now: float) -> None:
-        member.last_beat, member.micro_batch_s = now, report.micro_batch_s
+        member.returned_at = member.last_beat = now
+        member.micro_batch_s = report.micro_batch_s
         member.whole, member.next_step = report.whole, report.next_step
         member.enter(MemberState.READY, now)
         held = f"the state before step {report.next_step}" if report.whole else "no state"

@@ -17,6 +17,7 @@ OWING_PROGRESS = (Phase.WAITING, Phase.COMPUTE, Phase.OPTIMIZER, Phase.COPYING, 
 MICRO_BATCHES_OF_PATIENCE = 20
 WINDOW_S = 60.0
 RETURN_S = 5.0  # a member that a new coordinator calls connects to it within 0.1 s, on a busy machine within seconds
+SETTLING_S = 10.0  # for as long a successor, which has seen no gap between beats, waits RETURN_S: a takeover is work
 # Of a stop with who waits for tokens; a window that is not read ahead comes within a second or two.
 STOP_PATIENCE_S = 5.0
 USUAL_GAP_S = 0.3  # beats come every 0.2 s
@@ -75,7 +76,8 @@ class Health:
         if not member.has_joined and not returning:
             return None
         silence = now - (member.last_beat or (member.since if returning else now))
-        limit = max(self._limit.seconds(), worth_s, RETURN_S if returning else 0.0)
+        settles = member.returned_at is not None and now - member.returned_at < SETTLING_S
+        limit = max(self._limit.seconds(), worth_s, RETURN_S if returning or settles else 0.0)
         if silence > limit:
             return f"silent for {silence:.1f} s, limit {limit:.1f} s"
         if returning and now - member.since > spec.start_timeout_s:

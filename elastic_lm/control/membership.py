@@ -47,6 +47,7 @@ class Member:
     whole: bool = False
     next_step: int = 0
 
+    returned_at: float | None = None  # to this coordinator, if it served an earlier one
     last_beat: float | None = None
     lost_connection_at: float | None = None
     phase: Phase = Phase.STARTING
@@ -58,6 +59,8 @@ class Member:
         """The coordinator slept: every deadline of this member moves by as much."""
         self.since += seconds
         self.progress_at += seconds
+        if self.returned_at is not None:
+            self.returned_at += seconds
         if self.last_beat is not None:
             self.last_beat += seconds
         if self.lost_connection_at is not None:

@@ -10,7 +10,7 @@ from elastic_lm.control import actions as act
 from elastic_lm.control import events as ev
 from elastic_lm.control.controller import SCAN_S, Control
 from elastic_lm.control.elastic_set import NODE_LOSS_S
-from elastic_lm.control.health import RETURN_S, STOP_PATIENCE_S
+from elastic_lm.control.health import RETURN_S, SETTLING_S, STOP_PATIENCE_S
 from elastic_lm.control.saving import FINAL_TRIES
 from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.types import Event, EventKind
@@ -2142,6 +2142,28 @@ def test_member_that_does_not_answer_is_lost_and_the_others_go_on() -> None:
     run.wait(RETURN_S + 2 * SCAN_S, beating="w0", phase=Phase.WAITING)
     assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
     assert run.lease.members == ("w0",)
+
+
+def test_member_that_has_just_returned_is_waited_for_as_long_as_one_that_returns() -> None:
+    """Its coordinator has yet to see how late beats come here."""
+    run = found("w0", "w1")
+    for member_id in ("w0", "w1"):
+        returns(run, member_id, 7)
+    run.wait(RETURN_S - 2 * SCAN_S, beating="w0", phase=Phase.REDUCE)
+    assert not run.all(act.KillMember)
+    run.wait(4 * SCAN_S, beating="w0", phase=Phase.REDUCE)
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
+
+
+def test_member_that_returned_a_while_ago_is_waited_for_as_long_as_any() -> None:
+    run = found("w0", "w1")
+    for member_id in ("w0", "w1"):
+        returns(run, member_id, 7)
+    while run.now < 1_000.0 + SETTLING_S:
+        run.beat("w1", Phase.REDUCE)
+        run.wait(SCAN_S, beating="w0", phase=Phase.REDUCE)
+    run.wait(run.spec.heartbeat_timeout_s + 2 * SCAN_S, beating="w0", phase=Phase.REDUCE)
+    assert [action.member_id for action in run.all(act.KillMember)] == ["w1"]
 
 
 def test_member_that_lives_and_does_not_leave_its_lease_is_lost_as_after_a_fence() -> None:

@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError
 
 from elastic_lm import failpoints
 from elastic_lm.config import RunConfig
+from elastic_lm.control.spec import ControlSpec
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.result import RunResult
@@ -35,6 +36,9 @@ from tests.faults.oracle import bits_of, undisturbed
 
 MICRO_BATCHES = 6
 WAIT_S = 120.0
+# Where processes compete for the cores, one that lives is silent for a second now and then, and tests count who was lost.
+PATIENT_S = 10.0
+AT_ONCE = {"heartbeat_timeout_s": ControlSpec.heartbeat_timeout_s}  # `control` of runs in which workers are frozen
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,13 @@ def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: 
         "checkpoint": {"every_steps": 50},
         "workers": {"min": 2, "max": 3},
         "metrics": {"port": 0},
-        # A frozen holder of the last state is waited for this long: less than the harness waits for anything.
-        "control": {"backoff_base_s": 0.2, "progress_timeout_s": 20.0},
     }
+    # A frozen holder of the last state is waited for this long: less than the harness waits for anything.
+    control = {"backoff_base_s": 0.2, "progress_timeout_s": 20.0, "heartbeat_timeout_s": PATIENT_S}
     for part, defaults in (
         ("data", {"tokens": tokens, "window_blocks": 4, "reader_timeout_s": 3.0}),
         ("training", {"steps": steps}),
+        ("control", control),
     ):
         parts[part] = {**defaults, **changes.pop(part, {})}
     return RunConfig(name=name, storage=storage, **{**parts, **changes})

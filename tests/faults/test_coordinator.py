@@ -15,7 +15,7 @@ from elastic_lm.events.types import Event, EventKind
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.runtime.coordinator import AWAY_S
 from elastic_lm.runtime.roster import Reassurance, Roster
-from tests.faults.harness import WAIT_S, Fault, HostedRun, Injector, assert_same_bits
+from tests.faults.harness import AT_ONCE, WAIT_S, Fault, HostedRun, Injector, assert_same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -69,7 +69,7 @@ def test_coordinators_killed_one_after_the_other_at_every_edge(start: Start) -> 
 
 
 def test_worker_that_dies_with_the_coordinator_and_one_that_freezes(start: Start, cluster: LocalCluster) -> None:
-    run = start(steps=STEPS, kind=HostedRun)
+    run = start(steps=STEPS, kind=HostedRun, control=AT_ONCE)
     Injector(cluster, run).inject(
         [Fault("freeze", 20, victim=1), Fault("kill_coordinator", 20), Fault("kill", 20, victim=0)]
     )

@@ -16,14 +16,14 @@ from elastic_lm.protocol import Evaluation
 from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.runtime.recorder import evaluation_of
 from elastic_lm.storage import Storage
-from tests.faults.harness import Run, assert_same_bits
+from tests.faults.harness import AT_ONCE, Run, assert_same_bits
 from tests.faults.oracle import evaluations
 from tests.faults.test_failpoints import assert_lost
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 STEPS, EVERY = 35, 10
-CONTROL = {"backoff_base_s": 0.1, "start_timeout_s": 15.0}
+CONTROL = {"backoff_base_s": 0.1, "start_timeout_s": 15.0, **AT_ONCE}
 
 
 def evaluated(run: Run) -> dict[int, Evaluation]:

@@ -14,7 +14,7 @@ from elastic_lm.engine.rendezvous import RendezvousServer
 from elastic_lm.events.types import EventKind
 from elastic_lm.runtime import coordinator
 from elastic_lm.runtime.cluster import LocalCluster
-from tests.faults.harness import Run, assert_same_bits
+from tests.faults.harness import AT_ONCE, Run, assert_same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -60,7 +60,7 @@ def test_fault_at_an_edge_keeps_the_bits(
         failpoints=failpoints,
         workers={"min": 3, "max": 3},
         checkpoint={"every_steps": 20},
-        control={"backoff_base_s": 0.1, "start_timeout_s": 15.0},
+        control={"backoff_base_s": 0.1, "start_timeout_s": 15.0, **AT_ONCE},
     )
     assert_same_bits(run, run.result(120))
     assert_lost(failpoints, run)
@@ -84,7 +84,7 @@ def test_fault_while_joining_keeps_the_bits(
     failpoints: list[str], start: Callable[..., Run], cluster: LocalCluster
 ) -> None:
     """w3 joins the three that train; it or its source fails on the way in."""
-    run = start(steps=200, failpoints=failpoints, workers={"min": 3, "max": 3})
+    run = start(steps=200, failpoints=failpoints, workers={"min": 3, "max": 3}, control=AT_ONCE)
     run.await_step(5)
     run.command("scale", min_workers=1, max_workers=4)
     assert_same_bits(run, run.result(120))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from elastic_lm.runtime.cluster import LocalCluster
-from tests.faults.harness import Fault, HostedRun, Injector, Run, assert_same_bits
+from tests.faults.harness import AT_ONCE, Fault, HostedRun, Injector, Run, assert_same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -69,7 +69,7 @@ def test_random_schedule_keeps_the_bits(seed: int, start: Callable[..., Run], cl
 def check(
     schedule: list[Fault], start: Callable[..., Run], cluster: LocalCluster, *, steps: int = STEPS, **changes: Any
 ) -> None:
-    run = start(steps=steps, **changes)
+    run = start(steps=steps, control=AT_ONCE, **changes)
     injector = Injector(cluster, run)
     injector.inject(schedule)
     result = run.result(120)

@@ -18,7 +18,7 @@ import pytest
 
 from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults import proxy as p
-from tests.faults.harness import Fault, HostedRun, Injector, assert_nothing_left, assert_same_bits
+from tests.faults.harness import AT_ONCE, Fault, HostedRun, Injector, assert_nothing_left, assert_same_bits
 from tests.faults.proxy import FaultyProxy
 
 STEPS = 400
@@ -112,7 +112,8 @@ def soak_one(
     faults, failpoints = schedule_of(seed)
     run = start(
         kind=HostedRun, steps=STEPS, name=f"soak-{seed}", storage=on_s3, tokens=f"{on_s3}/tokens", failpoints=failpoints,
-        checkpoint={"every_steps": 25}, workers={"min": 2, "max": 3, "collectives": "gloo" if seed % 2 else "auto"},
+        checkpoint={"every_steps": 25}, control=AT_ONCE,
+        workers={"min": 2, "max": 3, "collectives": "gloo" if seed % 2 else "auto"},
     )  # fmt: skip
     soaker = Soaker(cluster, run, proxy)
     try:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +23,16 @@ def worker_of(launcher: psutil.Process) -> int | None:
         return int(Path(os.environ[ADDRESS]).with_name(str(launcher.pid)).read_text())
     except FileNotFoundError:
         return None
+
+
+def with_workers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """These, and the workers that some of them stand for."""
+    found = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if (pid := worker_of(process)) is not None:
+                found.append(psutil.Process(pid))
+    return found
 
 
 @contextlib.contextmanager
@@ -47,12 +57,7 @@ class ForkingNode(LogicalNode):
     """Its workers belong to the launchers that its raylet started."""
 
     def processes(self) -> list[psutil.Process]:
-        found = super().processes()
-        for process in list(found):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if (pid := worker_of(process)) is not None:
-                    found.append(psutil.Process(pid))
-        return found
+        return with_workers(super().processes())
 
 
 class ForkingCluster(LocalCluster):

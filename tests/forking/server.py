@@ -114,6 +114,8 @@ class Server:
             random.seed()
             arguments = list(wanted["arguments"])  # type: ignore[call-overload]
             sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+            folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+            sys.path[1:1] = [folder for folder in folders if folder not in sys.path]
             runpy.run_path(arguments[0], run_name="__main__")
             code = 0
         except SystemExit as error:

@@ -1,4 +1,7 @@
-"""A Ray head as `ray start` makes it: processes of its own, a dashboard and a job server."""
+"""A Ray head as `ray start` makes it: processes of its own, a dashboard and a job server.
+
+Where a fork server runs (the fixture `forks`), it and its nodes have their workers forked.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from elastic_lm.runtime.cluster import HEALTH_CHECKS, wait_for
+from tests.forking.cluster import with_workers
+from tests.forking.launcher import ADDRESS
 
 START_S = 120
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -41,6 +46,10 @@ class Head:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
     folder: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """That its nodes have on this machine."""
+        return with_workers(psutil.Process(self.process.pid).children(recursive=True))
 
 
 @contextlib.contextmanager
@@ -149,7 +158,8 @@ def _started(flags: list[str], num_cpus: int, environment: dict[str, str]) -> It
         "node-ip-address": "127.0.0.1",
         "object-store-memory": 200_000_000,
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags, *_flags(options)]
+    start = ["tests.forking.start"] if ADDRESS in environment else ["ray.scripts.scripts", "start"]
+    command = [sys.executable, "-m", *start, "--block", *flags, *_flags(options)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from zipfile import ZipFile
 
 import psutil
 import pytest
@@ -56,13 +58,31 @@ def test_launcher_ends_with_its_worker(cluster: LocalCluster, how: signal.Signal
     ends(pid, launcher.pid)
 
 
-def test_worker_with_an_environment_of_its_own_starts_as_ray_does(cluster: LocalCluster) -> None:
-    actor = ray.remote(Somebody).options(runtime_env={"env_vars": {"OF_ITS_OWN": "yes"}}).remote()
+@pytest.mark.parametrize(("name", "forked"), [("OF_ITS_OWN", True), ("PYTHONHASHSEED", False)])
+def test_worker_has_an_environment_of_its_own(cluster: LocalCluster, name: str, forked: bool) -> None:
+    """One that a process heeds as it begins only is not forked, but started as Ray does."""
+    actor = ray.remote(Somebody).options(runtime_env={"env_vars": {name: "17"}}).remote()
     pid, parent, _ = ray.get(actor.family.remote(), timeout=WAIT_S)
-    assert ray.get(actor.variable.remote("OF_ITS_OWN"), timeout=WAIT_S) == "yes"
-    assert "tests.forking.server" not in psutil.Process(parent).cmdline()
+    assert ray.get(actor.variable.remote(name), timeout=WAIT_S) == "17"
+    assert ("tests.forking.server" in psutil.Process(parent).cmdline()) == forked
     ray.kill(actor)
     ends(pid)
+
+
+def test_forked_worker_finds_its_folder_and_modules(cluster: LocalCluster, tmp_path: Path) -> None:
+    """As a job's are, which takes them along."""
+    with ZipFile(tmp_path / "taken-along.zip", "w") as packed:
+        packed.writestr("taken-along/only_here.py", "WHERE = __file__\n")
+
+    @ray.remote(runtime_env={"working_dir": f"file://{tmp_path}/taken-along.zip"})
+    def look() -> tuple[str, str, int]:
+        import only_here
+
+        return os.getcwd(), only_here.WHERE, os.getppid()
+
+    folder, module, parent = ray.get(look.remote(), timeout=WAIT_S)
+    assert Path(module) == Path(folder) / "only_here.py"
+    assert "tests.forking.server" in psutil.Process(parent).cmdline()
 
 
 def test_workers_draw_different_random_numbers(cluster: LocalCluster) -> None:

@@ -36,7 +36,7 @@ CANARY = "canary-b7e0c1d2"
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(forks: None) -> Iterator[Head]:
     """Its nodes have a secret, as those have that read from a bucket."""
     with running_head(num_cpus=2, AWS_SECRET_ACCESS_KEY=CANARY) as head:
         yield head
@@ -131,7 +131,7 @@ def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_agai
 def titles(head: Head) -> list[str]:
     """Of all processes of the cluster."""
     found = []
-    for process in psutil.Process(head.process.pid).children(recursive=True):
+    for process in head.processes():
         with suppress(psutil.Error):
             found.append(" ".join(process.cmdline()))
     assert any("raylet" in title for title in found)
@@ -220,7 +220,7 @@ def test_log_is_whole_however_often_the_connection_breaks(
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_cluster_with_tokens_refuses_who_has_none_or_another(here: Path, small_corpus: str) -> None:
+def test_cluster_with_tokens_refuses_who_has_none_or_another(forks: None, here: Path, small_corpus: str) -> None:
     secret = "canary-4f1c9a"
     config = solo_config(small_corpus, f"file://{here}", "with-token", workers=WORKER)
     name = written(config)

@@ -28,7 +28,7 @@ STEPS = 120
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(forks: None) -> Iterator[Head]:
     with running_head(num_cpus=0) as head:
         yield head
 
@@ -108,7 +108,7 @@ def test_worker_that_cannot_leave_in_time_is_lost_as_ever_and_it_does_not_show(
 
 
 @pytest.mark.thorough
-def test_head_that_is_told_to_go_leaves_a_checkpoint_of_the_moment(corpus: str, tmp_path: Path) -> None:
+def test_head_that_is_told_to_go_leaves_a_checkpoint_of_the_moment(forks: None, corpus: str, tmp_path: Path) -> None:
     """A run does not outlive its head; the next one of its name goes on from there."""
     config = make_config(corpus, f"file://{tmp_path}", "without-head", steps=100_000, workers={"min": 1, "max": 1},
                          checkpoint={"every_steps": 1_000_000})  # fmt: skip
