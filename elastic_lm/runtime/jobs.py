@@ -158,16 +158,17 @@ class Jobs:
         with asyncio.Runner() as runner:
             while True:
                 try:
-                    ended = self.details(run).status.is_terminal()
-                    for start, piece in self._stream(runner, run):
+                    if self.details(run).status.is_terminal():
+                        yield self.log(run)[told - begins :]
+                        return
+                    for start, piece in self._stream(runner, run):  # until about three seconds after the job's end
                         answered = time.monotonic()
                         if new := piece[max(0, told - start) :]:
                             told = start + len(piece)
                             yield new
-                    if ended:
-                        yield self.log(run)[told - begins :]
-                        return
                     answered = time.monotonic()
+                    if self.details(run).status.is_terminal():
+                        continue
                 except ClusterError as error:
                     if time.monotonic() - answered > AWAY_S:
                         raise
