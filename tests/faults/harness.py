@@ -352,7 +352,7 @@ def assert_nothing_left(cluster: LocalCluster) -> None:
     def gone() -> bool:
         return not processes_titled(cluster, "ray::Worker") and not processes_titled(cluster, "ray::Reader")
 
-    wait_for(gone, timeout_s=15, what="workers and readers ended")
+    wait_for(gone, timeout_s=WAIT_S, what="workers and readers ended")
 
 
 def assert_same_bits(run: Run, result: RunResult) -> None:

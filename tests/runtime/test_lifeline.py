@@ -19,6 +19,7 @@ from elastic_lm.runtime.lifeline import Lifeline, LifelineServer, decode, encode
 from tests.runtime.test_ledger import record
 
 SECRET = "a secret"
+WAIT_S = 30.0
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def server():
 def next_of(server, kind):
     """The next message of this kind, past the others."""
     while True:
-        found, value = server.told.get(timeout=5)
+        found, value = server.told.get(timeout=WAIT_S)
         if found == kind:
             return value
 
@@ -110,10 +111,10 @@ def test_cut_connection_is_restored(server):
 def test_stranger_is_shut_out_and_members_go_on(server, line):
     with socket.create_connection(server.address) as stranger:
         stranger.sendall(line)
-        stranger.settimeout(5)
+        stranger.settimeout(WAIT_S)
         assert stranger.recv(1) == b""
     lifeline = Lifeline(server.address, SECRET, "w0", beat, interval_s=30)
-    assert server.told.get(timeout=5) == ("connected", "w0")
+    assert server.told.get(timeout=WAIT_S) == ("connected", "w0")
     lifeline.close()
 
 
@@ -122,7 +123,7 @@ def test_member_without_a_coordinator_is_told_so():
         address = taken.getsockname()
     orphaned = threading.Event()
     Lifeline(address, SECRET, "w0", beat, interval_s=0.01, orphaned_after_s=0.1, on_orphaned=orphaned.set)
-    assert orphaned.wait(5)
+    assert orphaned.wait(WAIT_S)
 
 
 def test_many_members_leave_no_thread_behind(server):
@@ -159,7 +160,7 @@ def test_frozen_process_keeps_its_connection_and_falls_silent(server):
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
     next_of(server, "beat")
     os.kill(process.pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT_S
     try:
         while time.monotonic() < deadline:  # until a quiet stretch of ten intervals
             try:
@@ -181,7 +182,7 @@ def test_coordinator_that_is_silent_on_an_open_connection_leaves_an_orphan():
         lifeline = Lifeline(
             frozen.getsockname(), SECRET, "w0", beat, interval_s=0.01, orphaned_after_s=0.3, on_orphaned=orphaned.set
         )
-        assert orphaned.wait(5)
+        assert orphaned.wait(WAIT_S)
         lifeline.close()
 
 
@@ -230,6 +231,6 @@ def test_member_moves_to_another_coordinator(server):
     assert next_of(server, "beat") == beat()
     lifeline.move(later.address, "another")
     assert next_of(server, "lost") == "w0"
-    assert told.get(timeout=5) == beat()
+    assert told.get(timeout=WAIT_S) == beat()
     lifeline.close()
     later.close()

@@ -39,7 +39,7 @@ class Watched:
         self.news: queue.Queue[ReaderNews] = queue.Queue()
         self.pids: list[int] = []
         self._cluster, self._corpus, self._unplaced = cluster, corpus, unplaced
-        self.pool = ReaderPool(self._start, num_readers, timeout_s=1.0, on_news=self.news.put)
+        self.pool = ReaderPool(self._start, num_readers, timeout_s=3.0, on_news=self.news.put)
 
     def _start(self) -> Any:
         if self._unplaced:
