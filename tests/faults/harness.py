@@ -139,10 +139,11 @@ class Run:
         raise self._outcome
 
     def end(self) -> None:
-        """Stop what a failed test has left behind."""
+        """Stop what a failed test has left behind, and take the mailbox down."""
         if self._thread.is_alive():
             self.command("stop", reason="the test is over")
             self.result()
+        ray.kill(self.mailbox)
 
     def events(self) -> list[Event]:
         return list(read(Storage.open(self.config.run_url).child("events")))

@@ -52,6 +52,7 @@ def test_fork_whose_first_state_is_lost_goes_on_with_the_one_in_memory(start: Ca
     pid = child.coordinator_pid()
     os.kill(pid, signal.SIGKILL)
     child.await_successor(pid)
+    child.await_logged(EventKind.MEMBER_RETURNED, 2)
     status = child.await_step(30)
     assert "verdict" not in status
     os.kill(next(m["pid"] for m in status["members"].values() if m["pid"]), signal.SIGKILL)

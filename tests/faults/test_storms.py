@@ -20,6 +20,7 @@ from tests.faults.proxy import FaultyProxy
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(300)]
 
 STEPS = 90
+HELD_UP = ["*:micro_batch@30=delay:3"]  # so that storage is in trouble long before everything is trained
 STORM_S = 6.0
 
 
@@ -29,6 +30,7 @@ def test_storm_in_which_everything_fails_does_not_show(
     """One window is read ahead, so that tokens run out as well; behind a checkpoint, for who has none does not come to one."""
     run = start(
         steps=STEPS,
+        failpoints=HELD_UP,
         tokens=f"{on_s3}/tokens",
         storage=on_s3,
         data={"window_blocks": 2, "prefetch_windows": 1},
@@ -56,6 +58,7 @@ def test_storage_that_stays_away_ends_the_run_by_name(
     """Where its events go all is well, so that the log tells of it."""
     run = start(
         steps=STEPS,
+        failpoints=HELD_UP,
         tokens=f"{on_s3}/tokens",
         data={"window_blocks": 2, "prefetch_windows": 1, "storage_timeout_s": 4.0},
     )
@@ -72,7 +75,9 @@ def test_storage_that_stays_away_ends_the_run_by_name(
 
 
 def test_shard_that_is_refused_ends_the_run_at_once(start: Callable[..., Run], proxy: FaultyProxy, on_s3: str) -> None:
-    run = start(steps=STEPS, tokens=f"{on_s3}/tokens", data={"window_blocks": 2, "prefetch_windows": 1})
+    run = start(
+        steps=STEPS, failpoints=HELD_UP, tokens=f"{on_s3}/tokens", data={"window_blocks": 2, "prefetch_windows": 1}
+    )
     run.await_step(20)
     refused = proxy.inject(p.status(403), on="^GET .*/shards/")
     result = run.result(30)
@@ -89,6 +94,7 @@ def test_checkpoint_that_storage_does_not_give_is_waited_for(
     """Every worker is lost while storage is away: the same error again and again is no bug, and the wait is no hang."""
     run = start(
         steps=STEPS,
+        failpoints=HELD_UP,
         storage=on_s3,
         workers={"min": 2, "max": 2},
         checkpoint={"every_steps": 10},
@@ -106,7 +112,7 @@ def test_successor_waits_for_storage_and_then_goes_on_from_memory(
     start: Callable[..., HostedRun], proxy: FaultyProxy, on_s3: str
 ) -> None:
     """The coordinator is killed while storage is away: the run does not end for it, and no step is trained again."""
-    run = start(steps=STEPS, storage=on_s3, kind=HostedRun, workers={"min": 2, "max": 2})
+    run = start(steps=STEPS, failpoints=HELD_UP, storage=on_s3, kind=HostedRun, workers={"min": 2, "max": 2})
     run.await_step(20)
     run.await_logged(EventKind.MEMBER_STARTED, 2)
     os.kill(run.coordinator_pid(), signal.SIGKILL)
