@@ -387,6 +387,13 @@ class SpikesConfig(Part):
     """How many batches are left out then, from there on."""
     max_rewinds: Count = 5
     """How often a run may go back. Another spike then stops it."""
+    accept_until: Count | None = Field(default=None, examples=[4813])
+    """What stands out, or was left out on end, before this step has been looked at, and no longer ends the run. None: nothing
+    has. A run that ended for it says the number."""
+
+    def accepts(self, step: int) -> bool:
+        """Whether what came of this step was looked at."""
+        return self.accept_until is not None and step < self.accept_until
 
     @property
     def goes_back(self) -> bool:

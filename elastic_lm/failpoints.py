@@ -43,6 +43,7 @@ NAMES = (
     "coordinator.rewind",  # members are to be given up for a rewind, which is not stored yet
     "coordinator.rewound",  # it is stored, nothing else is done
     "coordinator.finish",  # the verdict is there, nobody knows
+    "coordinator.finished",  # it is logged, and not handed to whoever waits for it
 )
 TIMED = ("delay", "hold")
 ACTIONS = ("kill", "freeze", "raise", "exit", *TIMED)

@@ -201,6 +201,7 @@ FIELDS = (
     number("spikes.rewind_steps", "5001", "should be less than or equal to 5000", "50"),
     number("spikes.skip_batches", "0", NOT_BELOW_1, "200"),
     number("spikes.max_rewinds", "0", NOT_BELOW_1, "2"),
+    number("spikes.accept_until", "0", NOT_BELOW_1, "103"),
     Row("checkpoint.fallback", "s3://a/b", "'s3://a/b'", "is no folder of a machine; write /folder", "/spare", False),
     number("checkpoint.keep", "0", NOT_BELOW_1, "3"),
     number("checkpoint.keep_best", "-1", NOT_BELOW_0, "2", under=("checkpoint.every_steps=10",)),

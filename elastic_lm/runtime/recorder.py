@@ -79,7 +79,8 @@ class Recorder:
         self.logged_step = 0
         self.num_members = 0  # that earlier attempts have started
         self.too_many_left_out: str | None = None  # why the run is to end, in a sentence
-        self._num_left_out = 0  # steps on end, up to the last one
+        self._num_left_out = 0  # steps on end, up to the last one, that nobody has looked at
+        self._accepts = config.spikes.accepts
         self.evaluated: set[int] = set()  # steps before which held-out text was measured, by this attempt or before
         self._last_evaluation: Evaluation | None = None
         self._unlogged_evaluations: dict[int, Evaluation] = {}
@@ -141,15 +142,15 @@ class Recorder:
             self._spikes.recall(event)
             if event.kind is EventKind.RUN_STARTED:
                 before, policy = policy, event.fields["config"].get("training", {}).get("on_nonfinite")
-            if (event.kind is EventKind.RUN_STARTED and before != policy) or _is_poisoned(event):
-                self._num_left_out, self.too_many_left_out = 0, None  # whoever lets the run go on has seen it
+                if before != policy:
+                    self._num_left_out, self.too_many_left_out = 0, None  # whoever changed it has seen them
         self.logged_step = self._ledger.next_step
 
     def _go_back(self, step: int) -> None:
         """What was told of steps from this one on is not the run's any more."""
         self._ledger.go_back(step)
         kept = self._ledger.kept()
-        self._num_left_out = sum(1 for _ in takewhile(lambda record: record.refused > 0, reversed(kept)))
+        self._num_left_out = sum(1 for _ in takewhile(self._counts_as_left_out, reversed(kept)))
         self.too_many_left_out = None
         self._spikes.go_back(kept)
         self.logged_step = min(self.logged_step, step)
@@ -219,13 +220,16 @@ class Recorder:
     def _count(self, record: StepRecord) -> None:
         """A run that leaves out step after step learns nothing; one whose loss stands out learns worse."""
         self._spikes.observe(record)
-        self._num_left_out = self._num_left_out + 1 if record.refused else 0
-        self.too_many_left_out = None
-        if self._num_left_out >= MOST_LEFT_OUT:
+        self._num_left_out = self._num_left_out + 1 if self._counts_as_left_out(record) else 0
+        if self._num_left_out >= MOST_LEFT_OUT and self.too_many_left_out is None:
             self.too_many_left_out = (
                 f"the last {self._num_left_out} steps up to {record.step} were left out, for their gradients or losses "
-                "are not finite or out of range; lower optimizer.learning_rate, or look at their data"
+                "are not finite or out of range; lower optimizer.learning_rate, or look at their data. To train on all the "
+                f"same, resume it with --set spikes.accept_until={record.step + 1}"
             )
+
+    def _counts_as_left_out(self, record: StepRecord) -> bool:
+        return record.refused > 0 and not self._accepts(record.step)
 
     def unlogged(self) -> tuple[StepRecord, ...]:
         """Records of the steps that the log does not hold yet."""
@@ -342,11 +346,6 @@ def record_of(event: Event) -> StepRecord:
 def _evaluated(evaluation: Evaluation) -> Event:
     """One that an earlier coordinator had told."""
     return Event(EventKind.EVALUATED, sentence(evaluation), evaluation.step, fields=fields_of(evaluation))
-
-
-def _is_poisoned(event: Event) -> bool:
-    """It tells that a run ended because its steps came to nothing."""
-    return event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "poisoned"
 
 
 def _rewound(rewind: Rewind, next_step: int) -> Event:

@@ -48,15 +48,11 @@ class Rewinding:
     def end(self, rewind: Rewind, obstacle: str, step: int) -> Verdict:
         """In place of a rewind that cannot be. `step`: where the run ends."""
         self.decided = None
-        kind, way = (
-            ("poisoned", "training.on_nonfinite=skip")
-            if rewind.cause == POISONED
-            else ("spiked", "spikes.policy=ignore")
-        )
-        told = (
-            f"{rewind.reason}. The run cannot go back: {obstacle}. To train on through it, resume it with --set {way}"
-        )
-        return Verdict(kind, told, step)
+        if rewind.cause == POISONED:
+            kind, way = "poisoned", "To train on through it, resume it with --set training.on_nonfinite=skip"
+        else:
+            kind, way = "spiked", _way_through(rewind)
+        return Verdict(kind, f"{rewind.reason}. The run cannot go back: {obstacle}. {way}", step)
 
     def _advice(self, spike: Spike) -> str:
         rewind, config = self._rewind(spike), self._config
@@ -65,5 +61,11 @@ class Rewinding:
         (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
         return (
             f"{rewind.reason}.{often} To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name "
-            f"{config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
+            f"{config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier. "
+            f"{_way_through(rewind)}"
         )
+
+
+def _way_through(rewind: Rewind) -> str:
+    """For whoever has looked at the spike, and wants nothing done about it."""
+    return f"To train on through it, resume it with --set spikes.accept_until={rewind.last_step + 1}"

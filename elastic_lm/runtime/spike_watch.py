@@ -1,7 +1,7 @@
 """Whether a run has a loss spike that nothing was done about, whoever coordinated it when it came.
 
-Invariant: what an earlier attempt has committed is judged just as it was then. A spike that an attempt with other rules has
-trained through, or that has ended a run by `stop`, is past: whoever lets the run go on has seen it.
+Invariant: what an earlier attempt has committed is judged just as it was then, so a spike that has ended a run ends whoever only
+begins it again. It is past when the config accepts it, or when an attempt with other rules has trained on behind it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SpikeWatch:
 
     def __init__(self, config: RunConfig) -> None:
         self._rules = rules_of(config)
-        self._goes_back = config.spikes.goes_back
+        self._accepts = config.spikes.accepts
         self._policy = _policy_of(config.model_dump(mode="json"))
         self._detector = None if self._rules is None else SpikeDetector(self._rules)
         self._is_heeded = True  # by the attempt whose steps come now
@@ -37,9 +37,11 @@ class SpikeWatch:
             return
         found = self._detector.observe(record.step, record.loss, record.grad_norm, left_out=record.refused > 0)
         self._last_step = record.step
-        if self._is_heeded:
+        if found is None:
+            return
+        if self._is_heeded and not self._accepts(found.last_step):
             self.found = self.found or found
-        elif found is not None:
+        else:
             self._pass_over()
 
     def recall(self, event: Event) -> None:
@@ -48,8 +50,6 @@ class SpikeWatch:
             self._is_heeded = _policy_of(event.fields["config"]) == self._policy
             if not self._is_heeded:
                 self._accept()
-        elif event.kind is EventKind.RUN_FINISHED and event.fields.get("verdict") == "spiked" and not self._goes_back:
-            self._accept()
         elif event.kind is EventKind.REWOUND:
             self.num_rewinds = max(self.num_rewinds, event.fields["number"])
 

@@ -260,6 +260,7 @@ def coordinate(config: RunConfig, mailbox: Any, token: str) -> RunResult:
             owner = patience.outlast(what, partial(_claim, config, token, owner))
             result = patience.outlast(what, partial(_attempt, config, mailbox, owner, legacy))
             if result.verdict != REWOUND:
+                failpoints.hit("coordinator.finished", result.last_step)
                 owner.release()
                 return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import statistics
 import threading
@@ -221,6 +222,30 @@ def test_spike_stops_a_run_that_is_not_to_go_back(start: Callable[..., Run], noi
     assert "the loss stands out in steps 6" in result.message
     assert f"elastic-lm fork {run.config.run_url}@STEP --name {run.config.name}-2 --skip 5" in result.message
     assert run.count(EventKind.REWOUND) == 0
+
+
+def test_run_that_a_spike_has_ended_is_not_trained_on_by_a_successor_until_that_is_accepted(
+    start: Callable[..., Run], noisy: str
+) -> None:
+    changes = {**CHANGES, "spikes": {**CHANGES["spikes"], "policy": "stop"}}
+    failpoints = ["c1:coordinator.finished@*=kill"]
+    run = start(steps=80, tokens=noisy, kind=HostedRun, name="ended", failpoints=failpoints, **changes)
+    assert isinstance(run, HostedRun)
+    result = run.result()
+    assert (result.verdict, run.num_coordinators) == ("spiked", 2)
+    ends = [event for event in run.events() if event.kind is EventKind.RUN_FINISHED]
+    assert [(end.fields["verdict"], end.step) for end in ends] == [("spiked", result.last_step)] * 2
+    found = re.search(r"resume it with --set spikes\.accept_until=(\d+)$", result.message)
+    assert found is not None and 62 <= int(found[1]) <= result.last_step < 80
+    trained = run.steps()
+    again = start(steps=80, tokens=noisy, name="ended", **changes)  # as a job's retry does
+    assert (again.result().verdict, again.result().last_step) == ("spiked", result.last_step)
+    assert again.steps() == trained
+    changes["spikes"]["accept_until"] = int(found[1])
+    accepting = start(steps=80, tokens=noisy, name="ended", **changes)
+    done = accepting.result()
+    assert (done.verdict, done.last_step) == ("done", 80)
+    assert done.digest["state"] == undisturbed(accepting.config)[0]
 
 
 def test_gradient_that_is_not_finite_is_gone_back_from(start: Callable[..., Run], corpus: str, noisy: str) -> None:

@@ -220,8 +220,9 @@ def test_steps_that_are_left_out_are_told_and_counted_over_attempts(attempts: At
     second = attempts.begin(2)
     second.enter((replace(record(9), refused=1),))
     assert second.too_many_left_out is not None and "last 10 steps up to 9 were left out" in second.too_many_left_out
+    told = second.too_many_left_out
     second.enter((record(10),))
-    assert second.too_many_left_out is None
+    assert second.too_many_left_out == told  # whether that step came before somebody looked or after
     assert second.mean_loss(11) == 2.5
 
 
@@ -376,64 +377,118 @@ def test_result_of_the_log_is_that_of_the_recorder(watched: Attempts) -> None:
     assert told is not None and told.metrics["loss"] == mine == 2.5
 
 
-def test_spike_that_has_stopped_a_run_is_past_when_it_goes_on(config: RunConfig) -> None:
-    attempts = Attempts(config.replace("spikes={policy: stop, window_steps: 20}"))
+STOPS = "spikes={policy: stop, window_steps: 20}"
+
+
+def finished(verdict: str) -> Event:
+    return Event(EventKind.RUN_FINISHED, "It ended.", fields={"verdict": verdict, "reason": "it had to"})
+
+
+def test_spike_that_has_ended_a_run_ends_it_again_until_it_is_accepted(config: RunConfig) -> None:
+    """Whoever only begins it again may be nobody: the successor of a coordinator that died behind its verdict, a job's retry."""
+    attempts = Attempts(config.replace(STOPS))
     first = attempts.begin(1)
-    first.enter((*steps(0, 30), *steps(30, 33, loss=9.0)))
-    assert first.spike is not None
-    first.close()
-    second = attempts.begin(2)  # its coordinator died before it could stop
-    assert second.spike is not None
-    second.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "spiked", "reason": "a spike"}))
-    second.close()
-    third = attempts.begin(3)
-    assert third.spike is None
-    third.enter(steps(33, 36, loss=9.0))  # it takes its time
-    assert third.spike is None
-    third.enter((*steps(36, 42), *steps(42, 45, loss=20.0)))
-    assert third.spike is not None and third.spike.first_step == 42
-    third.close()
-    fourth = attempts.begin(4)  # whoever takes over finds the same
-    assert fourth.spike == third.spike
+    first.enter((*steps(0, 30), *steps(30, 35, loss=9.0)))
+    found = first.spike
+    assert found is not None and found.last_step == 32
+    assert first.flush()  # and it is killed
+    for number in (2, 3):
+        again = attempts.begin(number)
+        assert again.spike == found
+        again.emit(finished("spiked"))
+        again.close()
     attempts.end()
+    too_little = Attempts(config.replace(STOPS, "spikes.accept_until=32"))
+    assert too_little.begin(4).spike == found
+    too_little.end()
+    accepting = Attempts(config.replace(STOPS, "spikes.accept_until=33"))
+    fifth = accepting.begin(5)
+    assert fifth.spike is None
+    fifth.enter(steps(35, 38, loss=9.0))  # it takes its time
+    assert fifth.spike is None
+    fifth.enter((*steps(38, 44), *steps(44, 47, loss=20.0)))
+    assert fifth.spike is not None and fifth.spike.first_step == 44  # another one
+    fifth.emit(finished("spiked"))
+    fifth.close()
+    assert accepting.begin(6).spike == fifth.spike
+    accepting.end()
+    both = Attempts(config.replace(STOPS, "spikes.accept_until=47"))
+    assert both.begin(7).spike is None
+    both.end()
+    neither = Attempts(config.replace(STOPS))
+    assert neither.begin(8).spike == found  # it is the config that accepts
+    neither.end()
 
 
-def test_spike_that_is_past_stays_so_when_the_run_goes_back_for_something_else(config: RunConfig) -> None:
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_spike_from_which_a_run_could_not_go_back_is_accepted_likewise(policy: str, watched: Attempts) -> None:
+    recorder, _ = spiking(watched)
+    recorder.emit(finished("spiked"))
+    recorder.close()
+    config = watched.config.replace(f"spikes.policy={policy}")
+    refused = Attempts(watched.config)
+    assert refused.begin(2).spike == recorder.spike
+    refused.end()
+    accepting = Attempts(config.replace("spikes.accept_until=33"))
+    third = accepting.begin(3)
+    assert third.spike is None
+    third.enter((*steps(35, 60), *steps(60, 63, loss=9.0)))
+    assert third.spike is not None and third.spike.first_step == 60
+    accepting.end()
+
+
+def test_spike_that_is_accepted_stays_so_when_the_run_goes_back_for_something_else(config: RunConfig) -> None:
     """Back to the middle of it."""
-    attempts = Attempts(config.replace("spikes={policy: stop, window_steps: 20}"))
+    attempts = Attempts(config.replace(STOPS))
     first = attempts.begin(1)
     first.enter((*steps(0, 30), *steps(30, 33, loss=9.0)))
-    first.emit(Event(EventKind.RUN_FINISHED, "It stopped.", fields={"verdict": "spiked", "reason": "a spike"}))
+    first.emit(finished("spiked"))
     first.close()
-    second = attempts.begin(2)
+    accepting = Attempts(config.replace(STOPS, "spikes.accept_until=33"))
+    second = accepting.begin(2)
     second.enter(steps(33, 36, loss=9.0))
-    rewind = Rewind.of(Spike(36, 36, "poisoned", "not finite"), attempts.config, number=1, floor=34)
+    rewind = Rewind.of(Spike(36, 36, "poisoned", "not finite"), accepting.config, number=1, floor=34)
     second.close()
     for number in (3, 4):
-        again = attempts.begin(number, rewinds=[rewind])
+        again = accepting.begin(number, rewinds=[rewind])
         again.enter(steps(34 if number == 3 else 37, 40, loss=9.0))
         assert again.spike is None
         again.close()
+    accepting.end()
     attempts.end()
 
 
-@pytest.mark.parametrize(("verdict", "then", "is_past"), [
-    ("poisoned", "skip", True), ("stopped", "skip", False), ("stopped", "stop", True), ("poisoned", "rewind", True),
+@pytest.mark.parametrize(("change", "is_past"), [
+    ("training.on_nonfinite=skip", False), ("spikes.accept_until=10", True),
+    ("training.on_nonfinite=stop", True), ("training.on_nonfinite=rewind", True),
 ])  # fmt: skip
-def test_steps_left_out_that_have_ended_a_run_are_past(
-    verdict: str, then: str, is_past: bool, config: RunConfig
+@pytest.mark.parametrize("verdict", ["poisoned", "stopped"])
+def test_steps_left_out_on_end_end_a_run_again_until_they_are_accepted(
+    change: str, is_past: bool, verdict: str, config: RunConfig
 ) -> None:
     config = config.replace("checkpoint.every_steps=10", "training.on_nonfinite=skip")
     attempts = Attempts(config)
     first = attempts.begin(1)
-    first.enter(tuple(replace(s, refused=1) for s in steps(0, 10)))
-    assert first.too_many_left_out is not None
-    first.emit(Event(EventKind.RUN_FINISHED, "It ended.", fields={"verdict": verdict, "reason": "it had to"}))
+    first.enter((*(replace(s, refused=1) for s in steps(0, 10)), *steps(10, 12)))  # and two while it ends
+    told = first.too_many_left_out
+    assert told is not None and told.endswith("To train on all the same, resume it with --set spikes.accept_until=10")
+    first.emit(finished(verdict))
     first.close()
     attempts.end()
-    later = Attempts(config.replace(f"training.on_nonfinite={then}"))
+    later = Attempts(config.replace(change))
     assert (later.begin(2).too_many_left_out is None) == is_past
     later.end()
+
+
+def test_ten_more_steps_left_out_behind_those_that_are_accepted_end_the_run(config: RunConfig) -> None:
+    attempts = Attempts(config.replace("training.on_nonfinite=skip", "spikes.accept_until=10"))
+    first = attempts.begin(1)
+    first.enter(tuple(replace(s, refused=1) for s in steps(0, 19)))
+    assert first.too_many_left_out is None
+    first.enter(tuple(replace(s, refused=1) for s in steps(19, 20)))
+    told = first.too_many_left_out
+    assert told is not None and "the last 10 steps up to 19" in told and told.endswith("accept_until=20")
+    attempts.end()
 
 
 def _evaluation_event(step: int) -> Event:

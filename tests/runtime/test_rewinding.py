@@ -55,6 +55,7 @@ def test_policy_stop_ends_the_run_with_advice(tmp_path: Path) -> None:
     told = rewinding.judge(SPIKE)
     assert isinstance(told, ev.Spoiled) and told.verdict == "spiked"
     assert "--skip 90:120, with a checkpoint of step 90 or earlier" in told.message
+    assert told.message.endswith("To train on through it, resume it with --set spikes.accept_until=103")
     assert rewinding.judge(SPIKE) is told
     assert rewinding.decided is None
 
@@ -82,7 +83,7 @@ def test_rewind_that_cannot_be_ends_the_run_with_advice(tmp_path: Path) -> None:
     assert (verdict.kind, verdict.step) == ("spiked", 110)
     assert verdict.message == (
         "the loss stands out. The run cannot go back: there is none. To train on through it, resume it with --set "
-        "spikes.policy=ignore"
+        "spikes.accept_until=103"
     )
     assert rewinding.decided is None
 
