@@ -23,10 +23,11 @@ app = typer.Typer(no_args_is_help=True, help="List, verify and prune a run's che
 def list_(run: cli_run.RunName, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """All checkpoints of a run, by their manifests."""
     with told_errors():
-        from elastic_lm.checkpoint import registry
+        from elastic_lm.experiment import standing
+        from elastic_lm.experiment.rewinds import Rewinds
 
         folder = _folder(run)
-        found = registry.found(folder)
+        found = standing.found(folder, Rewinds.if_readable(folder))
     if as_json:
         deliver(json.dumps([asdict(checkpoint) for checkpoint in found], indent=1))
     elif not found:
@@ -94,9 +95,10 @@ def prune(
     """
     with told_errors():
         from elastic_lm.checkpoint import retention
+        from elastic_lm.experiment.rewinds import Rewinds
 
-        chosen = retention.Retention(keep, keep_every, keep_best, _reach_steps(run))
-        deleted = retention.prune(_folder(run), chosen, dry_run=dry_run)
+        folder, chosen = _folder(run), retention.Retention(keep, keep_every, keep_best, _reach_steps(run))
+        deleted = retention.prune(folder, chosen, dry_run=dry_run, wanted=Rewinds.load(folder).keep)
     what = ", ".join(f"{step:,}" for step in deleted) or "nothing"
     say(f"{'Would delete' if dry_run else 'Deleted'} the checkpoints of these steps: {what}.")
 
@@ -125,7 +127,7 @@ def _folder(run: str) -> Storage:
 
 def _row(checkpoint: Found) -> str:
     begin = f"{checkpoint.step:>10,}  {checkpoint.state:13}  "
-    if checkpoint.size_bytes is None:
+    if checkpoint.size_bytes is None or checkpoint.reason is not None:
         return f"{begin}{checkpoint.reason}"
     loss = "" if checkpoint.loss is None else f"  loss {checkpoint.loss:.4f}"
     return f"{begin}{checkpoint.size_bytes / 1e6:>12,.1f} MB{loss}"

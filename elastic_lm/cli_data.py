@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from elastic_lm.data.passages import Passage, Passages
     from elastic_lm.data.summary import Figures, Summary
     from elastic_lm.experiment.lineage import Change
+    from elastic_lm.run import Run
     from elastic_lm.storage import Storage
 
 MOST_SOURCES = 20  # that have a row of their own
@@ -91,21 +92,25 @@ def show(
     with told_errors():
         from elastic_lm.data.passages import Passages
 
-        if (step is None) == (tokens is None):
-            raise ConfigError("say what to show, and one of both: --step N, or --tokens START..STOP")
-        if held_out and tokens is None:
-            raise ConfigError("no step trains on held-out text; look at it with --held-out --tokens START..STOP")
-        found = _find(corpus)
-        if before_rewind is not None:
-            found = _before(found, before_rewind)
-        if loss and (step is None or found.config is None):
-            raise ConfigError("a loss takes a run's weights and its samples: data show RUN --step N --loss")
         shape = {
             "sequence_length": sequence_length, "micro_batches": micro_batches, "micro_batch_size": micro_batch_size,
             "seed": seed, "window_blocks": window_blocks,
         }  # fmt: skip
+        if (step is None) == (tokens is None):
+            raise ConfigError("say what to show, and one of both: --step N, or --tokens START..STOP")
+        if held_out and tokens is None:
+            raise ConfigError("no step trains on held-out text; look at it with --held-out --tokens START..STOP")
+        if loss and step is None:
+            raise _no_loss()
+        if step is None:
+            _check_of_no_step({"micro_batch": micro_batch, "sample": sample, "before_rewind": before_rewind, **shape})
+        found = _find(corpus)
+        if before_rewind is not None:
+            found = _before(found, before_rewind)
+        if loss and found.config is None:
+            raise _no_loss()
         if step is not None and found.config is not None:
-            _check_has(found.config, step)
+            _check_has(found.num_steps, step)
         if step is not None and found.folder is not None:
             _check_trained_here(found.folder, step)
         if step is None:
@@ -132,18 +137,23 @@ def show(
 class _Found:
     """A corpus, and the run that trains on it if it was named by one, with the folder in which that was found.
 
-    `at_most`: steps that were trained as `config` says, where the run went back later.
+    `num_steps`: to how many the run comes. `at_most`: steps that were trained as `config` says, where it went back later.
     """
 
     storage: Storage
     manifest: Manifest
     config: RunConfig | None = None
     folder: Storage | None = None
+    num_steps: int = 0
     at_most: int | None = None
 
 
 def _find(text: str) -> _Found:
-    """The corpus that a person means.    Raises: ConfigError, DataError, NotFoundError, StorageError."""
+    """The corpus that a person means. A run that is there has its own config, whatever its YAML file says by now: of that only
+    more steps count.
+
+    Raises: CheckpointError, ConfigError, DataError, NotFoundError, StorageError.
+    """
     from elastic_lm.config import RunConfig
     from elastic_lm.data.manifest import FILE_NAME, Manifest
     from elastic_lm.experiment.rewinds import Rewinds
@@ -151,9 +161,9 @@ def _find(text: str) -> _Found:
     from elastic_lm.storage import Storage
 
     if text.endswith((".yaml", ".yml")):
-        config = RunConfig.load(text)
-        folder = Storage.open(config.run_url)
-        config = Rewinds.load(folder).applied(config)
+        wanted = RunConfig.load(text)
+        run, num_steps = Run.open(wanted), wanted.training.steps
+        config = _begun(run) or wanted
     else:
         try:
             storage = Storage.open(text)
@@ -162,29 +172,53 @@ def _find(text: str) -> _Found:
         if storage.exists(FILE_NAME):
             return _Found(storage, Manifest.load(storage))
         try:
-            run = Run.open(text)
-            config, folder = run.config, run.address.folder()
+            run, num_steps = Run.open(text), 0
+            config = run.config
         except (ConfigError, NotFoundError) as error:
             raise NotFoundError(
                 f"{text} is no corpus (there is no {FILE_NAME} in {storage.url}) and no run ({error})"
             ) from error
-    tokens = Storage.open(config.data.tokens)
+    tokens, folder = Storage.open(config.data.tokens), run.address.folder()
     manifest = Manifest.load(tokens)
+    config = Rewinds.load(folder).applied(config)
     config = config.settled(manifest=manifest.hash, window_blocks=manifest.window_blocks)
-    return _Found(tokens, manifest, config, folder)
+    return _Found(tokens, manifest, config, folder, max(num_steps, config.training.steps))
+
+
+def _begun(run: Run) -> RunConfig | None:
+    """What the run was last trained with; None when it has not begun.    Raises: ConfigError, StorageError."""
+    try:
+        return run.config
+    except NotFoundError:
+        return None
 
 
 def _before(found: _Found, number: int) -> _Found:
     """With the run's batches as they were before it went back for that time.    Raises: ConfigError when it never did."""
     from elastic_lm.experiment.rewinds import Rewinds, with_skip
 
-    made = Rewinds.load(found.folder).made if found.folder is not None else ()
-    if number > len(made) or found.config is None:
+    if found.config is None or found.folder is None:
+        raise ConfigError("only a run goes back, and this is a corpus: data show RUN --step N --before-rewind K")
+    made = Rewinds.load(found.folder).made
+    if number > len(made):
         raise ConfigError(
             f"--before-rewind {number}: the run went back {len(made)} times; leave it out, or choose one of them"
         )
     at_most = min(rewind.to_step for rewind in made[number - 1 :])
     return replace(found, config=with_skip(found.config, made[number - 1].before), at_most=at_most)
+
+
+def _no_loss() -> ConfigError:
+    return ConfigError("a loss takes a run's weights and its samples: data show RUN --step N --loss")
+
+
+def _check_of_no_step(options: dict[str, int | None]) -> None:
+    """Raises: ConfigError when one of them is given: each says something of a step."""
+    if given := [_option(name) for name, value in options.items() if value is not None]:
+        raise ConfigError(
+            f"--tokens shows the corpus as it lies there, whatever steps make of it; leave out {', '.join(given)}, or choose "
+            "--step N in place of --tokens"
+        )
 
 
 # -- which tokens ----------------------------------------------------------------------------------------------------
@@ -218,12 +252,12 @@ def _order(found: _Found, shape: dict[str, int | None]) -> Order:
     return found.manifest.order(**fields)
 
 
-def _check_has(config: RunConfig, step: int) -> None:
+def _check_has(num_steps: int, step: int) -> None:
     """Raises: ConfigError when the run never comes to this step."""
-    if step >= (steps := config.training.steps):
+    if step >= num_steps:
         raise ConfigError(
-            f"--step {step}: the run ends at step {steps:,} (training.steps), and its last one is step {steps - 1}; choose an "
-            "earlier one, or name a RUN.YAML with more steps"
+            f"--step {step}: the run ends at step {num_steps:,} (training.steps), and its last one is step {num_steps - 1}; "
+            "choose an earlier one, or name a RUN.YAML with more steps"
         )
 
 

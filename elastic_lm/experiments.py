@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from elastic_lm.checkpoint import registry
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import ConfigError, ElasticLMError
 from elastic_lm.experiment import fork as forking
+from elastic_lm.experiment import standing
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Attempt, Figures
 from elastic_lm.experiment.beginning import Beginning
@@ -24,7 +24,6 @@ from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.rehearsal import Prospect
 from elastic_lm.experiment.result import ExperimentResult
-from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
 from elastic_lm.run import Run
@@ -135,13 +134,7 @@ class _Trainer:
         make_plan(config)
 
     def checkpoints(self, config: RunConfig) -> Sequence[int]:
-        folder = Storage.open(config.run_url)
-        rewinds = Rewinds.load(folder)
-        return [
-            found.step
-            for found in registry.found(folder)
-            if found.state == "complete" and rewinds.keep(found.step, found.meta)
-        ]
+        return [found.step for found in standing.complete(Storage.open(config.run_url))]
 
     def fork(self, parent: RunConfig, step: int, config: RunConfig, overrides: list[str], skip: Skip) -> None:
         request = forking.Request(RunAddress.at(parent.run_url), config.name, step, config.storage, overrides, skip)

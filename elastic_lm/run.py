@@ -363,9 +363,10 @@ def _remember(losses: dict[int, float], committed: Event) -> None:
 
 def _newest_checkpoint(folder: Storage, last_step: int | None) -> dict[str, Any]:
     """Where the newest complete one is, and the digests of the final state if it holds that. Its parts are not read."""
-    from elastic_lm.checkpoint import registry
+    from elastic_lm.experiment import standing
+    from elastic_lm.experiment.rewinds import Rewinds
 
-    complete = [found for found in registry.found(folder) if found.state == "complete"]
+    complete = standing.complete(folder, Rewinds.if_readable(folder))
     if not complete:
         return {}
     newest = complete[-1]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from elastic_lm.checkpoint import registry
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.engine.measure import measure
 from elastic_lm.engine.objectives import find_objective
 from elastic_lm.errors import CheckpointError
+from elastic_lm.experiment import standing
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 
@@ -29,7 +29,7 @@ class SampleLoss:
     def __init__(
         self, folder: Storage, config: RunConfig, manifest: Manifest, before: int, at_most: int | None = None
     ) -> None:
-        complete = [found.step for found in registry.found(folder) if found.state == "complete"]
+        complete = [found.step for found in standing.complete(folder)]
         if not complete:
             raise CheckpointError(
                 f"the run in {folder.url} has no complete checkpoint yet, and a loss takes weights; wait for one"

@@ -14,7 +14,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from elastic_lm.checkpoint.weights import PARAMETERS, newest_weights, weights_at
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.passages import encoder_of
@@ -23,6 +22,7 @@ from elastic_lm.engine.build import build
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import CheckpointError
+from elastic_lm.experiment.weights import PARAMETERS, newest_weights, weights_at
 from elastic_lm.model.cache import Cache
 from elastic_lm.model.transformer import GPT
 from elastic_lm.storage import Storage

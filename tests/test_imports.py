@@ -44,15 +44,15 @@ ALLOWED = {
     },
     "elastic_lm.huggingface": {
         "torch", "safetensors", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.errors",
-        "elastic_lm.model", "elastic_lm.storage",
+        "elastic_lm.experiment.weights", "elastic_lm.model", "elastic_lm.storage",
     },
     "elastic_lm.trained_model": {
-        "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
-        "elastic_lm.model", "elastic_lm.storage",
+        "torch", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
+        "elastic_lm.experiment.weights", "elastic_lm.model", "elastic_lm.storage",
     },
     "elastic_lm.sample_loss": {
-        "torch", "elastic_lm.checkpoint", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
-        "elastic_lm.storage", "elastic_lm.trained_model",
+        "torch", "elastic_lm.config", "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors",
+        "elastic_lm.experiment.standing", "elastic_lm.storage", "elastic_lm.trained_model",
     },
     "elastic_lm.generation": {"torch", "elastic_lm.engine.spec", "elastic_lm.errors", "elastic_lm.trained_model"},
     "elastic_lm.tracking": {
@@ -84,10 +84,10 @@ ALLOWED = {
     "elastic_lm.runtime": {"ray", "psutil", "numpy", "aiohttp", "requests", "elastic_lm"},
     "elastic_lm.evaluation_file": set(),
     "elastic_lm.evaluate": {
-        "torch", "numpy", "sacrebleu", "elastic_lm.checkpoint.weights", "elastic_lm.config", "elastic_lm.config_text",
+        "torch", "numpy", "sacrebleu", "elastic_lm.config", "elastic_lm.config_text",
         "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file",
-        "elastic_lm.experiment.lineage", "elastic_lm.generation", "elastic_lm.model", "elastic_lm.protocol",
-        "elastic_lm.storage", "elastic_lm.trained_model",
+        "elastic_lm.experiment.lineage", "elastic_lm.experiment.standing", "elastic_lm.generation", "elastic_lm.model",
+        "elastic_lm.protocol", "elastic_lm.storage", "elastic_lm.trained_model",
     },
     "elastic_lm.evaluate.harness.driver": {"lm_eval"},  # another Python runs it, which has no elastic-lm
     "elastic_lm.experiment": {
@@ -99,14 +99,15 @@ ALLOWED = {
     "elastic_lm.deploy": {"yaml", "elastic_lm.config", "elastic_lm.config_text", "elastic_lm.errors"},
     "elastic_lm.run_address": {"elastic_lm.config", "elastic_lm.errors", "elastic_lm.events", "elastic_lm.storage"},
     "elastic_lm.run": {
-        "pyarrow", "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.evaluate",
-        "elastic_lm.events", "elastic_lm.experiment.ancestry", "elastic_lm.experiment.fork", "elastic_lm.generation",
+        "pyarrow", "elastic_lm.config", "elastic_lm.errors", "elastic_lm.evaluate", "elastic_lm.events",
+        "elastic_lm.experiment.ancestry", "elastic_lm.experiment.fork", "elastic_lm.experiment.rewinds",
+        "elastic_lm.experiment.standing", "elastic_lm.generation",
         "elastic_lm.huggingface", "elastic_lm.monitor", "elastic_lm.result",
         "elastic_lm.run_address", "elastic_lm.runtime.evaluators", "elastic_lm.runtime.remote", "elastic_lm.storage",
         "elastic_lm.tracking", "elastic_lm.trained_model",
     },
     "elastic_lm.experiments": {
-        "elastic_lm.checkpoint.registry", "elastic_lm.config", "elastic_lm.data.manifest", "elastic_lm.errors",
+        "elastic_lm.config", "elastic_lm.data.manifest", "elastic_lm.errors",
         "elastic_lm.evaluate", "elastic_lm.experiment", "elastic_lm.huggingface", "elastic_lm.result", "elastic_lm.run",
         "elastic_lm.run_address", "elastic_lm.runtime.plan", "elastic_lm.runtime.trainer", "elastic_lm.storage",
         "elastic_lm.tracking.trackers", "elastic_lm.trained_model",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from elastic_lm.checkpoint import store
-from elastic_lm.checkpoint.weights import weights_at
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
+from elastic_lm.experiment.weights import weights_at
 from elastic_lm.run_address import split_step
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel

@@ -49,14 +49,15 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint as it lies in storage. `complete`: it has a manifest that fits it; its parts were not read.
+    """A checkpoint as it lies in storage. `complete`: it has a manifest that fits it; its parts were not read. `given up`: that
+    too, and the run went back from it (experiment/standing.py), which nobody knows here.
 
-    `reason`: why it is not complete. `size_bytes` of its parts and `meta` are those of a complete one's manifest.
+    `reason`: why it cannot be used. `size_bytes` of its parts and `meta` are those of the manifest of a complete one.
     """
 
     step: int
     url: str
-    state: Literal["complete", "unfinished", "damaged", "other version"]
+    state: Literal["complete", "unfinished", "damaged", "other version", "given up"]
     size_bytes: int | None = None
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -80,12 +81,6 @@ def nearest(step: int, complete: Sequence[int]) -> str:
     near = sorted(sorted(complete, key=lambda other: abs(other - step))[:MOST_NAMED])
     *others, last = [f"{other}" for other in near]
     return f"the nearest are {', '.join(others)} and {last}" if others else f"the only one is of step {last}"
-
-
-def others(storage: Storage, step: int) -> str:
-    """What to say where the checkpoint of a step cannot be used: which other ones are complete.    Raises: StorageError."""
-    complete = [str(other.step) for other in found(storage) if other.state == "complete" and other.step != step]
-    return f"there are {', '.join(complete)}" if complete[1:] else f"there is {complete[0] if complete else 'no other'}"
 
 
 def listed(storage: Storage) -> dict[int, list[str]]:

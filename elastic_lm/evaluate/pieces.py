@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from elastic_lm.checkpoint.weights import step_of
 from elastic_lm.config import RunConfig
 from elastic_lm.evaluate.result import Outcome
+from elastic_lm.experiment import standing
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
 
@@ -52,7 +52,7 @@ class Subject:
 
         Raises: CheckpointError when there is no such checkpoint; StorageError.
         """
-        return replace(self, step=step_of(self.run_storage, self.step))
+        return replace(self, step=standing.step_of(self.run_storage, self.step))
 
     def load(self, device: str = "cpu") -> TrainedModel:
         """Raises: as `TrainedModel.load`."""

@@ -1,8 +1,8 @@
 """All runs of a store at a glance.
 
-One listing tells which runs there are and which checkpoints they have; of each run the end of its log, its config and its
-lineage are read, and never a whole log. So hundreds of runs take seconds. A run that cannot be read keeps nobody from the
-others, and what is of another type than it should be is not known.
+One listing tells which runs there are and which checkpoints they have, unless a run went back from some; of each run the end of
+its log, its config and its lineage are read, and never a whole log. So hundreds of runs take seconds. A run that cannot be read
+keeps nobody from the others, and what is of another type than it should be is not known.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from elastic_lm.config import CONFIG_FILE
 from elastic_lm.evaluation_file import number
 from elastic_lm.events import segments
 from elastic_lm.events.types import Event, EventKind
-from elastic_lm.experiment import lineage
+from elastic_lm.experiment import lineage, standing
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.rewinds import FOLDER as REWINDS
 from elastic_lm.ownership import FOLDER as OWNER
 from elastic_lm.storage import Storage
 
@@ -77,6 +78,8 @@ def look(folder: Storage, names: Sequence[str], now: float) -> Listed:
     name, checkpoint = folder.url.rpartition("/")[2], _newest_checkpoint(names)
     try:
         origin = Lineage.load(folder) if lineage.FILE in names else None
+        if any(path.startswith(f"{REWINDS}/") for path in names):  # of which checkpoints names alone do not tell
+            checkpoint = max((one.step for one in standing.complete(folder)), default=None)
         steps = STEPS.search(folder.read(CONFIG_FILE).decode(errors="replace")) if CONFIG_FILE in names else None
         end = _End.of(folder, names)
         state = end.verdict or _state(folder, names, end, now)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from elastic_lm.checkpoint.alteration import Recipe
 from elastic_lm.checkpoint.layout import Entry
-from elastic_lm.checkpoint.weights import PARAMETERS
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest as Corpus
 from elastic_lm.engine.build import build, hidden_matrices
@@ -26,6 +25,7 @@ from elastic_lm.engine.spec import EngineSpec, OptimizerSpec
 from elastic_lm.engine.state import ReplicaState
 from elastic_lm.errors import CheckpointError, ConfigError, ElasticLMError, UnfitError
 from elastic_lm.experiment.lineage import Change
+from elastic_lm.experiment.weights import PARAMETERS
 from elastic_lm.model.account import Account
 from elastic_lm.model.spec import ModelSpec
 from elastic_lm.model.surgery import Beginning, Surgery

@@ -23,9 +23,10 @@ from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, Manifest, Part, folde
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, NotFoundError, StorageError
-from elastic_lm.experiment import changes
+from elastic_lm.experiment import changes, standing
 from elastic_lm.experiment.lineage import FILE, Lineage, Skip
 from elastic_lm.experiment.origin import Origin
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.experiment.unfinished import Unfinished, is_unfinished, path_of
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
@@ -164,9 +165,9 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
 
 def _damaged(origin: Origin, error: CheckpointError) -> CheckpointError:
     url = origin.folder.child(folder_of(origin.step)).url
+    others = standing.others(origin.folder, origin.step, Rewinds.if_readable(origin.folder))
     return CheckpointError(
-        f"checkpoint {url} of run {origin.name} cannot be forked: {error}; fork another step: RUN@STEP "
-        f"({registry.others(origin.folder, origin.step)})"
+        f"checkpoint {url} of run {origin.name} cannot be forked: {error}; fork another step: RUN@STEP ({others})"
     )
 
 

@@ -15,6 +15,7 @@ from elastic_lm.checkpoint.registry import Found
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
+from elastic_lm.experiment import standing
 from elastic_lm.experiment.lineage import Lineage, Parent
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.run_address import RunAddress
@@ -37,7 +38,7 @@ class Origin:
         Raises: CheckpointError saying which there are; ConfigError when there is no such run; StorageError.
         """
         folder = run.folder()
-        chosen = _chosen(run, _of_run(run, registry.found(folder)), step)
+        chosen = _chosen(run, standing.found(folder, Rewinds.if_readable(folder)), step)
         try:
             manifest = registry.manifest_of(folder, chosen.step)
         except NotFoundError as error:
@@ -62,12 +63,6 @@ class Origin:
         return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
 
 
-def _of_run(run: RunAddress, there: list[Found]) -> list[Found]:
-    """Without what the run went back from: it is to be deleted."""
-    rewinds = _rewinds(run)
-    return [found for found in there if found.state != "complete" or rewinds.keep(found.step, found.meta)]
-
-
 def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
     complete = [found.step for found in there if found.state == "complete"]
     where = f"run {run.name} in {run.folder().url}"
@@ -75,16 +70,16 @@ def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:
         usable = [found for found in there if found.state in ("complete", "other version")]
         if not usable:
             raise _without_any(run, where)
-        return _usable(usable[-1])
+        return _usable(usable[-1], complete)
     for found in there:
         if found.step == step:
-            return _usable(found)
+            return _usable(found, complete)
     if not complete:
         raise _without_any(run, where)
     raise CheckpointError(f"{where} has no checkpoint of step {step}; {registry.nearest(step, complete)}")
 
 
-def _usable(found: Found) -> Found:
+def _usable(found: Found, complete: list[int]) -> Found:
     if found.state == "other version":
         raise CheckpointVersionError(
             f"checkpoint {found.url} cannot be forked: {found.reason}; fork with the version of elastic-lm that wrote it, or "
@@ -92,7 +87,8 @@ def _usable(found: Found) -> Found:
         )
     if found.state != "complete":
         raise CheckpointError(
-            f"checkpoint {found.url} cannot be forked, it is {found.state}: {found.reason}; name another step"
+            f"checkpoint {found.url} cannot be forked, it is {found.state}: {found.reason}; "
+            f"{registry.nearest(found.step, complete)}"
         )
     return found
 
@@ -110,7 +106,7 @@ def _without_any(run: RunAddress, where: str) -> Exception:
 
 def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
     """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
-    fingerprint, rewinds = manifest.meta.get("fingerprint"), _rewinds(run)
+    fingerprint, rewinds = manifest.meta.get("fingerprint"), Rewinds.if_readable(run.folder())
     for candidate in (_stored(run), _told(manifest)):
         if candidate is None:
             continue
@@ -121,14 +117,6 @@ def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
         f"the checkpoint of step {manifest.step} in {run.folder().url} was trained with a config that this version does not "
         f"understand (its fingerprint is {str(fingerprint)[:12]}); fork with the version of elastic-lm that wrote it"
     )
-
-
-def _rewinds(run: RunAddress) -> Rewinds:
-    """None where one is damaged: each checkpoint knows what was left out when it was written."""
-    try:
-        return Rewinds.load(run.folder())
-    except CheckpointError:
-        return Rewinds()
 
 
 def _stored(run: RunAddress) -> RunConfig | None:

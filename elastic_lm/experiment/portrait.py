@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from elastic_lm import config_text
-from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import Found
 from elastic_lm.config import RunConfig
 from elastic_lm.events.log import last, read
 from elastic_lm.events.types import EventKind
-from elastic_lm.experiment import ancestry, catalogue, evaluations
+from elastic_lm.experiment import ancestry, catalogue, evaluations, standing
 from elastic_lm.experiment.catalogue import Listed
 from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.lineage import Lineage
@@ -50,12 +49,13 @@ class Portrait:
         newest = last(folder.child(EVENTS), 1)
         lineage = Lineage.load(folder)
         ancestors = ancestry.of(lineage)
+        rewinds = Rewinds.load(folder)
         return cls(
             listed=catalogue.look(folder, names, time.time()),
             config=config,
             lineage=lineage,
-            rewinds=Rewinds.load(folder).made,
-            checkpoints=tuple(registry.found(folder)),
+            rewinds=rewinds.made,
+            checkpoints=tuple(standing.found(folder, rewinds)),
             measured=tuple(evaluations.found(folder)),
             message=newest[0].message if newest and newest[0].kind is EventKind.RUN_FINISHED else None,
             report=f"{folder.url}/{report.FILE}" if report.FILE in names else None,

@@ -130,6 +130,14 @@ class Rewinds:
                 )
         return cls(made)
 
+    @classmethod
+    def if_readable(cls, folder: Storage) -> Rewinds:
+        """None where one is damaged: each checkpoint knows what was left out when it was written.    Raises: StorageError."""
+        try:
+            return cls.load(folder)
+        except CheckpointError:
+            return cls()
+
     def __len__(self) -> int:
         return len(self.made)
 
@@ -166,8 +174,13 @@ class Rewinds:
 
     def keep(self, step: int, meta: Mapping[str, Any]) -> bool:
         """Whether the checkpoint of this step, with this `meta`, is one of the run that it is now."""
+        return self.given_up_by(step, meta) is None
+
+    def given_up_by(self, step: int, meta: Mapping[str, Any]) -> Rewind | None:
+        """Which of them made it one that is not."""
         place = self._place_of(meta)
-        return place is None or all(step <= rewind.to_step for rewind in self.made[place:])
+        later = () if place is None else self.made[place:]
+        return next((rewind for rewind in later if step > rewind.to_step), None)
 
     def _skips(self) -> list[Skip]:
         return [self.made[0].before, *(rewind.after for rewind in self.made)] if self.made else []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from elastic_lm.checkpoint.weights import newest_weights
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.passages import encoder_of
 from elastic_lm.errors import ConfigError
+from elastic_lm.experiment.weights import newest_weights
 from elastic_lm.huggingface import folder
 from elastic_lm.huggingface.architecture import architecture_of
 from elastic_lm.model.spec import ModelSpec

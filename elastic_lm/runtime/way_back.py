@@ -13,6 +13,7 @@ from elastic_lm.checkpoint.registry import Found
 from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import ConfigError, DataError
+from elastic_lm.experiment import standing
 from elastic_lm.experiment.rewinds import Rewinds, retention_of
 from elastic_lm.storage import Storage
 
@@ -46,7 +47,7 @@ def lack(folder: Storage, config: RunConfig, rewinds: Rewinds, *, begins_at: int
     retention = retention_of(config)
     if not config.may_go_back or retention.reach_steps is None:
         return None
-    there = [one for one in _complete(folder) if rewinds.keep(one.step, one.meta)]
+    there = standing.complete(folder, rewinds)
     if not there:
         return None
     oldest, newest = there[0].step, there[-1].step

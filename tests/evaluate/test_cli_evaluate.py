@@ -208,8 +208,11 @@ def test_command_tells_a_result_that_it_does_not_keep_and_why(
     folder = Storage.open(str(copied))
 
     def meanwhile(subject: Subject, pieces: Sequence[Piece]) -> Generator[Answer, None, None]:
-        rewinds.decide(folder, back_to(5))
-        yield from here(subject, pieces)
+        answers = here(subject, pieces)
+        first = next(answers)
+        rewinds.decide(folder, back_to(5))  # before it, and the answers were of step 4
+        yield first
+        yield from answers
 
     monkeypatch.setattr("elastic_lm.runtime.evaluators.OnCluster", lambda num_workers, tell: meanwhile)
     folder.delete("evaluations/step-00000006/held_out.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from elastic_lm.config import RunConfig
 from elastic_lm.data.held_out import HeldOut, HeldOutTokens
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.windows import read_block
+from elastic_lm.engine.masking import Masked
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.held_out import Draws, HeldOutText
 from elastic_lm.evaluate.intervals import ratio
@@ -89,6 +91,33 @@ class Knows(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return nn.functional.one_hot(tokens_BT, 300).double() * math.log(2)
+
+
+def test_masked_figures_are_those_of_the_exported_model(masked_run: RunConfig, tmp_path: Path) -> None:
+    """What is hidden in a batch is drawn by its number alone."""
+    outcome = outcome_of(HeldOutText(masked_run), model_of(masked_run))
+    Run.open(masked_run).export_model(tmp_path / "model")
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
+    part, tokens = held_out(masked_run)
+    manifest = Manifest.load(tokens)
+    masking = masked_run.engine_spec(manifest.vocab_size, manifest.special_ids).masking
+    assert masking is not None
+    loss, hits, num_targets = 0.0, 0, 0
+    for number in range(part.num_batches):
+        tokens_BS = torch.from_numpy(HeldOutTokens(tokens, part).batch(number).astype("int64"))
+        digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        inputs_BT, targets_N, chosen_N = Masked(masking).targets(tokens_BS)
+        with torch.no_grad():
+            log_p_NV = theirs(inputs_BT).logits.flatten(0, 1)[chosen_N].double().log_softmax(-1)
+        loss -= float(log_p_NV.gather(1, targets_N[:, None]).sum())
+        hits += int((log_p_NV.argmax(-1) == targets_N).sum())
+        num_targets += len(targets_N)
+    metrics = outcome.metrics
+    assert outcome.counts["targets"] == num_targets > 100
+    assert metrics["loss"].value == pytest.approx(loss / num_targets, rel=1e-6)  # sums of fp32 logits
+    assert metrics["perplexity"].value == pytest.approx(math.exp(loss / num_targets), rel=1e-5)
+    assert metrics["accuracy"].value == pytest.approx(hits / num_targets, abs=1e-12)
 
 
 def test_figures_are_known_before_it_is_asked(causal_run: RunConfig, masked_run: RunConfig) -> None:

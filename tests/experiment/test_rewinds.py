@@ -22,6 +22,7 @@ from elastic_lm.run_address import RunAddress
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.sample_loss import SampleLoss
 from elastic_lm.storage import Storage
+from tests.experiment.gone_back import decided, late, spike
 from tests.experiment.parents import address_of
 from tests.solo import Solo, solo_config
 
@@ -32,10 +33,6 @@ SPIKES = {"policy": "rewind", "rewind_steps": 10, "skip_batches": 30, "steps_in_
 def config(tmp_path: Path) -> RunConfig:
     return solo_config(str(tmp_path / "tokens"), f"file://{tmp_path}", steps=1000, spikes=SPIKES,
                        checkpoint={"every_steps": 20})  # fmt: skip
-
-
-def spike(first: int, last: int | None = None) -> Spike:
-    return Spike(first, first + 2 if last is None else last, "loss", "the loss stands out")
 
 
 def meta(config: RunConfig) -> dict[str, object]:
@@ -216,13 +213,7 @@ def test_rewind_that_does_not_follow_on_the_one_before_is_told(config: RunConfig
 
 @pytest.fixture
 def went_back(small_corpus: str, tmp_path: Path) -> RunConfig:
-    """Trained to step 2 and then to 4, with checkpoints there, and back to step 2 for a spike in step 3."""
-    chosen = {"policy": "rewind", "rewind_steps": 1, "skip_batches": 4, "steps_in_a_row": 1}
-    config = solo_config(small_corpus, f"file://{tmp_path}", spikes=chosen, checkpoint={"every_steps": 2})
-    Solo(config).train(2)
-    Solo(config).train(4)
-    rewinds.decide(Storage.open(config.run_url), Rewind.of(spike(3, 3), make_plan(config).config, number=1))
-    return config
+    return decided(small_corpus, f"file://{tmp_path}")
 
 
 def test_run_goes_on_from_before_the_spike(went_back: RunConfig) -> None:
@@ -264,16 +255,6 @@ def test_what_was_gone_back_from_is_deleted(went_back: RunConfig) -> None:
     assert rewinds.clear(folder, made, lambda: asked.append(True)) == []
     assert len(folder.list("evaluations/")) == 2
     assert len(asked) == 3
-
-
-def late(config: RunConfig) -> Storage:
-    """What was cleared away comes back: its manifest was on its way."""
-    folder = Storage.open(config.run_url)
-    kept = {path: folder.read(path) for path in folder.list(folder_of(4))}
-    rewinds.clear(folder, Rewinds.load(folder), lambda: None)
-    for path, data in kept.items():
-        folder.write(path, data)
-    return folder
 
 
 def test_checkpoint_that_is_stored_late_is_nobodys(went_back: RunConfig) -> None:

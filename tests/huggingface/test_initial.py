@@ -25,12 +25,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from elastic_lm.checkpoint.weights import newest_weights
 from elastic_lm.config import RunConfig
 from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.engine.build import build, fill
 from elastic_lm.engine.step import Replica
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
+from elastic_lm.experiment.weights import newest_weights
 from elastic_lm.experiments import Experiment
 from elastic_lm.huggingface import initial
 from elastic_lm.huggingface.architecture import architecture_of
