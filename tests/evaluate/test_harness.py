@@ -384,7 +384,7 @@ def test_step_without_checkpoint_is_told_before_the_harness_starts(causal_run: R
 
 def test_another_corpus_is_told_before_the_harness_starts(causal_run: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"is not the corpus at data\.tokens="):
-        asked(causal_run.replace(f"data.manifest={'0' * 64}"), "good", python="/nowhere")
+        asked(causal_run.replace(f"data.manifest={'f' * 64}"), "good", python="/nowhere")
 
 
 @pytest.mark.parametrize(
