@@ -1,8 +1,9 @@
-"""Tokens per second of an evaluation against a plain forward-only loop, by turns: of a worker's, and of one that is asked alone.
+"""Tokens per second of an evaluation against a plain forward-only loop, by turns: of a worker's, and of those asked alone.
 
 All have the same model, batches and precision, in one process; each round takes them one after the other, in an order that
 alternates. The plain loop computes the mean loss from all logits at once, and nothing else. `alone` is a piece of
-`elastic-lm evaluate`, which is always of fp32.
+`elastic-lm evaluate`, which is always of fp32; `likelihoods` are of the same samples, as choices, pairs and tasks of
+lm-evaluation-harness ask for them, and read in batches of their own: with `--micro-batch-size 4` the plain loop's are alike.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from workload import Workload
 from elastic_lm.engine.spec import CAUSAL, EngineSpec
 from elastic_lm.engine.step import Replica
 from elastic_lm.evaluate.held_out import Batches
+from elastic_lm.evaluate.likelihood import Reading, log_likelihoods
 from elastic_lm.protocol import Evaluation
 from elastic_lm.trained_model import TrainedModel
 
@@ -74,6 +76,13 @@ def main() -> None:
         answer = piece.answer(trained)
         return sum(measured.loss for measured, _ in answer) / sum(measured.num_targets for measured, _ in answer)
 
+    places = tuple(range(workload.sequence_length))
+    samples = [sample.tolist() for tokens in batches for sample in tokens]
+    readings = [Reading(tuple(sample[:-1]), places, tuple(sample[1:])) for sample in samples]
+
+    def likelihoods() -> float:
+        return -sum(log_likelihoods(trained, readings)) / workload.tokens_per_step
+
     def plain() -> float:
         model = replica.model.eval()
         losses = []
@@ -86,22 +95,24 @@ def main() -> None:
 
     sides: dict[str, Callable[[], float]] = {"plain loop, forward only": plain, "elastic, measures": ours}
     if workload.precision == "fp32":
-        sides["elastic, alone"] = alone
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+        sides |= {"elastic, alone": alone, "elastic, likelihoods": likelihoods}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}  # wall and CPU seconds
     losses = {name: side() for name, side in sides.items()}  # warms up, too
     for number in range(arguments.rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             sides[name]()
-            seconds[name].append(time.perf_counter() - began)
+            taken[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
     print(f"{common.machine()}, torch {torch.__version__}; {workload}; {arguments.rounds} rounds\n")
-    first = seconds["plain loop, forward only"]
     rows = []
-    for name, taken in seconds.items():
-        rates = [workload.tokens_per_step / s for s in taken]
-        ratios = [mine / s for mine, s in zip(first, taken, strict=True)]
-        rows.append([name, common.spread(rates, 0), common.spread(ratios, 3), f"{losses[name]:.6f}"])
-    print("\n".join(common.table(["side", "tokens/s", "ratio in the round", "loss"], rows)))
+    for name, times in taken.items():
+        both = list(zip(taken["plain loop, forward only"], times, strict=True))
+        rates = [workload.tokens_per_step / wall for wall, _ in times]
+        ratios = ([first[clock] / mine[clock] for first, mine in both] for clock in (0, 1))
+        told = (common.spread(ratio, 3) for ratio in ratios)
+        rows.append([name, common.spread(rates, 0), *told, f"{losses[name]:.6f}"])
+    head = ["side", "tokens/s", "ratio in the round", "ratio of CPU time", "loss"]
+    print("\n".join(common.table(head, rows)))
 
 
 if __name__ == "__main__":

@@ -80,16 +80,17 @@ def hits_at(model: nn.Module, inputs_BT: Tensor, targets_N: Tensor, places_N: Te
         logits_CV = logits_CV.float()
         found_C = logits_CV.gather(1, wanted_C[:, None])[:, 0]
         losses.append((logits_CV.logsumexp(-1) - found_C).double())
-        hits.append(_is_first(logits_CV, wanted_C, found_C))
+        hits.append(is_first(logits_CV, wanted_C, found_C, logits_CV.amax(-1)))
         loss += losses[-1].sum()
     return Hits(float(loss), torch.cat(losses), torch.cat(hits))
 
 
-def _is_first(logits_CV: Tensor, wanted_C: Tensor, found_C: Tensor) -> Tensor:
-    """Whether the wanted token is argmax's. Only where its logit is the largest has that to be looked for: it takes ten times as
-    long as the largest value on a CPU.
+def is_first(logits_CV: Tensor, wanted_C: Tensor, found_C: Tensor, most_C: Tensor) -> Tensor:
+    """Whether the wanted token is argmax's. `found_C`: its logit; `most_C`: the largest of the row.
+
+    Only where these are the same has it to be looked for: that takes ten times as long as the largest value on a CPU.
     """
-    is_first_C = found_C == logits_CV.amax(-1)
+    is_first_C = found_C == most_C
     (rows,) = is_first_C.nonzero(as_tuple=True)
     is_first_C[rows] = logits_CV[rows].argmax(-1) == wanted_C[rows]
     return is_first_C

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from elastic_lm.config_text import hint
@@ -97,6 +99,25 @@ class Fields:
                 f"{self.source}: {name}={_shown(text)} has half of a surrogate pair, {text[error.start]!r}, which is no "
                 "character; correct it"
             ) from None
+
+
+@contextmanager
+def from_source(source: str) -> Iterator[None]:
+    """Errors in here are about what is written there.    Raises: ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def check_number(name: str, number: object, least: int) -> None:
+    """Of something that a caller may leave out, with None.    Raises: ConfigError."""
+    if number is None:
+        return
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ConfigError(f"{name}={number!r} is no whole number; use at least {least}, or leave it out")
+    if number < least:
+        raise ConfigError(f"{name}={number} is too few; use at least {least}, or leave it out")
 
 
 def _fault_of_texts(value: object, least: int) -> str | None:

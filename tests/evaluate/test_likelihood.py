@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from elastic_lm.config import RunConfig
@@ -15,6 +19,7 @@ from elastic_lm.evaluate.likelihood import (
     BATCH_TOKENS,
     CHUNK_LOGITS,
     Reading,
+    Score,
     continuation,
     hidden_one_by_one,
     log_likelihoods,
@@ -105,6 +110,72 @@ def test_logits_are_never_held_whole() -> None:
     assert [score.log_p for score in found] == pytest.approx(expected, rel=1e-6)
     assert [score.is_most_probable for score in found] == [False, True, False]
     assert len(sizes) > 3 and max(sizes) <= CHUNK_LOGITS
+
+
+class Table(nn.Module):
+    """Says of what comes behind token number n the row n."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        super().__init__()
+        self.logits_NV = logits_NV
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.logits_NV[tokens_BT]
+
+
+def scores_of(logits_NV: Tensor, targets: Sequence[int]) -> list[Score]:
+    """Of one target behind each token."""
+    readings = [Reading((number,), (0,), (target,)) for number, target in enumerate(targets)]
+    return scores(trained(Table(logits_NV), "causal"), readings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_log_probabilities_are_those_of_a_softmax_in_fp64(dtype: torch.dtype) -> None:
+    """A softmax in fp32 is 1e-6 away, from logits of this size over so many tokens."""
+    torch.manual_seed(0)
+    logits_NV = (2 * torch.randn(64, 50_257) + 20).to(dtype)
+    targets_N = torch.randint(0, 50_257, (64,))
+    log_p_N = logits_NV.double().log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
+    found = [score.log_p for score in scores_of(logits_NV, targets_N.tolist())]
+    assert found == pytest.approx(log_p_N.tolist(), rel=0, abs=3e-7)
+
+
+def test_most_probable_token_is_the_first_of_equals_and_none_of_what_is_not_finite() -> None:
+    inf, nan = math.inf, math.nan
+    logits_NV = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [0.0, -inf, 0.0], [nan, 0.0, 1.0], [-inf, -inf, -inf]])
+    found = scores_of(logits_NV, [1, 2, 1, 2, 1])
+    assert [score.is_most_probable for score in found] == [True, False, False, False, False]
+    likely = 1 / (2 + math.exp(-1))
+    assert [score.log_p for score in found[:3]] == pytest.approx([math.log(likely), math.log(likely), -inf])
+    assert all(math.isnan(score.log_p) for score in found[3:])
+
+
+class Watch(TorchDispatchMode):
+    """Sizes of what is made in fp64, and of what is searched for the place of its largest value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.argmax.default:
+            self.sizes.append(args[0].numel())
+        elif isinstance(found, Tensor) and found.dtype == torch.float64:
+            self.sizes.append(found.numel())
+        return found
+
+
+def test_logits_are_neither_copied_into_fp64_nor_searched_where_the_target_cannot_be_the_most_probable() -> None:
+    """Either takes longer than all else that is done with them."""
+    torch.manual_seed(0)
+    logits_NV = torch.randn(300, 1000)
+    targets = logits_NV.argmin(-1).tolist()
+    targets[7] = int(logits_NV[7].argmax())
+    with Watch() as watch:
+        found = scores_of(logits_NV, targets)
+    assert [number for number, score in enumerate(found) if score.is_most_probable] == [7]
+    assert max(watch.sizes) == 1000  # that row alone
 
 
 # -- as transformers has it ------------------------------------------------------------------------------------------
