@@ -6,6 +6,7 @@ The loop itself is experiment/loop.py, which knows neither Ray nor a model.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from elastic_lm.config import RunConfig
-from elastic_lm.errors import ConfigError, ElasticLMError
+from elastic_lm.errors import ConfigError
 from elastic_lm.experiment import fork as forking
 from elastic_lm.experiment import standing
 from elastic_lm.experiment.account import Account
@@ -29,6 +30,8 @@ from elastic_lm.result import RunResult
 from elastic_lm.run import Run
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # between two looks at a run that is starting, or two words to one that does not hear
 JOIN_S = 5.0
@@ -180,11 +183,16 @@ def _stopped_after(config: RunConfig, limit_s: float | None) -> Iterator[Callabl
                 return
         wait_s = min(limit_s, threading.TIMEOUT_MAX)
         while not ended.wait(wait_s):
-            with contextlib.suppress(ElasticLMError):
+            try:
                 run.stop("the hours of the experiment's budget are over")
+            except Exception as error:  # noqa: BLE001 - whatever it is: a thread that ends here bounds no hours any more
+                logger.warning(
+                    "The run was not asked to stop, which is tried again: %s: %s", type(error).__name__, error
+                )
+                wait_s = RETRY_S
+            else:
                 asked.set()
                 return
-            wait_s = RETRY_S
 
     watcher = threading.Thread(target=watch, name="budget", daemon=True)
     watcher.start()
@@ -199,6 +207,7 @@ def _trains(run: Run, since_s: float) -> bool:
     """Whether its log tells that it has begun to, since so long ago."""
     try:
         status = run.status()
-    except ElasticLMError:
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.debug("It cannot be told whether the run trains: %s: %s", type(error).__name__, error)
         return False
     return status.verdict == "running" and status.seconds_ago < since_s

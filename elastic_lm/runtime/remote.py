@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from elastic_lm.errors import ClusterError, ConfigError
 from elastic_lm.runtime import cluster
@@ -20,7 +21,8 @@ def command(run: str, kind: str, arguments: dict[str, Any], *, node: str | None 
     """Leave a command for the run's coordinator. `node`: the beginning of a node's id, for `drain`.
 
     Returns: the whole id of that node, or "".
-    Raises: ClusterError when there is no cluster, or the run is not trained on it; ConfigError when no worker is there.
+    Raises: ClusterError when there is no cluster, the run is not trained on it, or does not answer; ConfigError when no worker
+    is there.
     """
     with _mailbox(run) as mailbox:
         node_id = "" if node is None else _node(ray.get(mailbox.status.remote(), timeout=ANSWER_S), node)
@@ -53,7 +55,18 @@ def _mailbox(run: str) -> Iterator[Any]:
                 f"run {run} is not being trained on this cluster; one that has ended is found by its YAML file or its "
                 "address (STORAGE/runs/NAME)"
             ) from error
-        yield mailbox
+        try:
+            yield mailbox
+        except GetTimeoutError as error:
+            raise ClusterError(
+                f"run {run} has not answered within {ANSWER_S:.0f} s, so it may or may not have heard; its head is busy or "
+                "cannot be reached. Give the command again"
+            ) from error
+        except RayError as error:
+            raise ClusterError(
+                f"run {run} could not be told: {type(error).__name__}, so its job has ended or its cluster is in trouble; "
+                "elastic-lm status tells whether it still trains. If it does, give the command again"
+            ) from error
 
 
 def _node(status: dict[str, Any], beginning: str) -> str:

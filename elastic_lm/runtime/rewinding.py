@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
 from elastic_lm.control.actions import Verdict
@@ -14,7 +16,8 @@ class Rewinding:
     """Of one attempt. `config`: with the `rewinds` so far; `begins_at`: the step at which the run begins, that of a fork."""
 
     def __init__(self, config: RunConfig, rewinds: Rewinds, begins_at: int) -> None:
-        self._config, self._rewinds, self._floor = config, rewinds, rewinds.floor(begins_at)
+        self._config, self._rewinds, self._begins_at = config, rewinds, begins_at
+        self._floor = rewinds.floor(begins_at)
         self.decided: Rewind | None = None
         self._spoiled: ev.Spoiled | None = (
             None  # once it was said: a run that ends may be asked about its spike for minutes
@@ -55,14 +58,34 @@ class Rewinding:
         return Verdict(kind, f"{rewind.reason}. The run cannot go back: {obstacle}. {way}", step)
 
     def _advice(self, spike: Spike) -> str:
-        rewind, config = self._rewind(spike), self._config
         times = f"{len(self._rewinds)} time{'s' if len(self._rewinds) > 1 else ''}"
         often = f" The run has gone back {times} (spikes.max_rewinds)." if self._rewinds else ""
+        rewind = self._by_hand(spike)
+        return f"{rewind.reason}.{often} {self._way_round(rewind)}. {_way_through(rewind)}"
+
+    def _by_hand(self, spike: Spike) -> Rewind:
+        """What a person would do about it. `skip_batches` may be too few to reach the spike's end where nothing uses them."""
+        rewind = self._rewind(spike)
+        needed = spike.last_step + 1 - rewind.to_step
+        if self._config.spikes.policy == "skip" or self._config.spikes.skip_batches >= needed:
+            return rewind
+        enough = self._config.replace(f"spikes.skip_batches={needed}")
+        return Rewind.of(spike, enough, number=rewind.number, floor=self._floor)
+
+    def _way_round(self, rewind: Rewind) -> str:
+        """To go on without the batches, from a state that there may be."""
+        config, every = self._config, self._config.checkpoint.every_steps
+        has_saved = self._begins_at > 0 or (every is not None and rewind.to_step >= every)
+        if not has_saved:
+            skip = json.dumps([list(each) for each in rewind.after], separators=(",", ":"))
+            return (
+                f"To train without the batches around it, begin another run: the same YAML with --set name={config.name}-2 "
+                f"--set 'training.skip={skip}', for no checkpoint is of step {rewind.to_step} or earlier"
+            )
         (start, _), (_, stop) = rewind.left_out[0], rewind.left_out[-1]
         return (
-            f"{rewind.reason}.{often} To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name "
-            f"{config.name}-2 --skip {start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier. "
-            f"{_way_through(rewind)}"
+            f"To go on without the batches around it: elastic-lm fork {config.run_url}@STEP --name {config.name}-2 --skip "
+            f"{start}:{stop}, with a checkpoint of step {rewind.to_step} or earlier"
         )
 
 

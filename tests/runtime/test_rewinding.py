@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ import pytest
 from elastic_lm.config import RunConfig
 from elastic_lm.control import events as ev
 from elastic_lm.control.actions import REWOUND
+from elastic_lm.data.order import batch_of
 from elastic_lm.errors import StorageError, SupersededError
 from elastic_lm.experiment.rewinds import Rewind, Rewinds
 from elastic_lm.experiment.spikes import Spike
@@ -58,6 +60,39 @@ def test_policy_stop_ends_the_run_with_advice(tmp_path: Path) -> None:
     assert told.message.endswith("To train on through it, resume it with --set spikes.accept_until=103")
     assert rewinding.judge(SPIKE) is told
     assert rewinding.decided is None
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+def test_advice_leaves_out_the_whole_spike(policy: str, tmp_path: Path) -> None:
+    """A spike may be longer than its steps in a row by steps that were left out, and `stop` has no use for skip_batches."""
+    spike = Spike(100, 130, "loss", "the loss stands out")
+    chosen = config(tmp_path, policy=policy)
+    made = Rewinds((Rewind.of(Spike(50, 52, "loss", "the loss stood out"), chosen, number=1),))
+    applied = chosen if policy == "stop" else made.applied(chosen)
+    told = Rewinding(applied, Rewinds() if policy == "stop" else made, 0).judge(spike)
+    assert isinstance(told, ev.Spoiled)
+    found = re.search(r"--skip (\d+):(\d+), with a checkpoint of step (\d+)", told.message)
+    assert found is not None
+    start, stop, step = map(int, found.groups())
+    skip = applied.training.skip
+    assert start == batch_of(step, skip) <= batch_of(100, skip)
+    assert stop > batch_of(130, skip)
+
+
+@pytest.mark.parametrize(("every_steps", "begins_at", "can_fork"), [
+    ("null", 0, False), ("91", 0, False), ("90", 0, True), ("null", 40, True),
+])  # fmt: skip
+def test_fork_is_advised_where_there_may_be_a_checkpoint_to_fork(
+    every_steps: str, begins_at: int, can_fork: bool, tmp_path: Path
+) -> None:
+    chosen = config(tmp_path, policy="stop").replace(f"checkpoint.every_steps={every_steps}", "training.skip=[[3, 5]]")
+    told = Rewinding(chosen, Rewinds(), begins_at).judge(SPIKE)
+    assert isinstance(told, ev.Spoiled)
+    assert ("elastic-lm fork" in told.message) == can_fork
+    if not can_fork:
+        assert (
+            "--set name=solo-2 --set 'training.skip=[[3,5],[92,122]]', for no checkpoint is of step 90" in told.message
+        )
 
 
 def test_run_that_has_gone_back_often_enough_ends(tmp_path: Path) -> None:
