@@ -215,10 +215,11 @@ class Run:
         ClusterError when there is no cluster, or it gives no workers.
         """
         from elastic_lm.evaluate.evaluation import evaluate
+        from elastic_lm.evaluate.fields import check_number
         from elastic_lm.evaluate.pieces import here
 
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers={workers} can evaluate nothing; use at least 1, or leave it out")
+        check_number("samples", samples, 1)
+        check_number("workers", workers, 1)
         answerer: Answerer = here
         if workers is not None:
             from elastic_lm.runtime.evaluators import OnCluster

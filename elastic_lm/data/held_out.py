@@ -43,7 +43,7 @@ class HeldOut:
                 "and train a run on it from its beginning: one that has trained on this corpus knows what that holds out"
             )
         order = part.order(sequence_length=sequence_length, micro_batches=1, micro_batch_size=batch_size, seed=SEED)
-        return cls(part, order, min(order.num_samples, max_samples or order.num_samples))
+        return cls(part, order, order.num_samples if max_samples is None else min(max_samples, order.num_samples))
 
     @property
     def num_batches(self) -> int:

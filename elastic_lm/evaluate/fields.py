@@ -99,6 +99,16 @@ class Fields:
             ) from None
 
 
+def check_number(name: str, number: object, least: int) -> None:
+    """Of something that a caller may leave out, with None.    Raises: ConfigError."""
+    if number is None:
+        return
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ConfigError(f"{name}={number!r} is no whole number; use at least {least}, or leave it out")
+    if number < least:
+        raise ConfigError(f"{name}={number} is too few; use at least {least}, or leave it out")
+
+
 def _fault_of_texts(value: object, least: int) -> str | None:
     """What is wrong with this list of texts, and what to do about it. It may be longer than what is shown of it."""
     if isinstance(value, str):

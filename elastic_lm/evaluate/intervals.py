@@ -54,9 +54,14 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], *, is_shar
         return metric_of(value)
     n = len(x)
     error = math.sqrt(n / (n - 1) * float(((y - value * x) ** 2).sum())) / float(x.sum())
+    return around(value, error, student_t(n - 1), is_share=is_share)
+
+
+def around(value: float, error: float, errors: float = Z, *, is_share: bool) -> Metric:
+    """So many standard errors to each side, a share's within [0, 1]; none where the error is 0 up to rounding: see `ratio`."""
     if error <= ROUNDING * abs(value):
         return metric_of(value)
-    low, high = value - student_t(n - 1) * error, value + student_t(n - 1) * error
+    low, high = value - errors * error, value + errors * error
     return metric_of(value, max(0.0, low), min(1.0, high)) if is_share else metric_of(value, low, high)
 
 

@@ -2,7 +2,7 @@
 
 Its tasks ask how likely the texts b and c are behind a, and do what their names say: `dies`, `dies_in_a_line`, `fails`,
 `forks_and_dies`, `forks_and_hangs`, `hangs`, `unsafe`, `unloadable`. `good` and `better` only ask; the group `both` has them
-both.
+both. `sure` has figures that need no answer; `writes` asks for a text with the generation_kwargs in options.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 VERSION = "9.8.7"
 
 PACKAGE = r'''
-import os, signal, sys, time
+import json, os, signal, sys, time
 from types import SimpleNamespace
 
 ASKED = ["b", "c", "c?"]
@@ -38,6 +38,7 @@ class Task:
     def __init__(self, name):
         self.task_name = name
         self.UNSAFE_CODE = name == "unsafe"
+        self.config = SimpleNamespace(generation_kwargs=None)
 
 
 class Group:
@@ -60,7 +61,7 @@ class TaskManager:
         if include_path and os.path.exists(f"{include_path}/broken.yaml"):
             raise ValueError("broken.yaml is no task")
         self.all_tasks = ["good", "better", "both", "dies", "dies_in_a_line", "fails", "forks_and_dies", "forks_and_hangs"]
-        self.all_tasks += ["hangs", "unsafe", "unloadable"]
+        self.all_tasks += ["hangs", "sure", "unsafe", "unloadable", "writes"]
 
     def load(self, names):
         (name,) = names
@@ -70,7 +71,11 @@ class TaskManager:
             raise ConnectionError("no such data\nis anywhere")
         if name == "both":
             return {"tasks": {task.task_name: task for task in Group().get_all_tasks()}, "groups": {"both": Group()}}
-        return {"tasks": {name: Task(name)}}
+        task = Task(name)
+        if name == "writes":
+            with open(f"{self.folder}/options.json") as file:
+                task.config.generation_kwargs = json.load(file)
+        return {"tasks": {name: task}}
 
 
 def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples, **seeds):
@@ -98,7 +103,7 @@ def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples,
     texts = ASKED[:limit]
     found = model.loglikelihood([SimpleNamespace(args=("a", text)) for text in texts])
     long = model.loglikelihood_rolling([SimpleNamespace(args=("ab" * 5,))])
-    written = model.generate_until([SimpleNamespace(args=("a", {"until": ["\n"]}))])
+    written = model.generate_until([SimpleNamespace(args=("a", task.config.generation_kwargs or {"until": ["\n"]}))])
     mean = sum(log_p for log_p, _ in found) / len(found)
     figures = {
         "alias": "what people call it",
@@ -107,6 +112,16 @@ def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples,
         "huge,none": 1e308, "huge_stderr,none": 1e308,
         "rolling,none": long[0], "written,none": len(written[0]), "parts,none": ("not", "a", "number"),
     }
+    sample = {"doc_hash": "d", "prompt_hash": "p", "target_hash": "t"}
+    rows = [sample] * len(texts)
+    if task.task_name == "sure":
+        figures = {
+            "right,none": 1.0, "right_stderr,none": 0.0,
+            "share,none": 0.98, "share_stderr,none": 0.02,
+            "gain,none": 0.98, "gain_stderr,none": 0.02,
+        }
+        values = [{"right": 1.0, "share": 0.96, "gain": 1.0}, {"right": 1.0, "share": 1.0, "gain": 0.5}]
+        rows = [{**sample, **each, "filter": "none"} for each in [*values, {"right": 1.0, "share": 0.98, "gain": 1.44}]]
     config = {
         "task": task.task_name,
         "dataset_path": "json",
@@ -114,17 +129,16 @@ def simple_evaluate(model, tasks, task_manager, num_fewshot, limit, log_samples,
         "process_docs": f"functools.partial(<function f at {hex(id(task))}>)",
         "num_fewshot": num_fewshot,
     }
-    sample = {"doc_hash": "d", "prompt_hash": "p", "target_hash": "t"}
     name = task.task_name
     return {
-        "results": {name: figures}, "configs": {name: config}, "samples": {name: [sample] * len(texts)},
+        "results": {name: figures}, "configs": {name: config}, "samples": {name: rows},
         "versions": {name: Task.VERSION}, "n-shot": {name: num_fewshot or 0},
         "n-samples": {name: {"original": len(ASKED), "effective": len(texts)}},
     }
 
 
 def normalize_gen_kwargs(kwargs, most):
-    return {"do_sample": False, "max_gen_toks": 4, **kwargs}
+    return {"do_sample": bool(kwargs.get("temperature")), "max_gen_toks": 4, "until": [], **kwargs}
 
 
 def get_rolling_token_windows(tokens, prefix_token, max_seq_len, context_len):

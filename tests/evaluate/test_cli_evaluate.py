@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -259,8 +260,15 @@ def test_workers_answer_when_asked_and_what_is_said_of_them_is_no_result(
     assert (shared.exit_code, shared.stdout, shared.stderr) == (0, alone.stdout, "Evaluating with 3 workers.\n")
     assert seen == [3]
     assert run("evaluate", address, "--workers", "0").exit_code == 2
-    with pytest.raises(ConfigError, match="workers=0 can evaluate nothing; use at least 1"):
+    with pytest.raises(ConfigError, match="workers=0 is too few; use at least 1"):
         list(Run.open(address).evaluate(workers=0))
+
+
+@pytest.mark.parametrize("samples", [0, -1, 2.5, True, "3"])
+def test_number_of_samples_that_is_none_is_refused(samples: Any, address: str) -> None:
+    """0 is not all of them."""
+    with pytest.raises(ConfigError, match=f"samples={samples!r} is .*; use at least 1, or leave it out"):
+        Run.open(address).evaluate(samples=samples)
 
 
 def test_no_task_is_not_the_default(address: str) -> None:

@@ -107,6 +107,19 @@ def test_figures_by_hand(causal_run: RunConfig, python: str, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("by_hand")
+def test_interval_claims_no_certainty_and_a_share_stays_within_its_bounds(
+    causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    """All items right is no sign of being sure; what one item has more than 1 of is no share."""
+    [found] = asked(causal_run, "sure", python=python, include=str(tmp_path))
+    assert found.outcome.metrics == {
+        "right": Metric(1.0),
+        "share": Metric(0.98, 0.98 - Z * 0.02, 1.0),
+        "gain": Metric(0.98, 0.98 - Z * 0.02, 0.98 + Z * 0.02),
+    }
+
+
+@pytest.mark.usefixtures("by_hand")
 def test_groups_come_behind_their_tasks(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
     good, better, both = asked(causal_run, "both", python=python, include=str(tmp_path))
     assert [one.task for one in (good, better, both)] == ["harness-good", "harness-better", "harness-both"]
@@ -256,6 +269,7 @@ def test_continuations_that_are_not_finite_are_counted() -> None:
         ({"top_k": -1}, "generation_kwargs of a task .*: top_k=-1 is no number of tokens to draw from"),
         ({"top_k": 10.0}, r"top_k=10\.0 is no number of tokens to draw from; use at least 1, or leave it out"),
         ({"top_p": 1.5}, r"top_p=1\.5 is not in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0\.0 is not in \(0, 1\]"),  # it is not all tokens
         ({"max_new_tokens": 0}, "max_new_tokens=0 is no length"),
     ],
 )
@@ -278,7 +292,7 @@ def test_draw_that_cannot_be_made_is_refused_before_any_other(
         (["good", "nothing_like_it"], "'nothing_like_it' is no task of .* lists them, and --harness-include adds"),
         (
             ["unloadable"],
-            "cannot load unloadable: ConnectionError: no such data\nis anywhere; leave the task out, or see",
+            "cannot load unloadable: ConnectionError: no such data\nis anywhere; leave the task out, correct it, or see",
         ),
         (["unsafe"], "unsafe runs code that the model writes"),
         (["both", "good"], "the task good is in both both and good; leave one out"),
@@ -294,6 +308,50 @@ def test_task_is_refused_before_the_model_is_loaded(
         asked(causal_run, *names, python=python, include=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_beams": 10},
+            "generation_kwargs has num_beams=10, which is not done here; leave the task out, correct it",
+        ),
+        ({"repetition_penalty": 1.2}, r"has repetition_penalty=1\.2, which is not done here"),
+        ({"temperature": 0.5, "min_p": 0.1}, r"has min_p=0\.1, which is not done here"),
+        ({"what_nobody_knows": False}, "has what_nobody_knows=False, which is not done here"),
+        ({"do_sample": True}, "has do_sample without a temperature; write which"),
+    ],
+)
+def test_text_that_cannot_be_written_as_asked_is_refused_before_the_model_is_loaded(
+    options: dict[str, Any],
+    message: str,
+    causal_run: RunConfig,
+    python: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TrainedModel, "load", None)
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match=f"writes: .*{message}"):
+        asked(causal_run, "writes", python=python, include=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 1, "repetition_penalty": 1.0, "min_length": 0, "use_cache": False, "what_nobody_knows": None},
+        {"temperature": 0.0, "top_p": 0.0, "min_p": 0.1},  # of draws, and nothing is drawn
+        {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0},
+    ],
+)
+@pytest.mark.usefixtures("by_hand")
+def test_options_of_a_text_that_change_nothing_pass(
+    options: dict[str, Any], causal_run: RunConfig, python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    [found] = asked(causal_run, "writes", python=python, include=str(tmp_path))
+    assert found.outcome.metrics["written"].value is not None
+
+
 def test_folder_that_cannot_be_read_is_told(causal_run: RunConfig, python: str, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").touch()
     with pytest.raises(ConfigError, match=r"cannot list its tasks: ValueError: broken\.yaml is no task; correct that"):
@@ -305,6 +363,7 @@ def test_folder_that_cannot_be_read_is_told(causal_run: RunConfig, python: str, 
     [
         ({"include": "/nowhere"}, "/nowhere is no folder"),
         ({"samples": 0}, "samples=0 is too few; use at least 1"),
+        ({"samples": 2.5}, r"samples=2\.5 is no whole number; use at least 1, or leave it out"),
         ({"shots": -1}, "shots=-1 is too few; use at least 0"),
     ],
 )
@@ -321,6 +380,11 @@ def test_masked_objective_is_refused(masked_run: RunConfig) -> None:
 def test_step_without_checkpoint_is_told_before_the_harness_starts(causal_run: RunConfig) -> None:
     with pytest.raises(CheckpointError, match="has no complete checkpoint of step 5; the nearest are 4 and 6"):
         asked(causal_run, "good", python="/nowhere", step=5)
+
+
+def test_another_corpus_is_told_before_the_harness_starts(causal_run: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"is not the corpus at data\.tokens="):
+        asked(causal_run.replace(f"data.manifest={'f' * 64}"), "good", python="/nowhere")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def _sampling(request: Mapping[str, Any], seed: int) -> Sampling:
         return Sampling(
             temperature=request["temperature"],
             top_k=request["top_k"] or None,
-            top_p=request["top_p"] or 1.0,
+            top_p=1.0 if request["top_p"] is None else request["top_p"],
             max_new_tokens=request["max_new_tokens"],
             seed=seed,
         )

@@ -39,6 +39,17 @@ MOST_NEW_TOKENS = 256  # where a task does not say; the harness's own default fo
 PLACES = ("dataset_path", "dataset_kwargs")  # where a task's data is, which is no part of what it asks
 SHOWN_CHARACTERS = 1000  # of an error
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# What a task may ask of a continuation, and what changes nothing at this value, or where nothing is drawn. All else makes another
+# text.
+ASKED = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "use_cache"})
+NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty"), 1),
+    **dict.fromkeys(
+        ("presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
+    ),
+    **{"min_p": 0, "typical_p": 1},
+}
+OF_DRAWS = frozenset({"top_k", "top_p", "min_p", "typical_p"})
 
 
 class Channel:
@@ -110,42 +121,48 @@ class AskedModel(TemplateLM):
         return map(make_disjoint_window, pairs)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        asked = []
-        for request in requests:
-            prompt, options = request.args
-            options = normalize_gen_kwargs(options, MOST_NEW_TOKENS)
-            asked.append(
-                {
-                    "prompt": prompt,
-                    "stops": [stop for stop in options["until"] if stop],
-                    "max_new_tokens": options["max_gen_toks"],
-                    "temperature": options.get("temperature") or 0.0,
-                    "top_k": options.get("top_k"),
-                    "top_p": options.get("top_p"),
-                }
-            )
-        texts: list[str] = self._channel.ask("generate", asked)
+        asked = [(prompt, _drawing(options)) for prompt, options in (request.args for request in requests)]
+        texts: list[str] = self._channel.ask("generate", [{"prompt": prompt, **drawing} for prompt, drawing in asked])
         return texts
+
+
+def _drawing(options: dict[str, Any]) -> dict[str, Any]:
+    """How a text is drawn and where it ends, by a task's generation_kwargs.    Raises: ValueError when that cannot be done."""
+    options = normalize_gen_kwargs(options, MOST_NEW_TOKENS)
+    if options["do_sample"] and options.get("temperature") is None:
+        raise ValueError("generation_kwargs has do_sample without a temperature; write which")
+    is_drawn = bool(options.get("temperature"))
+    options = {name: value for name, value in options.items() if is_drawn or name not in OF_DRAWS}
+    for name, value in options.items():
+        if name not in ASKED and value not in (None, NEUTRAL.get(name)):
+            raise ValueError(f"generation_kwargs has {name}={value!r}, which is not done here")
+    return {
+        "stops": [stop for stop in options["until"] if stop],
+        "max_new_tokens": options["max_gen_toks"],
+        "temperature": options.get("temperature") or 0.0,
+        "top_k": options.get("top_k"),
+        "top_p": options.get("top_p"),
+    }
 
 
 class Tasks:
     """The tasks and groups behind the names that somebody asked for."""
 
     def __init__(self, manager: TaskManager, names: list[str]) -> None:
-        """Their data is loaded here.    Raises: ValueError when one runs code that a model writes, or shows pictures."""
+        """Their data is loaded here.
+
+        Raises: ValueError when one runs code that a model writes, shows pictures, or wants a text that cannot be written so.
+        """
         self._manager = manager
         self.loaded = {name: manager.load([name]) for name in names}
         for each in self.loaded.values():
             for name, task in each["tasks"].items():
-                if getattr(task, "UNSAFE_CODE", False):
-                    raise ValueError(f"{name} runs code that the model writes, which is not done here")
-                if getattr(task, "MULTIMODAL", False):
-                    raise ValueError(f"{name} shows more than text, and the model reads only that")
+                _check(name, task)
 
     def told(self, model: AskedModel, samples: int | None, shots: int | None) -> Iterator[dict[str, Any]]:
         """That a task begins, and its result as soon as it is there; that of a group behind its tasks."""
         for loaded in self.loaded.values():
-            figures, hashes = {}, {}
+            figures, hashes, shares = {}, {}, {}
             for name, task in loaded["tasks"].items():
                 yield {"begun": name}
                 results = simple_evaluate(
@@ -163,11 +180,12 @@ class Tasks:
                 )
                 figures[name] = results["results"][name]
                 hashes[name] = _hash_of_task(results["configs"][name], results["samples"][name])
+                shares[name] = _shares(figures[name], results["samples"][name])
                 result = {
                     "task": name,
                     "tasks": [name],
                     "hash": hashes[name],
-                    "metrics": _metrics(figures[name]),
+                    "metrics": _metrics(figures[name], shares[name]),
                     "counts": {"items": results["n-samples"][name]["effective"]},
                     "method": {"version": str(results["versions"][name]), "shots": str(results["n-shot"][name])},
                 }
@@ -180,7 +198,7 @@ class Tasks:
                         "task": name,
                         "tasks": tasks,
                         "hash": _hash([group.to_dict(), [hashes[task] for task in tasks]]),
-                        "metrics": _metrics(summed),
+                        "metrics": _metrics(summed, set.intersection(*(shares[task] for task in tasks))),
                         "counts": {"items": summed["sample_len"], "tasks": len(tasks)},
                         "method": {"version": str(group.version)},
                     }
@@ -203,14 +221,40 @@ def serve(channel: Channel) -> None:
     channel.tell({"done": True})
 
 
-def _metrics(figures: dict[str, Any]) -> dict[str, list[float | None]]:
-    """(value, standard error) of each, called by its name, and by its filter where that is not "none"."""
+def _check(name: str, task: Any) -> None:
+    """Raises: ValueError when the task cannot be asked."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ValueError(f"{name} runs code that the model writes, which is not done here")
+    if getattr(task, "MULTIMODAL", False):
+        raise ValueError(f"{name} shows more than text, and the model reads only that")
+    if options := getattr(getattr(task, "config", None), "generation_kwargs", None):
+        try:
+            _drawing(options)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def _metrics(figures: dict[str, Any], shares: set[str]) -> dict[str, tuple[float | None, float | None, bool]]:
+    """(value, standard error, whether it is a share) of each, called by its name, and by its filter where that is not "none"."""
     found = {}
     for key, value in figures.items():
         name, comma, chosen = key.partition(",")
         if comma and not name.endswith("_stderr"):
             error = figures.get(f"{name}_stderr,{chosen}")
-            found[name if chosen == "none" else key] = [_number(value), _number(error)]
+            found[name if chosen == "none" else key] = _number(value), _number(error), key in shares
+    return found
+
+
+def _shares(figures: dict[str, Any], samples: list[dict[str, Any]]) -> set[str]:
+    """The figures that are means of what is within [0, 1] for every item, as an accuracy is; so is any mean of them."""
+    found = set()
+    for key in figures:
+        name, _, chosen = key.partition(",")
+        values = [_number(sample.get(name)) for sample in samples if sample.get("filter") == chosen]
+        if values and all(value is not None and 0 <= value <= 1 for value in values):
+            mean = math.fsum(values) / len(values)  # type: ignore[arg-type]
+            if math.isclose(mean, _number(figures[key]) or 0.0, abs_tol=1e-9):
+                found.add(key)
     return found
 
 

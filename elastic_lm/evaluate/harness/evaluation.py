@@ -15,15 +15,16 @@ from elastic_lm.config import RunConfig
 from elastic_lm.config_text import hint
 from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.errors import ConfigError
+from elastic_lm.evaluate.fields import check_number
 from elastic_lm.evaluate.harness.answers import Answers
 from elastic_lm.evaluate.harness.child import Child
-from elastic_lm.evaluate.intervals import Metric, Z, metric_of
+from elastic_lm.evaluate.intervals import Metric, around
 from elastic_lm.evaluate.pieces import Subject
 from elastic_lm.evaluate.progress import Progress, Unseen, View
 from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
 from elastic_lm.evaluation_file import name_with_hash
 from elastic_lm.storage import Storage
-from elastic_lm.trained_model import TrainedModel
+from elastic_lm.trained_model import TrainedModel, interface_of
 
 KIND = "harness"
 VARIABLE = "ELASTIC_LM_HARNESS_PYTHON"
@@ -53,17 +54,16 @@ class Harness:
             raise ConfigError(f"{twice} is named twice; leave one out")
         if self.include is not None and not Path(self.include).is_dir():
             raise ConfigError(f"{self.include} is no folder; name the one that has the YAML files of your tasks")
-        for name, number, least in (("samples", self.samples, 1), ("shots", self.shots, 0)):
-            if number is not None and number < least:
-                raise ConfigError(f"{name}={number} is too few; use at least {least}")
+        check_number("samples", self.samples, 1)
+        check_number("shots", self.shots, 0)
 
     def evaluate(
         self, run_storage: Storage, config: RunConfig, step: int | None = None, *, view: View | None = None
     ) -> Iterator[Result]:
         """The result of each task as soon as it is there; nothing is stored. `step` None: the newest complete checkpoint's.
 
-        Raises: ConfigError when the harness is not there, a task is unknown, cannot be loaded, or fails; CheckpointError when
-        there is no such checkpoint; DataError, StorageError.
+        Raises: ConfigError when the corpus is another than the run's, the harness is not there, a task is unknown, cannot be
+        loaded, or fails; CheckpointError when there is no such checkpoint; DataError, StorageError.
         """
         if config.objective.name != CAUSAL:
             raise ConfigError(
@@ -71,7 +71,8 @@ class Harness:
                 f"{config.objective.name}; a task of the kind pairs takes masked models, too"
             )
         subject = Subject(run_storage, config, step)
-        subject.pinned()  # a step that is not there is told before the harness starts
+        interface_of(config)  # another corpus and a step that is not there are told before the harness starts
+        subject.pinned()
         course = _Course(view or Unseen())
         course.begin("lm-evaluation-harness", doing="starting")
         with Child(self.python or os.environ.get(VARIABLE) or sys.executable, config.workers.threads) as child:
@@ -103,7 +104,7 @@ class Harness:
         if "failed" in message:
             raise ConfigError(
                 f"lm-evaluation-harness {version} cannot load {', '.join(self.tasks)}: {message['failed']}; leave the task out, "
-                "or see that its data can be had: from Hugging Face's hub, or from where HF_HOME keeps it"
+                "correct it, or see that its data can be had: from Hugging Face's hub, or from where HF_HOME keeps it"
             )
         self._check_that_none_is_in_two(message["loaded"])
         return version, sum(map(len, message["loaded"].values()))
@@ -183,7 +184,5 @@ def _outcome(told: dict[str, Any], about: list[Answers], version: str) -> Outcom
     return Outcome({name: _metric(*figure) for name, figure in told["metrics"].items()}, counts, method)
 
 
-def _metric(value: float | None, error: float | None) -> Metric:
-    if value is None or error is None:
-        return Metric(value)
-    return metric_of(value, value - Z * error, value + Z * error)
+def _metric(value: float | None, error: float | None, is_share: bool) -> Metric:
+    return Metric(value) if value is None or error is None else around(value, error, is_share=is_share)
