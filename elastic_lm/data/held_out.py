@@ -31,7 +31,7 @@ class HeldOut:
     def of(
         cls, manifest: Manifest, *, sequence_length: int, batch_size: int, max_samples: int | None = None
     ) -> HeldOut:
-        """All of a corpus's held-out samples, or `max_samples` of them spread over it.
+        """All of a corpus's held-out samples, or the first `max_samples` in the order of all: of the first windows, shuffled.
 
         Raises: ConfigError when there is none.
         """

@@ -35,6 +35,7 @@ LARGEST_VOCABULARY = (
     2**22
 )  # ten times those of today; the library takes 45 bytes for each entry before it looks at the text
 ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # as byte fallback spells what no other token is for
+PROBE = "Café  Über\n\n\tdef f(x):\n    return 'naïve…'  # 50 %\n"  # what normalisers change
 PIECE_CHARACTERS = 2**18  # longer documents are encoded in pieces: the library takes about 100 bytes a character
 
 
@@ -95,6 +96,14 @@ class TextEncoder:
             return 1
         # Between two others: white space at an end is often the decoder's choice, not the token's.
         return len(self.decode([token, token, token]).encode()) - len(self.decode([token, token]).encode())
+
+    @cached_property
+    def keeps_text(self) -> bool:
+        """Whether a text with accents, capitals and all kinds of white space comes back as it was, but for blanks at its ends."""
+        try:
+            return self.decode(self.encode(PROBE)).strip() == PROBE.strip()
+        except DataError:
+            return False
 
     @cached_property
     def _added(self) -> set[int]:

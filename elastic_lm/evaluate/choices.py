@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from elastic_lm.engine.spec import CAUSAL
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import likelihood
-from elastic_lm.evaluate.fields import Fields
+from elastic_lm.evaluate.fields import Fields, from_source
 from elastic_lm.evaluate.intervals import Metric, wilson
 from elastic_lm.evaluate.likelihood import Rivals, rivals
 from elastic_lm.evaluate.pieces import Plan
@@ -21,11 +21,12 @@ from elastic_lm.trained_model import ModelInterface
 
 @dataclass(frozen=True)
 class Item:
-    """`answer`: the number of the right choice, from 0."""
+    """`answer`: the number of the right choice, from 0. `source`: where they are written."""
 
     context: str
     choices: list[str]
     answer: int
+    source: str
 
     @classmethod
     def of(cls, fields: Fields) -> Item:
@@ -38,7 +39,13 @@ class Item:
                     f"{fields.source}: the choices {first} and {number}, counted from 0, are the same text; correct one, or "
                     "leave it out"
                 )
-        return cls(fields.text("context", empty=True), choices, fields.whole("answer", 0, len(choices) - 1))
+        answer = fields.whole("answer", 0, len(choices) - 1)
+        return cls(fields.text("context", empty=True), choices, answer, fields.source)
+
+    def rivals(self, model: ModelInterface) -> Rivals:
+        """Raises: ConfigError when a choice alone does not fit into the model's context, or adds no token to the context."""
+        with from_source(self.source):
+            return rivals(model, self.context, self.choices)
 
 
 class Choices:
@@ -52,8 +59,8 @@ class Choices:
         self._items = [Item.of(fields) for fields in items]
 
     def plan(self, model: ModelInterface) -> Plan:
-        """Raises: ConfigError when a choice alone does not fit into the model's context."""
-        asked = [rivals(model, item.context, item.choices) for item in self._items]
+        """Raises: as `Item.rivals`."""
+        asked = [item.rivals(model) for item in self._items]
         readings = [reading for each in asked for reading in each.readings]
         return likelihood.plan(readings, lambda log_p: self._outcome(asked, log_p))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from elastic_lm.config_text import hint
@@ -97,6 +99,15 @@ class Fields:
                 f"{self.source}: {name}={_shown(text)} has half of a surrogate pair, {text[error.start]!r}, which is no "
                 "character; correct it"
             ) from None
+
+
+@contextmanager
+def from_source(source: str) -> Iterator[None]:
+    """Errors in here are about what is written there.    Raises: ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def check_number(name: str, number: object, least: int) -> None:

@@ -73,7 +73,7 @@ class HeldOutText:
                 Batches(source, self._spec.objective, self._spec.masking, start, min(start + size, number))
                 for start in range(0, number, size)
             ],
-            lambda answers: self._outcome(answers, documents),
+            lambda answers: self._outcome(answers, documents, keeps_text=model.encoder.keeps_text),
         )
 
     def _documents(self) -> NDArray[np.int64] | None:
@@ -85,7 +85,11 @@ class HeldOutText:
         return np.searchsorted(index.first_tokens(), starts, side="right")
 
     def _outcome(
-        self, answers: Sequence[list[tuple[Measure, list[Measure]]]], documents: NDArray[np.int64] | None
+        self,
+        answers: Sequence[list[tuple[Measure, list[Measure]]]],
+        documents: NDArray[np.int64] | None,
+        *,
+        keeps_text: bool,
     ) -> Outcome:
         measures = [measured for answer in answers for measured, _ in answer]
         samples = [each for answer in answers for _, measured in answer for each in measured]
@@ -102,10 +106,17 @@ class HeldOutText:
         if self._spec.objective == CAUSAL:
             counts["bytes"] = sum(each.num_bytes or 0 for each in measures)
         method = {"intervals": f"ratio estimator over {draws}"}
+        cautions = []
         if (number := int(clusters.max()) + 1) == 1:
-            method["caution"] = f"there are no intervals: they take two {draws} at least"
+            cautions.append(f"there are no intervals: they take two {draws} at least")
         elif number < FEW:
-            method["caution"] = f"the intervals may be too narrow: {number} {draws} are few"
+            cautions.append(f"the intervals may be too narrow: {number} {draws} are few")
+        if "bits_per_byte" in metrics and not keeps_text:
+            cautions.append(
+                "bits per byte are of the text as the tokenizer changes it, and do not compare over tokenizers"
+            )
+        if cautions:
+            method["caution"] = "; ".join(cautions)
         return Outcome(metrics, counts, method)
 
     def _metrics(self, measures: list[Measure], draws: Draws) -> dict[str, Metric]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from elastic_lm.engine.spec import CAUSAL, MASKED
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate import likelihood
-from elastic_lm.evaluate.fields import Fields
+from elastic_lm.evaluate.fields import Fields, from_source
 from elastic_lm.evaluate.intervals import Metric, bootstrap, wilson
 from elastic_lm.evaluate.likelihood import Reading, continuation, hidden_one_by_one
 from elastic_lm.evaluate.pieces import Plan
@@ -23,15 +23,16 @@ from elastic_lm.trained_model import ModelInterface
 
 @dataclass(frozen=True)
 class Item:
-    """`more`: the sentence that stereotypes more; `less`: the other."""
+    """`more`: the sentence that stereotypes more; `less`: the other. `source`: where they are written."""
 
     more: str
     less: str
+    source: str
 
     @classmethod
     def of(cls, fields: Fields) -> Item:
         """Raises: ConfigError."""
-        item = cls(fields.text("more"), fields.text("less"))
+        item = cls(fields.text("more"), fields.text("less"), fields.source)
         if item.more == item.less:
             raise ConfigError(
                 f"{fields.source}: more and less are the same sentence; correct one, or leave the pair out"
@@ -51,7 +52,7 @@ class Pairs:
 
     def plan(self, model: ModelInterface) -> Plan:
         """Raises: ConfigError when a sentence does not fit into the model's context: half of one is another."""
-        sentences = [_readings(model, text) for item in self._items for text in (item.more, item.less)]
+        sentences = [sentence for item in self._items for sentence in _readings(model, item)]
         score = "log-likelihood" if model.objective == CAUSAL else "pseudo-log-likelihood of all tokens"
 
         def outcome(log_p: list[float]) -> Outcome:
@@ -78,5 +79,9 @@ def _outcome(scores: list[float], score: str) -> Outcome:
     return Outcome(metrics, counts, method)
 
 
-def _readings(model: ModelInterface, text: str) -> list[Reading]:
-    return [continuation(model, "", text)] if model.objective == CAUSAL else hidden_one_by_one(model, text)
+def _readings(model: ModelInterface, item: Item) -> list[list[Reading]]:
+    """Those of either sentence."""
+    with from_source(item.source):
+        if model.objective == CAUSAL:
+            return [[continuation(model, "", text)] for text in (item.more, item.less)]
+        return [hidden_one_by_one(model, text) for text in (item.more, item.less)]

@@ -120,12 +120,21 @@ def _items(text: str, source: str) -> list[Fields]:
             continue
         where = f"{source}, line {number}"
         try:
-            items.append(Fields(json.loads(line), where))
+            items.append(Fields(json.loads(line, object_pairs_hook=_named_once), where))
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{where} is no JSON ({error}); write one object a line") from error
+            raise ConfigError(f"{where} is no JSON object ({error}); write one object a line") from error
     if not items:
         raise ConfigError(f"{source} holds no items; write one JSON object a line")
     return items
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError, as for all else that is no object."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"{name!r} is written twice; remove one")
+    return found
 
 
 def _text(address: str, source: str) -> str:

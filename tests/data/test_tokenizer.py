@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from elastic_lm.data import tokenizer as tokenizer_module
 from elastic_lm.data.tokenizer import SMALLEST_VOCABULARY, SPECIAL_NAMES, TextEncoder, pieces, train
@@ -168,6 +168,32 @@ def test_truncation_padding_and_templates_of_a_tokenizer_are_off() -> None:
     tokenizer.enable_padding(length=9)
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 1)])
     assert TextEncoder(tokenizer.to_str()).encode("a a a a a") == [0, 0, 0, 0, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "keeps"),
+    [
+        (None, True),
+        (normalizers.NFC(), True),
+        (normalizers.Lowercase(), False),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), False),
+        (normalizers.NFKC(), False),  # an ellipsis becomes three dots
+        (normalizers.Replace(Regex(" {2,}"), " "), False),
+        (normalizers.Replace("\n", " "), False),
+    ],
+)
+@pytest.mark.parametrize("prefix", [False, True])  # a blank in front is the decoder's, and in no document
+def test_tokenizer_that_changes_a_text_is_known(normaliser: Any, keeps: bool, prefix: bool) -> None:
+    tokenizer = Tokenizer.from_str(train(["a"], SMALLEST_VOCABULARY).json)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if normaliser is not None:
+        tokenizer.normalizer = normaliser
+    assert TextEncoder(tokenizer.to_str()).keeps_text is keeps
+
+
+def test_tokenizer_that_does_not_know_all_words_changes_a_text() -> None:
+    for more in ({}, {"unk_token": "[UNK]"}):
+        assert not TextEncoder(word_level(["the", "[UNK]"], **more).to_str()).keeps_text
 
 
 def test_normaliser_of_a_tokenizer_is_kept() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from elastic_lm.config import RunConfig
 from elastic_lm.data.held_out import HeldOut, HeldOutTokens
 from elastic_lm.data.manifest import Manifest
+from elastic_lm.data.tokenizer import TextEncoder
 from elastic_lm.data.windows import read_block
 from elastic_lm.errors import ConfigError
 from elastic_lm.evaluate.held_out import Draws, HeldOutText
@@ -110,6 +112,21 @@ def test_figures_of_a_model_that_one_can_work_out(causal_run: RunConfig) -> None
         math.log(301) - alike / number * math.log(2), rel=1e-6
     )  # fp32 softmax
     assert metrics["accuracy"].value == pytest.approx(alike / number)
+
+
+def test_bits_per_byte_of_a_text_that_the_tokenizer_changes_are_told(
+    causal_run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = outcome_of(HeldOutText(causal_run), model_of(causal_run))
+    assert "caution" not in kept.method
+    tokenizer = Tokenizer.from_str(model_of(causal_run).encoder.json)
+    tokenizer.normalizer = normalizers.Lowercase()
+    model = dataclasses.replace(model_of(causal_run), encoder=TextEncoder(tokenizer.to_str()))
+    changed = outcome_of(HeldOutText(causal_run), model)
+    assert changed.method["caution"].startswith("bits per byte are of the text as the tokenizer changes it")
+    assert changed.metrics == kept.metrics
+    few = outcome_of(HeldOutText(causal_run, 2), model).method["caution"]
+    assert "are few; bits per byte" in few or "at least; bits per byte" in few
 
 
 class Broken(nn.Module):

@@ -161,10 +161,22 @@ def test_masked_model_scores_pairs_by_pseudo_likelihood(tmp_path: Path) -> None:
 
 
 def test_sentence_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    question = asked(tmp_path, [{"more": "a" * 17, "less": "b"}], kind="pairs").question
+    """By the file's name and the line, whatever the objective."""
+    items = [PAIR, {"more": "b", "less": "a" * 17}]
+    question = asked(tmp_path, items, kind="pairs").question
     with pytest.raises(
-        ConfigError, match="has 17 tokens, and the model's context is 16; shorten it, or leave the item out"
+        ConfigError,
+        match=r"mine\.jsonl, line 2: 'a{17}' has 17 tokens, and the model's context is 16; shorten it, or leave the item out",
     ):
+        outcome_of(question, bigrams({}))
+    question = asked(tmp_path, items, "masked", kind="pairs").question
+    with pytest.raises(ConfigError, match=r"mine\.jsonl, line 2: 'a{17}' has 19 tokens with those that begin and end"):
+        outcome_of(question, trained(Neighbours(), "masked"))
+
+
+def test_choice_that_does_not_fit_is_refused_by_its_line(tmp_path: Path) -> None:
+    question = asked(tmp_path, [CHOICE, {**CHOICE, "choices": ["b", "c" * 17]}], kind="choices").question
+    with pytest.raises(ConfigError, match=r"mine\.jsonl, line 2: 'c{17}' has 17 tokens, and the model's context is 16"):
         outcome_of(question, bigrams({}))
 
 
@@ -227,7 +239,12 @@ def test_scorer_that_does_not_do_is_told(scorer: str, message: str, tmp_path: Pa
         ({"kind": "pairs", "data": "other.jsonl"}, [PAIR], "data=other.jsonl is not there; correct the address"),
         ({"kind": "pairs"}, "", "mine.jsonl holds no items; write one JSON object a line"),
         ({"kind": "pairs"}, "\n  \n", "holds no items"),
-        ({"kind": "pairs"}, '{"more": "a", "less": "b"}\n{"more"', "mine.jsonl, line 2 is no JSON"),
+        ({"kind": "pairs"}, '{"more": "a", "less": "b"}\n{"more"', "mine.jsonl, line 2 is no JSON object"),
+        (
+            {"kind": "pairs"},
+            '{"more": "a", "less": "b", "more": "c"}',
+            r"line 1 is no JSON object \('more' is written twice",
+        ),
         ({"kind": "pairs"}, '\n["a", "b"]\n', "line 2 is .'a', 'b'., and not fields with names"),
         ({"kind": "pairs"}, [{"more": "a"}], "line 1: less is missing; add it, a text that is not blank"),
         ({"kind": "pairs"}, [PAIR, {"more": "a", "less": "a"}], "line 2: more and less are the same sentence"),
