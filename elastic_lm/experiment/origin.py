@@ -15,7 +15,7 @@ from elastic_lm.checkpoint.registry import Found
 from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
-from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.experiment.lineage import Lineage, Parent, WentBack
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
@@ -59,12 +59,13 @@ class Origin:
                 f"{told['state'][:12]}, and its tensors make {digest['state'][:12]}; fork another step"
             )
         fingerprint = self.config.identity_fingerprint()
-        return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
+        rewinds = tuple(WentBack(r.number, r.cause, r.to_step, tuple(r.left_out)) for r in _rewinds(self.folder))
+        return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder), rewinds)
 
 
 def _of_run(run: RunAddress, there: list[Found]) -> list[Found]:
     """Without what the run went back from: it is to be deleted."""
-    rewinds = _rewinds(run)
+    rewinds = _rewinds(run.folder())
     return [found for found in there if found.state != "complete" or rewinds.keep(found.step, found.meta)]
 
 
@@ -110,7 +111,7 @@ def _without_any(run: RunAddress, where: str) -> Exception:
 
 def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
     """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
-    fingerprint, rewinds = manifest.meta.get("fingerprint"), _rewinds(run)
+    fingerprint, rewinds = manifest.meta.get("fingerprint"), _rewinds(run.folder())
     for candidate in (_stored(run), _told(manifest)):
         if candidate is None:
             continue
@@ -123,10 +124,10 @@ def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
     )
 
 
-def _rewinds(run: RunAddress) -> Rewinds:
+def _rewinds(folder: Storage) -> Rewinds:
     """None where one is damaged: each checkpoint knows what was left out when it was written."""
     try:
-        return Rewinds.load(run.folder())
+        return Rewinds.load(folder)
     except CheckpointError:
         return Rewinds()
 
