@@ -52,6 +52,8 @@ def _tell_draft(draft: Draft) -> None:
     say(f"Forking {draft.origin.name} at step {draft.origin.step:,} into {draft.config.run_url}: {number}, {size}.")
     for change in draft.lineage.changes:
         say(visible(f"  {change}"))
+    for rewind in draft.lineage.parent.rewinds:
+        say(visible(f"  {draft.origin.name} had {rewind}."))
     if not any(change.identity for change in draft.lineage.changes):
         say("  Nothing that changes bits is changed.")
     if (account := draft.lineage.surgery) is not None:

@@ -181,6 +181,7 @@ def _curve(portrait: Portrait) -> list[str]:
 def _link(link: Lineage) -> Iterator[str]:
     parent = link.parent
     yield f"  {parent.name}@{parent.step}  {_date(link.time_s)}  {parent.url}  state {parent.digest.get('state', '')[:16]}"
+    yield from (f"    {rewind}" for rewind in parent.rewinds)
     yield from (f"    {change}" for change in link.changes)
     if link.surgery is not None:
         yield from (f"    {line}" for line in (*link.surgery.table(), link.surgery.effect))

@@ -86,6 +86,7 @@ InitialWeights = Annotated[str, AfterValidator(_initial_weights)]
 LocalFolder = Annotated[str, AfterValidator(_local_folder)]
 ObjectiveName = Annotated[str, AfterValidator(_objective)]
 ImportPath = Annotated[str, AfterValidator(_import_path)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -474,7 +475,7 @@ class TrackingConfig(Part):
 class RunConfig(Part):
     """One training run. Build it from a file (`RunConfig.load`) or from parts; either way it is checked whole."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["my-run"])
+    name: str = Field(pattern=RUN_NAME, examples=["my-run"])
     """Name of the run: it resumes the run of that name if there is one."""
     storage: StorageAddress = Field(examples=["s3://bucket/prefix"])
     """Where runs are kept: the run's own folder is runs/<name> in it."""

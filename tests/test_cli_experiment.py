@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from elastic_lm.experiment.rewinds import Rewind, decide
+from elastic_lm.experiment.spikes import Spike
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from tests.experiment.parents import trained
@@ -34,6 +36,15 @@ def test_fork_tells_what_is_changed_and_how_to_go_on(url: str) -> None:
     assert "another order (training.seed)" in note
     assert last == f"Every byte was verified. Go on with: elastic-lm resume {new}"
     assert Run.open(new).config.training.skip == ((2, 3), (4, 6))
+
+
+def test_fork_tells_what_was_gone_back_from_before(url: str) -> None:
+    folder = Storage.open(url)
+    chosen = Run.open(url).config.replace("checkpoint.every_steps=2", "spikes={policy: skip}")
+    decide(folder, Rewind.of(Spike(2, 3, "loss", "the loss stands out"), chosen, number=1))
+    rewind = "rewind 1: back to step 2, leaving out batches 2:4 (loss)"
+    assert f"  parent had {rewind}.\n" in run("fork", f"{url}@2", "--name", "new").stdout
+    assert f"    {rewind}\n" in run("runs", "show", url.replace("parent", "new")).stdout
 
 
 def test_address_may_hold_an_at(small_corpus: str, tmp_path: Path) -> None:

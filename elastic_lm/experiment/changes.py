@@ -102,6 +102,16 @@ def corpus_note(found: Sequence[Change]) -> str | None:
     return "What the other corpus holds out may be text that the state was trained on: held_out may then measure no unseen text."
 
 
+def spike_note(after: RunConfig, step: int) -> str | None:
+    """A sentence where the fork may do something else about a spike than its parent does."""
+    if after.spikes.policy == "ignore" and not after.may_go_back:
+        return None
+    return (
+        f"Spikes are judged by the fork's own steps, and it does not go back behind step {step:,}: of a spike soon behind that "
+        "it may make something else than its parent."
+    )
+
+
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 

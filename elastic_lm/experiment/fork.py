@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from elastic_lm import __version__
 from elastic_lm.checkpoint import registry, transfer
 from elastic_lm.checkpoint.layout import FOLDER, MANIFEST, Manifest, Part, folder_of, is_part
-from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.config import CONFIG_FILE, RUN_NAME, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, NotFoundError, StorageError
 from elastic_lm.experiment import changes, standing
@@ -106,6 +107,7 @@ class Draft:
             surgery=None if alteration is None else alteration.account,
         )
         notes = [
+            changes.spike_note(after, origin.step),
             changes.order_note(found, after, origin.step),
             changes.corpus_note(found),
             None if alteration is None else alteration.note,
@@ -144,6 +146,7 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
     Raises: ConfigError, CheckpointError, DataError, StorageError. Then there is no such run, and what has been written of it is
     in nobody's way.
     """
+    _check_name(request.name)
     folder = request.folder
     begun = _begun(folder)
     if begun is not None:
@@ -161,6 +164,14 @@ def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: Non
         f"run {request.parent.name} deletes its checkpoints faster than they can be copied: {MOST_TRIES} in a row were gone; "
         "raise its checkpoint.keep, or fork it when it has ended"
     )
+
+
+def _check_name(name: str) -> None:
+    """Before a folder is looked into that is not the new run's.    Raises: ConfigError."""
+    if not re.fullmatch(RUN_NAME, name):
+        raise ConfigError(
+            f"name={name!r} is no run's name; choose up to 63 letters, digits, '.', '_' and '-', the first one a letter or digit"
+        )
 
 
 def _damaged(origin: Origin, error: CheckpointError) -> CheckpointError:

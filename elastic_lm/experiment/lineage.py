@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from elastic_lm.config import CONFIG_FILE
@@ -17,7 +17,8 @@ from elastic_lm.model.account import Account
 from elastic_lm.storage import Storage
 
 FILE = "lineage.json"  # in the run's folder
-FORMAT, VERSION = "elastic-lm lineage", 1
+FORMAT, VERSION = "elastic-lm lineage", 2
+NESTED = 1  # the version before
 
 Skip = tuple[tuple[int, int], ...]
 
@@ -36,10 +37,25 @@ class Change:
 
 
 @dataclass(frozen=True)
+class WentBack:
+    """One time that a run went back before it was forked: its n-th rewind, what for, and the ranges of batches left out since."""
+
+    number: int
+    cause: str
+    to_step: int
+    left_out: Skip
+
+    def __str__(self) -> str:
+        batches = ", ".join(f"{start}:{stop}" for start, stop in self.left_out)
+        return f"rewind {self.number}: back to step {self.to_step}, leaving out batches {batches} ({self.cause})"
+
+
+@dataclass(frozen=True)
 class Parent:
     """The state that a fork begins with. `step`: steps that it has applied. `digest`: sha256 of `state` and of `weights`.
 
-    `lineage`: where the parent is from itself.
+    `lineage`: where the parent is from itself. `rewinds`: all that it had made by then, those from later steps, too: the fork
+    leaves out the same batches.
     """
 
     url: str
@@ -48,6 +64,7 @@ class Parent:
     digest: dict[str, str]
     fingerprint: str
     lineage: Lineage | None = None
+    rewinds: tuple[WentBack, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,16 +121,26 @@ class Lineage:
 
     # -- reading and writing -----------------------------------------------------------------------------------------
 
+    def body(self) -> dict[str, Any]:
+        """As JSON has it: this fork, and its ancestors' in a list, the youngest first. No deeper however long the chain is."""
+        own, *ancestors = (_own_body(link) for link in self.chain())
+        return {**own, "ancestors": ancestors}
+
     def to_json(self) -> bytes:
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1).encode()
+        return json.dumps({"format": FORMAT, "version": VERSION, **self.body()}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Lineage:
         """The inverse of `to_json`.    Raises: ValueError, KeyError, TypeError or AttributeError on anything else."""
         body = json.loads(data)
-        if (body.pop("format"), body.pop("version")) != (FORMAT, VERSION):
+        form, version = body.pop("format"), body.pop("version")
+        if form != FORMAT or version not in (NESTED, VERSION):
             raise ValueError(f"it is no {FORMAT} of version {VERSION}")
-        return _lineage(body)
+        lineage: Lineage | None = None
+        for link in reversed(_unnested(body) if version == NESTED else [body, *body.pop("ancestors")]):
+            lineage = _lineage(link, lineage)
+        assert lineage is not None
+        return lineage
 
     @classmethod
     def load(cls, folder: Storage) -> Lineage | None:
@@ -171,12 +198,31 @@ def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[
     )
 
 
-def _lineage(body: dict[str, Any]) -> Lineage:
+def _own_body(link: Lineage) -> dict[str, Any]:
+    body = asdict(replace(link, parent=replace(link.parent, lineage=None)))
+    del body["parent"]["lineage"]
+    return body
+
+
+def _unnested(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of an earlier version, in which each link held the one before it."""
+    links, link = [], body
+    while link is not None:
+        links.append(link)
+        link = link["parent"].pop("lineage")
+    return links
+
+
+def _lineage(body: dict[str, Any], before: Lineage | None) -> Lineage:
     parent, changes, surgery = body.pop("parent"), body.pop("changes"), body.pop("surgery", None)
-    earlier = parent.pop("lineage")
+    rewinds = tuple(WentBack(**{**each, "left_out": _skip(each["left_out"])}) for each in parent.pop("rewinds", ()))
     return Lineage(
-        **{**body, "skip": tuple((start, stop) for start, stop in body["skip"])},
-        parent=Parent(**parent, lineage=None if earlier is None else _lineage(earlier)),
+        **{**body, "skip": _skip(body["skip"])},
+        parent=Parent(**parent, lineage=before, rewinds=rewinds),
         changes=tuple(Change(**change) for change in changes),
         surgery=None if surgery is None else Account.from_body(surgery),
     )
+
+
+def _skip(ranges: Any) -> Skip:
+    return tuple((start, stop) for start, stop in ranges)

@@ -16,7 +16,7 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import CheckpointError, CheckpointVersionError, ConfigError, NotFoundError
 from elastic_lm.experiment import standing
-from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.experiment.lineage import Lineage, Parent, WentBack
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
@@ -60,7 +60,10 @@ class Origin:
                 f"{told['state'][:12]}, and its tensors make {digest['state'][:12]}; fork another step"
             )
         fingerprint = self.config.identity_fingerprint()
-        return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder))
+        rewinds = tuple(
+            WentBack(r.number, r.cause, r.to_step, tuple(r.left_out)) for r in Rewinds.if_readable(self.folder)
+        )
+        return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder), rewinds)
 
 
 def _chosen(run: RunAddress, there: list[Found], step: int | None) -> Found:

@@ -254,4 +254,5 @@ def _link(link: Lineage) -> str:
     changes = "; ".join(str(change) for change in link.changes if change.identity) or "nothing changed"
     told = f"{link.run} from {link.parent.name} at step {link.parent.step:,}"
     state = f"{when:%Y-%m-%d %H:%M} UTC, state {link.parent.digest.get('state', '')[:16]}"
-    return "".join([html.escape(told), *(f"<small>{html.escape(each)}</small>" for each in (changes, state))])
+    small = (*(str(rewind) for rewind in link.parent.rewinds), changes, state)
+    return "".join([html.escape(told), *(f"<small>{html.escape(each)}</small>" for each in small)])

@@ -84,7 +84,7 @@ class Portrait:
             "report": self.report,
             "fingerprint": self.config.identity_fingerprint(),
             "identity": self.identity,
-            "lineage": None if self.lineage is None else asdict(self.lineage),
+            "lineage": None if self.lineage is None else self.lineage.body(),
             "curve": [
                 {
                     "run": each.name,

@@ -173,7 +173,7 @@ def test_portrait_has_all_that_is_known_of_a_run(grandchild: RunConfig, child: R
     assert told["curve"][0] == {"run": "parent", "url": f"{parent.run_url}", "start": 0, "stop": 4, "first_loss": first,
                                 "last_loss": portrait.curve[0].losses[-1], "tokens": 4 * parent.batch.tokens}  # fmt: skip
     assert told["curve_lacks"] is None
-    assert told["lineage"]["parent"]["lineage"]["parent"]["name"] == "parent"
+    assert [link["parent"]["name"] for link in told["lineage"]["ancestors"]] == ["parent"]
     assert told["identity"]["optimizer.learning_rate"] == 1e-3
     assert json.loads(json.dumps(Portrait.of(address_of(child)).as_json()))["evaluations"][0]["value"] == 2.5
 

@@ -25,8 +25,9 @@ from elastic_lm.errors import (
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
-from elastic_lm.experiment.lineage import Lineage, Skip
+from elastic_lm.experiment.lineage import Lineage, Parent, Skip, WentBack
 from elastic_lm.experiment.rewinds import Rewind, decide, with_skip
+from elastic_lm.experiment.spikes import Spike
 from elastic_lm.run import Run
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
@@ -228,6 +229,65 @@ def test_lineage_names_the_state_and_the_ancestors(parent: RunConfig) -> None:
     assert lineage.parent.url == first.url
 
 
+def test_lineage_may_be_as_deep_as_a_plan_is_long() -> None:
+    link: Lineage | None = None
+    sizes = []
+    for number in range(1_000):
+        told = Parent(f"file:///runs/r-{number}", f"r-{number}", number, {"state": "a" * 64}, "f" * 64, link)
+        link = Lineage(f"r-{number + 1}", told, "f" * 64, skip=((3, 5),))
+        sizes.append(len(link.to_json()) if number in (499, 999) else 0)
+    assert link is not None and sizes[999] < 2.1 * sizes[499]
+    again = Lineage.from_json(link.to_json())
+    assert again.to_json() == link.to_json()
+    assert [each.run for each in again.chain()] == [f"r-{number}" for number in range(1_000, 0, -1)]
+
+
+def test_lineage_of_an_earlier_version_is_read() -> None:
+    """In which each link held the one before it, and told no rewinds."""
+    nested: dict[str, Any] | None = None
+    for number in range(3):
+        told = {
+            "url": "file:///r",
+            "name": f"r-{number}",
+            "step": number,
+            "digest": {},
+            "fingerprint": "f",
+            "lineage": nested,
+        }
+        nested = {"run": f"r-{number + 1}", "parent": told, "fingerprint": "f", "changes": [], "skip": [[number, 5]],
+                  "time_s": 1.0, "versions": {}, "surgery": None}  # fmt: skip
+    found = Lineage.from_json(json.dumps({"format": "elastic-lm lineage", "version": 1, **(nested or {})}).encode())
+    assert [(each.run, each.parent.name, each.skip) for each in found.chain()] == [
+        ("r-3", "r-2", ((2, 5),)), ("r-2", "r-1", ((1, 5),)), ("r-1", "r-0", ((0, 5),)),
+    ]  # fmt: skip
+    assert found.parent.rewinds == ()
+
+
+def test_rewinds_of_the_parent_are_told_and_kept_also_where_the_state_is_older(parent: RunConfig) -> None:
+    folder = Storage.open(parent.run_url)
+    stored = address_of(parent).stored_config()
+    chosen = stored.replace("checkpoint.every_steps=2", "spikes={policy: rewind, rewind_steps: 2, skip_batches: 6}")
+    decide(folder, Rewind.of(Spike(8, 10, "loss", "the loss stands out"), chosen, number=1))
+    made = forked(parent, step=AT)
+    assert made.config.training.skip == ((6, 12),)
+    assert made.lineage.parent.rewinds == (WentBack(1, "loss", 6, ((6, 12),)),)
+    assert str(made.lineage.parent.rewinds[0]) == "rewind 1: back to step 6, leaving out batches 6:12 (loss)"
+    trained(made.config)
+    second = forked(made.config, "second", overrides=["training.steps=20"])
+    assert [len(link.parent.rewinds) for link in second.lineage.chain()] == [0, 1]  # what its own parent made
+
+
+@pytest.mark.parametrize(("policy", "is_told"), [
+    ("spikes.policy=ignore", False), ("spikes.policy=stop", True), ("spikes.policy=rewind", True),
+    ("training.on_nonfinite=rewind", True), ("training.on_nonfinite=skip", False),
+])  # fmt: skip
+def test_fork_says_where_it_may_not_do_about_a_spike_what_its_parent_does(
+    policy: str, is_told: bool, parent: RunConfig
+) -> None:
+    draft = Draft.of(Request(address_of(parent), "new", AT, overrides=["checkpoint.every_steps=5", policy]), AT)
+    assert ("it does not go back behind step 4" in (draft.note or "")) == is_told
+
+
 def test_manifest_of_the_fork_is_of_its_own_identity(parent: RunConfig) -> None:
     made = forked(parent, step=AT, overrides=["training.seed=7"])
     (found,) = registry.found(Storage.open(made.url))
@@ -329,6 +389,8 @@ def test_search_for_a_state_ends_where_a_fork_has_none(parent: RunConfig) -> Non
         ({"step": 10}, "10 steps and training.steps=10.*add steps"),
         ({"name": "parent"}, "holds a run already; choose another --name"),
         ({"name": "no/name"}, "name='no/name'"),
+        ({"name": ""}, "name='' is no run's name; choose"),  # the folder of all runs
+        ({"name": "parent/events"}, "name='parent/events' is no run's name; choose"),
         ({"storage": "gs://bucket"}, "gs://"),
     ],
 )  # fmt: skip
