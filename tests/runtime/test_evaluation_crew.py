@@ -133,7 +133,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any],
         monkeypatch.setattr(Demand, "now", lambda besides: demand_of(ray))
         config = solo_config("file:///nowhere", "file:///nowhere").replace(f"workers.num_gpus={num_gpus}")
         subject = Subject(Storage.open("/nowhere"), config)
-        monkeypatch.setattr(pieces, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
+        monkeypatch.setattr(pieces.standing, "step_of", lambda storage, step: 4 if ray.now_s < 3 else 6)
         crew = OnCluster(num_workers, said.append, **choices)
         return [answer.value for answer in crew(subject, [None] * num_pieces)], ray, said  # type: ignore[list-item]
 
