@@ -202,7 +202,7 @@ def _before(found: _Found, number: int) -> _Found:
     made = Rewinds.load(found.folder).made
     if number > len(made):
         raise ConfigError(
-            f"--before-rewind {number}: the run went back {len(made)} times; leave it out, or choose one of them"
+            f"--before-rewind {number}: times that the run went back: {len(made)}; leave it out, or choose one of them"
         )
     at_most = min(rewind.to_step for rewind in made[number - 1 :])
     return replace(found, config=with_skip(found.config, made[number - 1].before), at_most=at_most)

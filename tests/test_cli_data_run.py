@@ -116,7 +116,7 @@ def test_step_before_the_run_went_back_is_shown_with_its_text(
 
 def test_rewind_that_never_was_is_refused(small_corpus: str, tmp_path: Path) -> None:
     config = decided(small_corpus, f"file://{tmp_path}")
-    assert "--before-rewind 2: the run went back 1 times" in refused(
+    assert "--before-rewind 2: times that the run went back: 1;" in refused(
         config.run_url, "--step", "3", "--before-rewind", "2"
     )
     assert "only a run goes back" in refused(small_corpus, "--step", "3", "--before-rewind", "1")
