@@ -3,8 +3,8 @@
 A failpoint is armed by text, `MEMBER:NAME@STEP=ACTION`, for example `w2:optimizer.middle@7=kill`. MEMBER and STEP may be
 `*`; the first coordinator of a job is the member `c1`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself),
 `freeze` (SIGSTOP to oneself), `raise` (an exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the
-interpreter lock released) and `hold:SECONDS` (a thread that keeps the interpreter lock). Disarmed, `hit` costs one look at
-an empty list.
+interpreter lock released), `hold:SECONDS` (a thread that keeps the interpreter lock) and `wait:FILE` (go on once this file
+is there, so that nothing is over before a test is done with it). Disarmed, `hit` costs one look at an empty list.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ NAMES = (
     "coordinator.finished",  # it is logged, and not handed to whoever waits for it
 )
 TIMED = ("delay", "hold")
-ACTIONS = ("kill", "freeze", "raise", "exit", *TIMED)
+ACTIONS = ("kill", "freeze", "raise", "exit", *TIMED, "wait")
 LONGEST_S = 3600.0
+WAIT_POLL_S = 0.01
 
 
 class InjectedError(RuntimeError):
@@ -59,7 +60,8 @@ class _Armed:
     name: str
     step: int | None
     action: str
-    seconds: float
+    seconds: float = 0.0
+    file: str = ""
 
 
 _armed: list[_Armed] = []
@@ -71,8 +73,9 @@ def parse(text: str) -> tuple[str, _Armed]:
         place, action = text.split("=")
         member, _, rest = place.partition(":")
         name, step = rest.split("@")
-        kind, _, seconds = action.partition(":")
-        entry = _Armed(name, None if step == "*" else int(step), kind, float(seconds or 0))
+        kind, _, value = action.partition(":")
+        at = None if step == "*" else int(step)
+        entry = _Armed(name, at, kind, file=value) if kind == "wait" else _Armed(name, at, kind, float(value or 0))
     except ValueError as error:
         raise ConfigError(
             f"failpoint {text!r} is not MEMBER:NAME@STEP=ACTION, e.g. w2:optimizer.middle@7=kill"
@@ -83,8 +86,10 @@ def parse(text: str) -> tuple[str, _Armed]:
         raise ConfigError(f"failpoint {text!r} names no member; write one, e.g. w2, or * for all")
     if entry.step is not None and entry.step < 0:
         raise ConfigError(f"failpoint {text!r}: step {entry.step} never comes; steps count from 0")
-    if kind in TIMED and (not seconds or not 0 <= entry.seconds <= LONGEST_S):
+    if kind in TIMED and (not value or not 0 <= entry.seconds <= LONGEST_S):
         raise ConfigError(f"failpoint {text!r}: {kind} needs seconds from 0 to {LONGEST_S:.0f}, e.g. {kind}:0.5")
+    if kind == "wait" and not value:
+        raise ConfigError(f"failpoint {text!r}: wait needs a file, e.g. wait:/tmp/go-on")
     if kind not in ACTIONS:
         raise ConfigError(f"failpoint {text!r}: unknown action {kind!r}; known: {', '.join(ACTIONS)}")
     return member, entry
@@ -123,6 +128,9 @@ def _fire(entry: _Armed, step: int | None) -> None:
         time.sleep(entry.seconds)
     elif entry.action == "hold":
         _hold_interpreter_lock(entry.seconds)
+    elif entry.action == "wait":
+        while not os.path.exists(entry.file):
+            time.sleep(WAIT_POLL_S)
 
 
 def _hold_interpreter_lock(seconds: float) -> None:

@@ -204,8 +204,9 @@ def held_out_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts runs; afterwards nothing of them may be left."""
-    from tests.faults.harness import Run, assert_nothing_left, make_config
+    """Starts runs, each of which is held before its last step until its result is asked for; afterwards nothing of them may
+    be left."""
+    from tests.faults.harness import Run, assert_nothing_left, held, make_config
 
     numbers = itertools.count(1)
     runs: list[Run] = []
@@ -219,8 +220,10 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
         kind: type[Run] = Run,
         **changes: Any,
     ) -> Run:
-        name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{next(numbers)}"
-        runs.append(kind(make_config(tokens, storage, name, steps=steps, **changes)))
+        number = next(numbers)
+        name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{number}"
+        gate = tmp_path / f"end-{number}"
+        runs.append(kind(held(make_config(tokens, storage, name, steps=steps, **changes), gate), gate))
         return runs[-1]
 
     yield begin

@@ -41,7 +41,8 @@ def fires(name: str, step: int | None = None) -> bool:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_name_goes_with_every_action(name: str, action: str) -> None:
     member, entry = parse(f"w2:{name}@7={action}:1.5")
-    assert (member, entry.name, entry.step, entry.action, entry.seconds) == ("w2", name, 7, action, 1.5)
+    assert (member, entry.name, entry.step, entry.action) == ("w2", name, 7, action)
+    assert (entry.seconds, entry.file) == ((0.0, "1.5") if action == "wait" else (1.5, ""))
 
 
 def test_star_stands_for_any_member_and_any_step() -> None:
@@ -83,7 +84,7 @@ def test_unknown_action_is_refused_with_the_known_ones(text: str) -> None:
         parse(text)
     action = text.partition("=")[2].partition(":")[0]
     assert str(caught.value) == (
-        f"failpoint {text!r}: unknown action {action!r}; known: kill, freeze, raise, exit, delay, hold"
+        f"failpoint {text!r}: unknown action {action!r}; known: kill, freeze, raise, exit, delay, hold, wait"
     )
 
 
@@ -96,6 +97,7 @@ def test_unknown_action_is_refused_with_the_known_ones(text: str) -> None:
         "w1:save@3=delay:nan",
         "w1:save@3=hold:inf",
         "w1:save@3=delay",  # for how long?
+        "w1:save@3=wait",  # for what?
     ],
 )
 def test_text_that_can_never_do_what_it_says_is_refused(text: str) -> None:
@@ -197,6 +199,22 @@ def test_delay_sleeps_for_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) ->
     hit("save", 3)
     hit("save", 3)
     assert slept == [2.5]
+
+
+def test_wait_ends_when_the_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / "go-on").touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    arm([f"w1:save@*=wait:{tmp_path}/go-on"] * 2, "w1")
+    hit("save", 3)
+    assert len(slept) == 3
+    hit("save", 4)
+    assert len(slept) == 3  # it is there already
 
 
 def test_hold_lets_no_other_thread_run() -> None:

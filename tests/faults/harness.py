@@ -82,12 +82,21 @@ def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: 
     return RunConfig(name=name, storage=storage, **{**parts, **changes})
 
 
+def held(config: RunConfig, gate: Path) -> RunConfig:
+    """A run that begins its last step once there is this file: whatever happens to it until then, happens to a run that
+    trains, however slow the machine is that a test runs on."""
+    hold = f"*:micro_batch@{config.training.steps - 1}=wait:{gate}"
+    return RunConfig(**dict(config) | {"failpoints": (hold, *config.failpoints)})
+
+
 class Run:
     """One run in the background on the cluster this process has joined."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, gate: Path) -> None:
+        """`gate`: the file that a run is held for (see `held`)."""
         self.config = config
         self.mailbox = create_mailbox(config.name)
+        self._gate = gate
         self._outcome: RunResult | BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
         self._thread.start()
@@ -124,11 +133,16 @@ class Run:
         """Until the log holds so many events of this kind: what a coordinator has not stored is lost with it."""
         wait_for(lambda: self.count(kind) >= number, timeout_s=WAIT_S, what=f"{number} events {kind}", poll_s=0.1)
 
+    def let_end(self) -> None:
+        """It is not held any more."""
+        self._gate.touch()
+
     def command(self, kind: str, **arguments: Any) -> None:
         ray.get(self.mailbox.post.remote(Command(kind, arguments)))
 
     def result(self, timeout_s: float = WAIT_S) -> RunResult:
-        """The verdict; takes the mailbox down."""
+        """The verdict of a run to which nothing is done any more; takes the mailbox down."""
+        self.let_end()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"no verdict after {timeout_s:.0f} s; status: {self.status()}")
@@ -180,13 +194,13 @@ class Host:
 class HostedRun(Run):
     """A run whose coordinator is a process of its own; another one succeeds it at once when it is killed or given up."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, gate: Path) -> None:
         self.num_coordinators = 0
         self.host_pids: list[int] = []
         self.given_up: list[ray.ObjectRef] = []  # what came of those that were given up
         self._frozen: list[int] = []
         self._gives_up = threading.Event()
-        super().__init__(config)
+        super().__init__(config, gate)
 
     def _train(self) -> RunResult:
         while True:
