@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from elastic_lm.config import RunConfig
+from elastic_lm.evaluate.harness.evaluation import Harness
+from elastic_lm.evaluate.result import Result
+from elastic_lm.storage import Storage
 
 VERSION = "9.8.7"
 
@@ -167,3 +173,8 @@ def program(path: Path, line: str) -> str:
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(0o755)
     return str(path)
+
+
+def asked(config: RunConfig, *names: str, step: int | None = None, **choices: Any) -> list[Result]:
+    """What tasks of these names come to for the run's model."""
+    return list(Harness(names, **choices).evaluate(Storage.open(config.run_url), config, step))

@@ -1,4 +1,4 @@
-"""Runs to fork, trained in this process, and what a log says they have trained on."""
+"""Runs to fork, trained in this process, what lies in their folders, and what a log says they have trained on."""
 
 from __future__ import annotations
 
@@ -68,3 +68,15 @@ def cut_small(config: RunConfig, step: int, part_bytes: int = 3_000) -> None:
     for path in folder.list(folder_of(step)):
         folder.delete(path)
     store.save(folder, step, loaded.tensors, loaded.info.meta, part_bytes=part_bytes)
+
+
+def forget(config: RunConfig, step: int) -> None:
+    """Delete the checkpoint of this step as its owner does."""
+    folder = Storage.open(config.run_url)
+    for path in sorted(folder.list(folder_of(step)), key=lambda path: not path.endswith("manifest.json")):
+        folder.delete(path)
+
+
+def contents(url: str) -> dict[str, bytes]:
+    folder = Storage.open(url)
+    return {path: folder.read(path) for path in folder.list()}

@@ -19,8 +19,8 @@ from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.run import Run
 from elastic_lm.runtime.plan import make_plan
 from elastic_lm.storage import Storage
-from tests.experiment.parents import address_of, cut_small, forked, step_fields, trained
-from tests.experiment.test_fork import Killed, Mortal, contents, forget
+from tests.experiment.killed import Killed, Mortal
+from tests.experiment.parents import address_of, contents, cut_small, forget, forked, step_fields, trained
 from tests.solo import Solo, solo_config
 from tests.test_cli import run
 
