@@ -28,6 +28,7 @@ from elastic_lm.experiment.target import Target
 from elastic_lm.ownership import Ownership
 from elastic_lm.result import RunResult
 from elastic_lm.storage import Storage
+from tests.experiment.killed import Killed, Mortal
 from tests.experiment.trainers import TRAINED, FakeTrainer, by_learning_rate, carried_out, loop_of, plan_of
 from tests.solo import solo_config
 
@@ -529,33 +530,6 @@ def test_what_was_spent_before_an_interruption_counts(base: RunConfig) -> None:
 
 
 # -- cut short at any moment -----------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class Mortal:
-    """Lets so many writing operations happen, and then none any more. Claims are not counted: a thread makes them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.left, self.late, self.count = 10**9, False, 0
-        for verb in ("create", "write", "delete"):
-            monkeypatch.setattr(Storage, verb, self._mortal(getattr(Storage, verb)))
-
-    def _mortal(self, real: Callable[..., None]) -> Callable[..., None]:
-        def operation(storage: Storage, path: str, *data: bytes) -> None:
-            if storage.url.endswith("/owner"):
-                return real(storage, path, *data)
-            self.count += 1
-            self.left -= 1
-            if self.left < 0 and (self.left < -1 or not self.late):
-                raise Killed
-            real(storage, path, *data)
-            if self.left < 0:
-                raise Killed
-
-        return operation
 
 
 def contents(base: RunConfig, name: str = "lower") -> dict[str, bytes]:
