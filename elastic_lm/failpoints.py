@@ -4,7 +4,8 @@ A failpoint is armed by text, `MEMBER:NAME@STEP=ACTION`, for example `w2:optimiz
 `*`; the first coordinator of a job is the member `c1`. Each armed entry fires once. Actions: `kill` (SIGKILL to oneself),
 `freeze` (SIGSTOP to oneself), `raise` (an exception, as a bug would), `exit` (os._exit), `delay:SECONDS` (sleep with the
 interpreter lock released), `hold:SECONDS` (a thread that keeps the interpreter lock) and `wait:FILE` (go on once this file
-is there, so that nothing is over before a test is done with it). Disarmed, `hit` costs one look at an empty list.
+is there, or where a fence ends the step; so nothing is over before a test is done with it). Disarmed, `hit` costs one look
+at an empty list.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from elastic_lm.errors import ConfigError
@@ -25,6 +27,7 @@ NAMES = (
     "copy.send",  # source: half of the state sent
     "copy.receive",  # joiner: half of the state received
     "step.begin",
+    "data",  # before each micro-batch's tokens are asked for
     "micro_batch",  # before each micro-batch's forward
     "reduce.begin",  # all own micro-batches folded, the commit vector not sent
     "reduce.end",  # sum complete on this member, nothing applied
@@ -103,15 +106,27 @@ def arm(texts: tuple[str, ...] | list[str], member_id: str) -> None:
             _armed.append(entry)
 
 
-def hit(name: str, step: int | None = None) -> None:
-    """Fire the armed entry for this place and step, if there is one."""
+def hit(name: str, step: int | None = None, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Wait where that is armed for this place and step, unless `cancelled`; and fire the first other entry, if there is one."""
     if not _armed:
         return
-    for entry in _armed:
+    for entry in tuple(_armed):
         if entry.name == name and (entry.step is None or entry.step == step):
-            _armed.remove(entry)
-            _fire(entry, step)
+            if entry.action == "wait":
+                _wait(entry, cancelled)
+            else:
+                _armed.remove(entry)
+                _fire(entry, step)
+                return
+
+
+def _wait(entry: _Armed, cancelled: Callable[[], bool]) -> None:
+    """It stays armed when it is cancelled, so that the step that is trained again waits, too."""
+    while not os.path.exists(entry.file):
+        if cancelled():
             return
+        time.sleep(WAIT_POLL_S)
+    _armed.remove(entry)
 
 
 def _fire(entry: _Armed, step: int | None) -> None:
@@ -128,9 +143,6 @@ def _fire(entry: _Armed, step: int | None) -> None:
         time.sleep(entry.seconds)
     elif entry.action == "hold":
         _hold_interpreter_lock(entry.seconds)
-    elif entry.action == "wait":
-        while not os.path.exists(entry.file):
-            time.sleep(WAIT_POLL_S)
 
 
 def _hold_interpreter_lock(seconds: float) -> None:

@@ -77,7 +77,7 @@ def _may_mount() -> bool:
     """In a namespace of its own, so that nothing of it outlives the command or is seen outside."""
     try:
         script = f"mount -t tmpfs tmpfs {shlex.quote(tempfile.gettempdir())}"
-        return subprocess.run([*NAMESPACE, "/bin/sh", "-c", script], capture_output=True, timeout=10).returncode == 0
+        return subprocess.run([*NAMESPACE, "/bin/sh", "-c", script], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -204,8 +204,10 @@ def held_out_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts runs, each of which is held before its last step until its result is asked for; afterwards nothing of them may
-    be left."""
+    """Starts runs, and lets them train `held_at` steps (None: all but the last) until their result is asked for.
+
+    Afterwards nothing of them may be left.
+    """
     from tests.faults.harness import Run, assert_nothing_left, held, make_config
 
     numbers = itertools.count(1)
@@ -218,12 +220,14 @@ def start(cluster: LocalCluster, corpus: str, tmp_path: Path) -> Iterator[Callab
         storage: str = f"file://{tmp_path}",
         name: str | None = None,
         kind: type[Run] = Run,
+        held_at: int | None = None,
         **changes: Any,
     ) -> Run:
         number = next(numbers)
         name = name or f"{tmp_path.name.replace('[', '-').replace(']', '')[:40]}-{number}"
         gate = tmp_path / f"end-{number}"
-        runs.append(kind(held(make_config(tokens, storage, name, steps=steps, **changes), gate), gate))
+        config = make_config(tokens, storage, name, steps=steps, **changes)
+        runs.append(kind(held(config, steps - 1 if held_at is None else held_at, gate), gate))
         return runs[-1]
 
     yield begin

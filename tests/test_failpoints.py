@@ -210,11 +210,14 @@ def test_wait_ends_when_the_file_is_there(tmp_path: Path, monkeypatch: pytest.Mo
             (tmp_path / "go-on").touch()
 
     monkeypatch.setattr(time, "sleep", sleep)
-    arm([f"w1:save@*=wait:{tmp_path}/go-on"] * 2, "w1")
+    arm([f"w1:save@*=wait:{tmp_path}/go-on", "w1:save@4=raise"], "w1")
+    hit("save", 3, lambda: len(slept) == 2)
+    assert len(slept) == 2  # cancelled, and still armed
     hit("save", 3)
     assert len(slept) == 3
-    hit("save", 4)
-    assert len(slept) == 3  # it is there already
+    with pytest.raises(InjectedError):  # it holds nothing else back
+        hit("save", 4)
+    assert len(slept) == 3
 
 
 def test_hold_lets_no_other_thread_run() -> None:

@@ -286,9 +286,10 @@ class StepRunner:
         return commit
 
     def _micro_batch(self, step: int, micro_batch: int, reduction: Reduction, control: Control, clock: _Clock) -> None:
+        control.report(Phase.DATA)
+        failpoints.hit("data", step, control.cancelled)
         if control.cancelled():
             raise Cancelled
-        control.report(Phase.DATA)
         tokens = self.tokens.tokens(step, micro_batch, control.cancelled)
         clock.lap("data")
         control.report(Phase.COMPUTE)

@@ -14,7 +14,7 @@ from elastic_lm.runtime.cluster import wait_for
 from tests.cluster.prometheus import SCRAPE_S, Prometheus, has_data, scraping
 from tests.faults.harness import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.prometheus, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.prometheus]
 
 DASHBOARD = Path(__file__).parents[2] / "cluster/grafana/elastic-lm.json"
 # Panels that cannot have data here, and why.
@@ -55,16 +55,18 @@ def test_every_panel_has_data_after_a_kill_and_a_join(start: Callable[..., Run],
         run.await_status(lambda status: status["world_size"] == 3 and status["step"] >= 20, "three workers at work")
         # A counter that has moved before the first scrape of it has not moved for Prometheus.
         wait_for(lambda: has_data(server.now("elastic_lm_loss_nats")), timeout_s=60, what="scrapes", poll_s=0.2)
-        run.kill_a_worker()
-        run.await_status(lambda status: status["world_size"] == 2, "two workers left")
-        run.await_status(lambda status: status["world_size"] == 3, "another worker in its place")
+        killed = run.kill_a_worker()
+        run.await_status(
+            lambda status: status["world_size"] == 3 and killed not in status["members"], "another worker in its place"
+        )
         wait_for(lambda: run.count(EventKind.CHECKPOINT_SAVED), timeout_s=60, what="a checkpoint", poll_s=0.2)
 
         def all_told() -> bool:
+            """And a reason for being empty is wrong as soon as there are data."""
             return (
                 causes("Rescales", board, run, server) >= {"failure", "join"}
                 and causes("Workers lost", board, run, server) == {"crash"}
-                and {told.partition(":")[0] for told in without_data(board, run, server)} <= EMPTY.keys()
+                and {told.partition(":")[0] for told in without_data(board, run, server)} == EMPTY.keys()
             )
 
         try:
@@ -72,8 +74,6 @@ def test_every_panel_has_data_after_a_kill_and_a_join(start: Callable[..., Run],
         except TimeoutError as error:
             marked = {mark: causes(mark, board, run, server) for mark in ("Rescales", "Workers lost")}
             raise AssertionError(f"no data: {without_data(board, run, server)}; marked: {marked}") from error
-        # A reason for being empty is wrong as soon as there are data.
-        assert {told.partition(":")[0] for told in without_data(board, run, server)} == EMPTY.keys()
         assert "lease" not in causes("Rescales", board, run, server)  # renewed many times meanwhile
         # Of a run that Prometheus does not know there is nothing.
         unknown = [t["expr"].replace("$run", "nobody") for p in board["panels"] for t in p.get("targets", [])]

@@ -77,7 +77,6 @@ def server(objects: dict[str, dict[str, Any]], environment: dict[str, str], port
 
 @pytest.mark.s3
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_corpus_is_there_before_the_run_begins(
     objects: dict[str, dict[str, Any]],
     environment: dict[str, str],
@@ -89,11 +88,11 @@ def test_corpus_is_there_before_the_run_begins(
     assert waiting.poll() is None
     prepare = [part.replace("/*.py", "/c*.py") for part in of_pod(objects["Job"])]  # less of the library: seconds
     for _ in range(objects["Job"]["spec"]["backoffLimit"]):  # as Kubernetes does, until the server is there
-        done = subprocess.run(prepare, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(prepare, env=environment, capture_output=True, text=True, timeout=90)
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr
-    assert waiting.wait(timeout=30) == 0
+    assert waiting.wait(timeout=90) == 0
     file = tmp_path / "run.yaml"
     file.write_text(objects["ConfigMap"]["data"]["run.yaml"])
     for name, value in environment.items():

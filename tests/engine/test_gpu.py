@@ -15,7 +15,7 @@ from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.protocol import LeaseEnd, StepRecord
 from tests.engine.members import Cluster, tiny_spec
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.gpu
 
 STEPS = 6
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]

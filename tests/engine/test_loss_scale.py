@@ -127,7 +127,6 @@ def cluster() -> Iterator[Cluster]:
     cluster.close()
 
 
-@pytest.mark.timeout(120)
 def test_members_overflow_together_and_a_joiner_receives_their_scale(cluster: Cluster) -> None:
     """Two from the start, a third later; the bits are those of one alone."""
     alone = Trainee(spec_of(objective=LOUD))

@@ -113,7 +113,6 @@ def _offline(cache: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_harness_counts_as_our_own_tasks(real: dict[str, Result], causal_run: RunConfig, harness_tasks: Path) -> None:
     model = TrainedModel.load(Storage.open(causal_run.run_url), causal_run)
     choices, pairs = (
@@ -153,7 +152,6 @@ print(json.dumps({name: figures(each) for name, each in found.items()}))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_harness_finds_the_same_of_the_exported_model(
     real: dict[str, Result], causal_run: RunConfig, harness_tasks: Path, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ from tests.data.corpora import texts, write_lines
 from tests.faults.oracle import bits_of, undisturbed
 
 MICRO_BATCHES = 6
-WAIT_S = 120.0
+WAIT_S = 200.0
 # Where processes compete for the cores, one that lives is silent for a second now and then, and tests count who was lost.
 PATIENT_S = 10.0
 AT_ONCE = {"heartbeat_timeout_s": ControlSpec.heartbeat_timeout_s}  # `control` of runs in which workers are frozen
@@ -82,10 +82,12 @@ def make_config(tokens: str, storage: str, name: str, *, steps: int, **changes: 
     return RunConfig(name=name, storage=storage, **{**parts, **changes})
 
 
-def held(config: RunConfig, gate: Path) -> RunConfig:
-    """A run that begins its last step once there is this file: whatever happens to it until then, happens to a run that
-    trains, however slow the machine is that a test runs on."""
-    hold = f"*:micro_batch@{config.training.steps - 1}=wait:{gate}"
+def held(config: RunConfig, step: int, gate: Path) -> RunConfig:
+    """A run that waits for tokens of this step until there is this file.
+
+    Whatever a test does to it until then happens to a run that trains, however slow the machine is.
+    """
+    hold = f"*:data@{step}=wait:{gate}"
     return RunConfig(**dict(config) | {"failpoints": (hold, *config.failpoints)})
 
 
@@ -113,7 +115,7 @@ class Run:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        return dict(ray.get(self.mailbox.status.remote(), timeout=10))
+        return dict(ray.get(self.mailbox.status.remote(), timeout=WAIT_S))
 
     def await_status(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
         """The first status that meets `condition`, or the last one when the run ends before."""
@@ -129,20 +131,34 @@ class Run:
     def await_step(self, step: int) -> dict[str, Any]:
         return self.await_status(lambda status: status["step"] >= step, f"step {step}")
 
+    def await_three_at_work(self, step: int) -> dict[str, Any]:
+        return self.await_status(
+            lambda status: status["world_size"] == 3 and status["step"] >= step, f"three at work at step {step}"
+        )
+
     def await_logged(self, kind: EventKind, number: int) -> None:
         """Until the log holds so many events of this kind: what a coordinator has not stored is lost with it."""
         wait_for(lambda: self.count(kind) >= number, timeout_s=WAIT_S, what=f"{number} events {kind}", poll_s=0.1)
 
-    def let_end(self) -> None:
+    def let_go_on(self) -> None:
         """It is not held any more."""
         self._gate.touch()
 
     def command(self, kind: str, **arguments: Any) -> None:
         ray.get(self.mailbox.post.remote(Command(kind, arguments)))
 
+    def stop(self, reason: str) -> None:
+        """And wait until it is to stop behind the step that runs."""
+        self.command("stop", reason=reason)
+        wait_for(self._is_stopping, timeout_s=WAIT_S, what="the coordinator's word that it stops", poll_s=0.1)
+
+    def _is_stopping(self) -> bool:
+        notes = (event.message for event in self.events() if event.kind is EventKind.NOTE)
+        return any(message.startswith("Stopping after") for message in notes)
+
     def result(self, timeout_s: float = WAIT_S) -> RunResult:
         """The verdict of a run to which nothing is done any more; takes the mailbox down."""
-        self.let_end()
+        self.let_go_on()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"no verdict after {timeout_s:.0f} s; status: {self.status()}")
@@ -170,10 +186,12 @@ class Run:
         """How many events of this kind the log holds by now."""
         return sum(event.kind is kind for event in self.events())
 
-    def kill_a_worker(self) -> None:
-        """SIGKILL to the eldest one at work."""
-        member = next(m for m in self.status()["members"].values() if m["state"] == "active")
-        os.kill(member["pid"], signal.SIGKILL)
+    def kill_a_worker(self) -> str:
+        """SIGKILL to the eldest one at work.    Returns: its id."""
+        members = self.status()["members"].items()
+        member_id, pid = next((name, m["pid"]) for name, m in members if m["state"] == "active")
+        os.kill(pid, signal.SIGKILL)
+        return member_id
 
     def steps(self) -> tuple[tuple[Any, ...], ...]:
         """Of every committed step, in order, what the promise covers."""
@@ -219,7 +237,10 @@ class HostedRun(Run):
                 return ray.get(outcome)
 
     def coordinator_pid(self) -> int:
-        return int(self.await_status(lambda status: "coordinator" in status, "a coordinator")["coordinator"]["pid"])
+        def is_at_work(status: dict[str, Any]) -> bool:
+            return "coordinator" in status and is_running(status["coordinator"]["pid"])
+
+        return int(self.await_status(is_at_work, "a coordinator")["coordinator"]["pid"])
 
     def freeze_coordinator(self) -> int:
         """And have another one succeed it, as Ray Train does after a while. Returns: its process id."""
@@ -336,7 +357,9 @@ class Injector:
         return members[fault.victim % len(members)]
 
     def _reader(self, fault: Fault) -> int:
-        readers = sorted(processes_titled(self._cluster, "ray::Reader"))
+        readers = wait_for(
+            lambda: sorted(processes_titled(self._cluster, "ray::Reader")), timeout_s=WAIT_S, what="a reader"
+        )
         return readers[fault.victim % len(readers)]
 
     @staticmethod
@@ -344,6 +367,14 @@ class Injector:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         return f"{number.name} to {pid}"
+
+
+def is_running(pid: int) -> bool:
+    """Neither dead nor stopped."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def processes_titled(cluster: LocalCluster, title: str) -> list[int]:

@@ -13,7 +13,7 @@ from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 from tests.faults.harness import Fault, Injector, Run, assert_same_bits
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 STEPS = 100
 EVERY = {"every_steps": 10, "keep": 3}
@@ -21,9 +21,10 @@ EVERY = {"every_steps": 10, "keep": 3}
 
 def stopped(start: Callable[..., Run]) -> tuple[Run, int, int]:
     """A run that has stopped, and the steps of its newest two checkpoints."""
-    run = start(steps=STEPS, checkpoint=EVERY)
-    run.await_status(lambda _: run.count(EventKind.CHECKPOINT_SAVED) >= 2, "two checkpoints")
-    run.command("stop", reason="enough")
+    run = start(steps=STEPS, checkpoint=EVERY, held_at=25)
+    run.await_logged(EventKind.CHECKPOINT_SAVED, 1)
+    run.await_step(25)
+    run.stop("enough")  # with one more
     run.result()
     *_, before, newest = (found.step for found in registry.found(Storage.open(run.config.run_url)))
     return run, before, newest

@@ -98,8 +98,8 @@ def test_rule_holds_for_its_requests_and_its_number(echo: FaultyProxy) -> None:
 
 
 def test_rule_ends_with_its_time_and_with_a_calm(echo: FaultyProxy) -> None:
-    echo.inject(p.status(503), seconds=0.2)
     began = time.monotonic()
+    echo.inject(p.status(503), seconds=0.2)
     while b"SlowDown" in ask(echo):
         assert time.monotonic() < began + 5
     assert time.monotonic() >= began + 0.2

@@ -13,7 +13,7 @@ import pytest
 from elastic_lm.events.types import EventKind
 from tests.faults.harness import MICRO_BATCHES, Run, assert_same_bits
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ray
 
 STOPPED_S, RUNNING_S = 0.06, 0.02  # a quarter of the time at work; far from any silence that could be taken for death
 
@@ -51,7 +51,7 @@ def test_slow_worker_is_named_and_does_less(start: Callable[..., Run]) -> None:
 
     with slowed(member["pid"]):
         run.await_status(lambda _: min(shares_of_slow(), default=MICRO_BATCHES) < MICRO_BATCHES // 2, "a smaller share")
-    assert_same_bits(run, run.result(120))
+    assert_same_bits(run, run.result())
     # Others may be named too: this machine's neighbours slow any of them down now and then.
     assert name in {event.fields["member_id"] for event in run.events() if event.kind is EventKind.STRAGGLER}
     assert run.count(EventKind.MEMBER_LOST) == 0

@@ -13,7 +13,7 @@ from elastic_lm.events.types import EventKind
 from elastic_lm.storage import Storage
 from tests.faults.harness import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def test_final_checkpoint_that_cannot_be_written_is_no_success(start: Callable[.
 
 
 def test_stop_saves_and_the_same_run_goes_on(start: Callable[..., Run]) -> None:
-    run = start(steps=150, name="stopped-run")
+    run = start(steps=150, name="stopped-run", held_at=20)
     run.await_step(20)
-    run.command("stop", reason="a test wants it")
+    run.stop("a test wants it")
     result = run.result()
     assert (result.verdict, result.message) == ("stopped", "a test wants it")
     assert result.checkpoint is not None and 20 <= result.last_step < 150

@@ -72,7 +72,7 @@ class Server:
                     for pid in self._workers:
                         os.kill(pid, signal.SIGKILL)
                     return
-                else:  # a launcher was killed
+                elif key.data in self._workers:  # a launcher was killed, and its worker is not buried yet
                     self._selector.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
 

@@ -20,7 +20,7 @@ from elastic_lm.runtime.cluster import LocalCluster
 from elastic_lm.storage import Storage
 from tests.faults.harness import Fault, Injector, Run, assert_same_bits
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 
 def thorough(*values: Any) -> Any:
@@ -85,9 +85,9 @@ def write_folder(folder: Path, corpus: str) -> None:
 
 
 def test_resumed_at_another_size_it_ends_with_the_same_bits(start: Callable[..., Run]) -> None:
-    first = start(steps=120, name="resumed", workers={"min": 3, "max": 3})
+    first = start(steps=120, name="resumed", workers={"min": 3, "max": 3}, held_at=20)
     first.await_step(20)
-    first.command("stop", reason="to be resumed")
+    first.stop("to be resumed")
     stopped = first.result()
     assert stopped.verdict == "stopped" and stopped.last_step < 120
     second = start(steps=120, name="resumed", workers={"min": 1, "max": 1})

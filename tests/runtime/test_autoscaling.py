@@ -82,18 +82,18 @@ def test_run_starts_at_its_minimum_grows_with_the_nodes_and_gives_them_back(
         assert sizes[0] < MAX, "it began with the first node that came"
 
         scale = command("scale", str(path), "--workers", "1")
-        subprocess.run(scale, env=environment, check=True, timeout=60, stdout=subprocess.DEVNULL)
+        subprocess.run(scale, env=environment, check=True, timeout=WAIT_S, stdout=subprocess.DEVNULL)
         wait_for(lambda: len(nodes(head)) == 2, timeout_s=WAIT_S, what="idle nodes are taken away", poll_s=0.5)
         assert workers(config) == 1 and train.poll() is None
 
         stop = command("stop", str(path))
-        subprocess.run(stop, env=environment, check=True, timeout=60, stdout=subprocess.DEVNULL)
-        assert train.wait(60) == 5, (tmp_path / "said").read_text()
+        subprocess.run(stop, env=environment, check=True, timeout=WAIT_S, stdout=subprocess.DEVNULL)
+        assert train.wait(WAIT_S) == 5, (tmp_path / "said").read_text()
     finally:
         if train.poll() is None:
             train.kill()
             train.wait(10)
-    wait_for(lambda: not demand(head), timeout_s=30, what="nothing waits for resources", poll_s=0.5)
+    wait_for(lambda: not demand(head), timeout_s=WAIT_S, what="nothing waits for resources", poll_s=0.5)
     wait_for(lambda: len(nodes(head)) == 1, timeout_s=WAIT_S, what="the last node is taken away", poll_s=0.5)
     losses = [event for event in Run.open(config).events() if event.kind is EventKind.MEMBER_LOST]
     assert not losses, "nodes that are taken away are idle"

@@ -30,7 +30,7 @@ def connect(address: str | None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     if address is not None:
         environment["RAY_ADDRESS"] = address
-    return subprocess.run([sys.executable, "-c", CONNECT], env=environment, capture_output=True, text=True, timeout=50)
+    return subprocess.run([sys.executable, "-c", CONNECT], env=environment, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.ray

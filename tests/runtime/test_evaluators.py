@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from tests.solo import Solo, solo_config
 
 pytestmark = pytest.mark.ray
 
-WAIT_S = 90.0
+WAIT_S = 180.0
 PAUSE_S = 0.1  # of a scorer
 
 
@@ -61,11 +62,15 @@ def slow_task(folder: Path, times: int = 4) -> str:
     return write(folder, PROMPTS * times, name="slow", kind="safety", scorer=f"{__name__}:half", max_new_tokens=1)
 
 
+def long_task(folder: Path) -> str:
+    """Two workers need ten seconds for it: both come to it, and whoever takes the place of one."""
+    return slow_task(folder, 4 * math.ceil(200 / len(PROMPTS) / 4))
+
+
 def nothing_is_left(cluster: LocalCluster) -> bool:
     return not processes_titled(cluster, "ray::Evaluator")
 
 
-@pytest.mark.timeout(240)
 def test_bits_are_those_of_one_process_also_when_workers_are_killed_and_hang(
     cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
 ) -> None:
@@ -93,7 +98,8 @@ def test_bits_are_those_of_one_process_also_when_workers_are_killed_and_hang(
         wait_for(lambda: kill_one_and_freeze_one() or evaluating.done(), timeout_s=WAIT_S, what="two workers to hit")
         assert evaluating.result(WAIT_S) == expected
     assert len(hit) == 2
-    assert "A worker of the evaluation is lost: ActorDiedError. Another takes its place." in said
+    lost = re.compile(r"A worker of the evaluation is lost: Actor(Died|Unavailable)Error\. Another takes its place\.")
+    assert any(map(lost.fullmatch, said))
     wait_for(lambda: nothing_is_left(cluster), timeout_s=WAIT_S, what="the end of the frozen one, too")
 
 
@@ -127,12 +133,11 @@ class Claimant:
         return True
 
 
-@pytest.mark.timeout(240)
 def test_workers_make_room_for_those_of_a_run_and_go_on_when_there_is_room_again(
     cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two on two of three nodes, and then three who ask for a node each: nobody of the evaluation is left for that long."""
-    names, said = [slow_task(tmp_path, 4 * math.ceil(240 / len(PROMPTS) / 4)), "held_out"], list[str]()
+    names, said = [long_task(tmp_path), "held_out"], list[str]()
     monkeypatch.setattr(f"{__name__}.PAUSE_S", 0.0)  # in this process
     expected = results(evaluated, names)
     options = {"num_cpus": 2, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": "SPREAD"}
@@ -157,10 +162,11 @@ def test_workers_make_room_for_those_of_a_run_and_go_on_when_there_is_room_again
 
 
 def test_worker_that_finds_no_checkpoint_any_more_is_done_without(
-    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path
+    cluster: LocalCluster, evaluated: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the run deletes old ones while it trains. When nobody has the model, that is the error."""
-    names, folder, said = [slow_task(tmp_path), "held_out"], Storage.open(evaluated.run_url), list[str]()
+    names, folder, said = [long_task(tmp_path), "held_out"], Storage.open(evaluated.run_url), list[str]()
+    monkeypatch.setattr(f"{__name__}.PAUSE_S", 0.0)  # in this process
     expected = results(evaluated, names)
     at_work: set[int] = set()
 

@@ -12,7 +12,7 @@ from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults.harness import assert_nothing_left
 from tests.solo import solo_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 STEPS, GOOD = 60, 0.05
 

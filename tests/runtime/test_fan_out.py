@@ -58,7 +58,6 @@ def test_cluster_leaves_the_bytes_of_one_process(
     assert content(out) == expected
 
 
-@pytest.mark.timeout(120)
 def test_killed_tasks_are_run_again(
     cluster: LocalCluster, sources: str, expected: dict[str, str], tmp_path: Path
 ) -> None:

@@ -30,7 +30,8 @@ from elastic_lm.terminal import Exit
 from tests.runtime.head import Head, running_head
 from tests.solo import solo_config
 
-RUN_S = 120
+RUN_S = 240
+STEPS = 100
 WORKER = {"min": 1, "max": 1}
 CANARY = "canary-b7e0c1d2"
 
@@ -70,7 +71,6 @@ def written(config: RunConfig) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_job_trains_a_model_of_this_folder_to_its_end_and_tells_all_of_it(
     head: Head, here: Path, small_corpus: str
 ) -> None:
@@ -103,11 +103,11 @@ def test_job_trains_a_model_of_this_folder_to_its_end_and_tells_all_of_it(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_again(
     head: Head, here: Path, small_corpus: str
 ) -> None:
-    config = solo_config(small_corpus, f"file://{here}", "stopped", steps=1_500, workers=WORKER)
+    held = [f"*:data@10=wait:{here}/go-on"]
+    config = solo_config(small_corpus, f"file://{here}", "stopped", steps=STEPS, workers=WORKER, failpoints=held)
     name = written(config)
     assert command("submit", name, head=head).returncode == Exit.DONE
     wait_for(lambda: _step(config) > 3, timeout_s=RUN_S, what="the job trains", poll_s=0.2)
@@ -119,13 +119,15 @@ def test_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_when_submitted_agai
     result = Run.open(config).result
     assert result is not None and result.verdict == "stopped" and result.last_step > 3
     assert json.loads(command("status", "stopped", "--json", head=head).stdout)["job"] == "STOPPED"
-    assert not [title for title in titles(head) if title.startswith(("ray::Worker", "ray::Reader", "ray::Mailbox"))]
+    ours = ("ray::Worker", "ray::Reader", "ray::Mailbox")
+    wait_for(lambda: not [t for t in titles(head) if t.startswith(ours)], timeout_s=RUN_S, what="all actors' end")
     assert command("stop", "stopped", head=head).returncode == Exit.USAGE
 
+    Path("go-on").touch()
     again = command("submit", name, "-f", head=head)
     assert again.returncode == Exit.DONE
     assert again.stdout.count("Running entrypoint for job") == 1, "its predecessor's log comes first"
-    assert Run.open(config).metrics()["step"].to_pylist() == list(range(1_500))
+    assert Run.open(config).metrics()["step"].to_pylist() == list(range(STEPS))
 
 
 def titles(head: Head) -> list[str]:
@@ -145,7 +147,6 @@ def _step(config: RunConfig) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_exit_code_is_that_of_the_command_in_the_job(head: Head, here: Path) -> None:
     config = solo_config(f"file://{here}/nothing", f"file://{here}", "without-corpus", workers=WORKER)
     done = command("submit", written(config), "-f", head=head)
@@ -154,7 +155,6 @@ def test_exit_code_is_that_of_the_command_in_the_job(head: Head, here: Path) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_job_of_another_version_is_refused_before_its_run_has_anything(
     head: Head, here: Path, small_corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +167,6 @@ def test_job_of_another_version_is_refused_before_its_run_has_anything(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_cluster_without_elastic_lm_is_told_as_such(head: Head, here: Path) -> None:
     """A command that no node has stands for it."""
     JobSubmissionClient(head.address).submit_job(
@@ -182,7 +181,6 @@ def test_cluster_without_elastic_lm_is_told_as_such(head: Head, here: Path) -> N
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_job_of_somebody_else_is_neither_stopped_nor_forgotten(head: Head, here: Path, small_corpus: str) -> None:
     other = JobSubmissionClient(head.address).submit_job(entrypoint="sleep 60", submission_id="etl")
     server = Jobs(head.address)
@@ -197,7 +195,6 @@ def test_job_of_somebody_else_is_neither_stopped_nor_forgotten(head: Head, here:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_log_is_whole_however_often_the_connection_breaks(
     head: Head, here: Path, small_corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +216,6 @@ def test_log_is_whole_however_often_the_connection_breaks(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_cluster_with_tokens_refuses_who_has_none_or_another(forks: None, here: Path, small_corpus: str) -> None:
     secret = "canary-4f1c9a"
     config = solo_config(small_corpus, f"file://{here}", "with-token", workers=WORKER)

@@ -132,7 +132,7 @@ def test_many_members_leave_no_thread_behind(server):
     for number, connection in enumerate(connections):
         connection.sendall(json.dumps({"secret": SECRET, "member_id": f"w{number}"}).encode() + b"\n")
     assert {next_of(server, "connected") for _ in connections} == {f"w{n}" for n in range(200)}
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
     for connection in connections:
         connection.close()
     assert {next_of(server, "lost") for _ in connections} == {f"w{n}" for n in range(200)}

@@ -14,7 +14,7 @@ import ray
 from elastic_lm.runtime.cluster import LocalCluster
 from tests.faults.harness import Run, processes_titled
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 ANY = "::"  # all interfaces
@@ -35,8 +35,8 @@ def table() -> dict[str, str]:
 
 def test_run_listens_where_the_table_says(start: Callable[..., Run], cluster: LocalCluster) -> None:
     before = listening(psutil.Process().pid)
-    run = start(steps=100_000)
-    run.await_status(lambda status: status["world_size"] == 3, "three workers at work")
+    run = start(steps=100_000, held_at=20, workers={"min": 3, "max": 3})
+    run.await_three_at_work(20)
     node = ray.util.get_node_ip_address()
     assert node not in ("127.0.0.1", "0.0.0.0", ANY)
     rows = table()

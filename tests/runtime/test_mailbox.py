@@ -15,7 +15,7 @@ from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from elastic_lm.runtime.mailbox import MAX_NEWS, Attempt, Command, Mailbox, create_mailbox, find_mailbox
 
 STOP = Command("stop", {"reason": "enough"})
-WAIT_S = 10.0
+WAIT_S = 60.0
 HERE, THERE = ("node-1", 7), ("node-2", 7)
 
 

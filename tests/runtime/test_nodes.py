@@ -18,7 +18,7 @@ from elastic_lm.runtime.nodes import POLL_S, NodeWatcher, draining_nodes
 
 pytestmark = pytest.mark.ray
 
-WAIT_S = 30.0
+WAIT_S = 90.0
 DEADLINE_S = 600
 
 

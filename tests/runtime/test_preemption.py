@@ -24,7 +24,8 @@ from tests.runtime.head import Head, running_head, running_node
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 RUN_S = 180
-STEPS = 120
+STEPS = 60
+HELD_AT = 20
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,11 @@ def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def train_through(config: RunConfig, head: Head, notice_s: int, *, at_step: int) -> list[Event]:
-    """Train on two nodes, of which one gets SIGTERM at that step, and `notice_s` to go.    Returns: the run's events."""
+def train_through(config: RunConfig, head: Head, notice_s: int, gate: Path, until: EventKind) -> list[Event]:
+    """Train on two nodes, of which one gets SIGTERM and `notice_s` to go while the run is held at a step.
+
+    It goes on when its log has an event of kind `until`.    Returns: the run's events.
+    """
     with ExitStack() as stack:
         notice = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(notice_s)}
         first, _ = (stack.enter_context(running_node(head, 1, **notice)) for _ in range(2))
@@ -51,14 +55,19 @@ def train_through(config: RunConfig, head: Head, notice_s: int, *, at_step: int)
         def trains_on_both() -> bool:
             assert not jobs.details(config.name).status.is_terminal(), jobs.log(config.name)
             with suppress(NotFoundError):  # no log yet
-                return run.status().step >= at_step
+                return run.status().step >= HELD_AT
             return False
+
+        def is_told() -> bool:
+            return any(event.kind is until for event in run.events())
 
         try:
             wait_for(trains_on_both, timeout_s=RUN_S, what="two workers train", poll_s=0.1)
         except TimeoutError as error:
             raise AssertionError(f"{error}; the job: {jobs.log(config.name)}") from error
         first.send_signal(signal.SIGTERM)
+        wait_for(is_told, timeout_s=RUN_S, what=f"an event {until}", poll_s=0.1)
+        gate.touch()
         printed = "".join(jobs.follow(config.name))
         assert jobs.exit_code(config.name) == 0, printed
     return list(run.events())
@@ -82,8 +91,10 @@ def counted(events: list[Event], name: str, cause: str) -> float:
 def test_worker_on_a_node_that_is_told_in_time_leaves_between_two_steps(
     head: Head, corpus: str, tmp_path: Path
 ) -> None:
-    config = make_config(corpus, f"file://{tmp_path}", "told-in-time", steps=STEPS, workers={"min": 2, "max": 2})
-    events = train_through(config, head, 30, at_step=20)
+    gate = tmp_path / "go-on"
+    config = make_config(corpus, f"file://{tmp_path}", "told-in-time", steps=STEPS, workers={"min": 2, "max": 2},
+                         failpoints=[f"*:data@{HELD_AT}=wait:{gate}"])  # fmt: skip
+    events = train_through(config, head, 30, gate, EventKind.NODE_DRAINING)
     assert_undisturbed(config, events)
     kinds = Counter(event.kind for event in events)
     assert kinds[EventKind.MEMBER_LOST] == 0
@@ -97,9 +108,11 @@ def test_worker_that_cannot_leave_in_time_is_lost_as_ever_and_it_does_not_show(
     head: Head, corpus: str, tmp_path: Path
 ) -> None:
     """Its micro-batch takes longer than the node has."""
+    gate = tmp_path / "go-on"
     config = make_config(corpus, f"file://{tmp_path}", "too-late", steps=STEPS, workers={"min": 2, "max": 2},
-                         failpoints=["*:micro_batch@20=delay:12"])  # fmt: skip
-    events = train_through(config, head, 2, at_step=20)
+                         failpoints=[f"*:micro_batch@{HELD_AT}=wait:{gate}"],
+                         control={"progress_timeout_s": float(RUN_S)})  # fmt: skip
+    events = train_through(config, head, 6, gate, EventKind.MEMBER_LOST)
     assert_undisturbed(config, events)
     lost = [event for event in events if event.kind is EventKind.MEMBER_LOST]
     assert lost and {event.fields["cause"] for event in lost} == {"preemption"}

@@ -18,7 +18,7 @@ from elastic_lm.runtime.reader_pool import ReaderNews, ReaderPool
 from tests.faults.harness import processes_titled
 from tests.runtime.readers import WAIT_S, Corpus, starter, windowed_corpus
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ class Watched:
         self.news: queue.Queue[ReaderNews] = queue.Queue()
         self.pids: list[int] = []
         self._cluster, self._corpus, self._unplaced = cluster, corpus, unplaced
-        self.pool = ReaderPool(self._start, num_readers, timeout_s=3.0, on_news=self.news.put)
+        self.pool = ReaderPool(self._start, num_readers, timeout_s=5.0, on_news=self.news.put)
 
     def _start(self) -> Any:
         if self._unplaced:

@@ -12,7 +12,7 @@ from elastic_lm.runtime import remote
 from elastic_lm.runtime.cluster import LocalCluster, wait_for
 from tests.faults.harness import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 
 def test_run_is_scaled_drained_and_stopped_from_outside(start: Callable[..., Run], cluster: LocalCluster) -> None:

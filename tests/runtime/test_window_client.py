@@ -128,9 +128,9 @@ def test_storage_that_is_away_is_waited_for_until_it_is_back(
             windowed.order, "s3://bucket/tokens", readers, reader_timeout_s=WAIT_S, storage_timeout_s=WAIT_S
         )
         check(client, windowed, range(3))
-        storm = proxy.inject(p.status(503), on="^GET .*/shards/", seconds=3.0)
+        storm = proxy.inject(p.status(503), on="^GET .*/shards/", times=30)  # more than three windows' attempts
         check(client, windowed, range(3, 20))
-    assert len(storm.hits) > 10
+    assert len(storm.hits) == 30
 
 
 def test_storage_that_stays_away_ends_the_wait_by_name(scripted: Callable[..., Any], windowed: Corpus) -> None:

@@ -88,7 +88,7 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What stands in the place of the trackers, by their keys; what hangs is let go in the end."""
     chosen: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "sink_of", lambda config, key, *, finish_s: chosen[key])
-    monkeypatch.setattr(trackers, "CLOSE_S", 1.0)
+    monkeypatch.setattr(trackers, "CLOSE_S", 3.0)
     yield chosen
     for sink in chosen.values():
         if isinstance(sink, Hanging):

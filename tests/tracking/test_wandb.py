@@ -120,7 +120,7 @@ def process(script: str, folder: Path, **environment: str) -> subprocess.Complet
         env={**own, **environment},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=250,
     )
 
 
