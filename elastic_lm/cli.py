@@ -7,6 +7,7 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -33,6 +34,7 @@ from elastic_lm import (
 )
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
+    INTERRUPTED,
     OF_VERDICT,
     CommandGroup,
     Exit,
@@ -213,8 +215,19 @@ def main() -> None:
             raise
         say_undelivered(error)
         sys.exit(Exit.UNAVAILABLE)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _end_beside_threads()
+        raise
     finally:
         give_up_unsaid()
+
+
+def _end_beside_threads() -> NoReturn:
+    """What was interrupted may have left threads of Ray's behind, which crash an interpreter that ends under them."""
+    give_up_unsaid()
+    atexit._run_exitfuncs()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 
 from elastic_lm import __version__
 from elastic_lm.cli_run import Overrides, RunFile
-from elastic_lm.terminal import deliver, say, told_errors, visible
+from elastic_lm.terminal import INTERRUPTED, deliver, say, told_errors, visible
 
 app = typer.Typer()
 NOT_FOUND = 127  # of the shell that was to begin `elastic-lm train`
@@ -59,7 +59,7 @@ def end_with(address: str, run: str) -> NoReturn:
             say(
                 f"\nThe job goes on. elastic-lm logs -f {run} --address {address} looks again, stop in its place ends it."
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         code = jobs.exit_code(run)
     if code == NOT_FOUND:
         say(f"elastic-lm: {_not_found()}", sys.stderr)

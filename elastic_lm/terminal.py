@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
@@ -43,6 +44,8 @@ class Exit(IntEnum):
     UNAVAILABLE = 4, "storage, the cluster or a tracker gave no access or no answer, or another job trains the run"
     STOPPED = 5, "stopped on request, with a checkpoint: the same command goes on"
 
+
+INTERRUPTED = 128 + signal.SIGINT  # as shells have it; typer ends so on Ctrl-C
 
 OF_VERDICT = {
     "done": Exit.DONE,

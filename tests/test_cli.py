@@ -298,6 +298,34 @@ def test_line_that_is_no_document_is_bad_data_with_its_place(tmp_path: Path) -> 
 # -- the process -----------------------------------------------------------------------------------------------------
 
 
+def test_interrupted_command_ends_beside_threads_that_do_not() -> None:
+    """With what is to be done at exit, and without the end of an interpreter under them."""
+    program = """
+import atexit, os, signal, sys, threading
+import typer
+from elastic_lm import cli
+
+class Global:
+    def __del__(self):
+        os.write(1, b"the interpreter has ended")
+
+def hang():
+    print("said")
+    threading.Thread(target=threading.Event().wait).start()
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(30)
+
+kept = Global()
+atexit.register(print, "done at exit")
+cli.app = typer.Typer()
+cli.app.command()(hang)
+sys.argv = ["elastic-lm"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "said\ndone at exit\n"), done.stderr
+
+
 def process(*arguments: str, **streams: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "elastic_lm", *arguments], text=True, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
 
