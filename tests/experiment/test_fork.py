@@ -13,6 +13,7 @@ from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
 from elastic_lm.experiment.lineage import Skip
+from elastic_lm.experiment.rewinds import Rewind, Rewinds, decide
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from tests.experiment.conftest import AT, STEPS
@@ -211,6 +212,26 @@ def test_fork_says_where_it_may_not_do_about_a_spike_what_its_parent_does(
 ) -> None:
     draft = Draft.of(Request(address_of(parent), "new", AT, overrides=["checkpoint.every_steps=5", policy]), AT)
     assert ("it does not go back behind step 4" in (draft.note or "")) == is_told
+
+
+def test_rewind_that_the_parent_decides_meanwhile_leaves_out_nothing_that_the_state_has_trained(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there behind the first look at what the run went back from."""
+    listed = Storage.list
+
+    def decide_behind(storage: Storage, prefix: str = "") -> list[str]:
+        names = listed(storage, prefix)
+        if prefix == "rewinds/" and not names and storage.url == parent.run_url:
+            decide(storage, Rewind(1, "loss", "a spike", AT, AT, 3, (), ((3, 5),), "f" * 64))
+        return names
+
+    monkeypatch.setattr(Storage, "list", decide_behind)
+    made = forked(parent, step=AT)
+    assert Rewinds.load(Storage.open(parent.run_url)).made
+    assert made.config.training.skip == ()
+    assert made.lineage.parent.rewinds == ()
+    assert made.lineage.parent.fingerprint == made.lineage.fingerprint
 
 
 def test_batches_that_are_left_out_of_another_order_are_told(parent: RunConfig) -> None:
