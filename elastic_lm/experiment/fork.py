@@ -136,8 +136,6 @@ class Forked:
     url: str
     config: RunConfig
     lineage: Lineage
-    num_parts: int
-    size_bytes: int
 
 
 def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: None) -> Forked:
@@ -267,13 +265,13 @@ def _publish(folder: Storage, half: Unfinished, names: Sequence[str]) -> Forked:
     config = half.config
     needed = path_of(data, half.manifest.step)
     _sweep(folder, half.manifest, names, needed)  # now: once the manifest is there, somebody may train
-    info = registry.publish(folder, half.manifest)
+    registry.publish(folder, half.manifest)
     try:
         folder.create(CONFIG_FILE, config.to_yaml().encode())
     except AlreadyExistsError:
         raise _taken(folder) from None
     folder.delete(needed)
-    return Forked(folder.url, config, Lineage.from_json(data), len(half.manifest.parts), info.size_bytes)
+    return Forked(folder.url, config, Lineage.from_json(data))
 
 
 def _claim(folder: Storage, draft: Draft) -> list[str]:
