@@ -25,9 +25,10 @@ from elastic_lm.config import CONFIG_FILE, RUN_NAME, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, NotFoundError, StorageError
 from elastic_lm.experiment import changes, standing
-from elastic_lm.experiment.lineage import FILE, Lineage, Skip
+from elastic_lm.experiment.lineage import FILE, Lineage
 from elastic_lm.experiment.origin import Origin
 from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.experiment.unfinished import Unfinished, is_unfinished, path_of
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
@@ -185,7 +186,7 @@ def _wanted(request: Request, before: RunConfig, step: int) -> tuple[RunConfig, 
     after = changes.changed(before, request.overrides, name=request.name, storage=request.place)
     changes.check_steps(after, step)
     changes.check_skip(before, after, step)
-    after = changes.with_skip(after, request.skip, step)
+    after = changes.leaving_out_more(after, request.skip, step)
     changes.check_reach(before, after, request.skip)
     return after, changes.changes(before, after)
 

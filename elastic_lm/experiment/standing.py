@@ -15,6 +15,7 @@ from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import Found
 from elastic_lm.errors import CheckpointError
 from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.experiment.skip import ranges_told
 from elastic_lm.storage import Storage
 
 
@@ -67,7 +68,5 @@ def _judged(one: Found, rewinds: Rewinds) -> Found:
     rewind = rewinds.given_up_by(one.step, one.meta) if one.state == "complete" else None
     if rewind is None:
         return one
-    batches = ", ".join(f"{start}:{stop}" for start, stop in rewind.left_out)
-    return replace(
-        one, state="given up", reason=f"the run went back to step {rewind.to_step}, leaving out batches {batches}"
-    )
+    reason = f"the run went back to step {rewind.to_step}, leaving out batches {ranges_told(rewind.left_out)}"
+    return replace(one, state="given up", reason=reason)

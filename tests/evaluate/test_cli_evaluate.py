@@ -23,6 +23,7 @@ from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
 from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.experiment import evaluations, rewinds
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.run import Run
 from elastic_lm.runtime import evaluator
 from elastic_lm.storage import Storage
@@ -160,7 +161,7 @@ def test_figures_are_kept_also_where_nobody_reads_on(address: str, monkeypatch: 
 
 
 def back_to(to_step: int, number: int = 1) -> rewinds.Rewind:
-    before: rewinds.Skip = () if number == 1 else ((7, 8),)
+    before: Skip = () if number == 1 else ((7, 8),)
     return rewinds.Rewind(number, "loss", "it jumped", 8, 9, to_step, before, ((7, 8), (9 + number, 20)), "f")
 
 

@@ -12,8 +12,8 @@ from elastic_lm.errors import CheckpointError, ConfigError, UnfitError
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
-from elastic_lm.experiment.lineage import Skip
 from elastic_lm.experiment.rewinds import Rewind, Rewinds, decide
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from tests.experiment.conftest import AT, STEPS
@@ -128,10 +128,10 @@ def test_batches_that_are_left_out_already_may_be_named_again(
     """Of a run that has trained batches 0, 1, 6, 7, 8 and 9 in its six steps."""
     config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[2, 6], [12, 14]]")
     if not isinstance(left_out, int):
-        assert changes.with_skip(config, tuple(skip), 6).training.skip == left_out
+        assert changes.leaving_out_more(config, tuple(skip), 6).training.skip == left_out
         return
     with pytest.raises(UnfitError, match=rf"begins before batch 10, .*: batch {left_out} is in the state"):
-        changes.with_skip(config, tuple(skip), 6)
+        changes.leaving_out_more(config, tuple(skip), 6)
 
 
 def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: RunConfig) -> None:
@@ -144,10 +144,10 @@ def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: Run
 def test_batches_that_the_parent_never_came_to_stay_left_out(small_corpus: str) -> None:
     """Those that it names for steps beyond its own are no mistake of who forks it."""
     config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[20, 30]]")
-    after = changes.with_skip(config, ((5, 6),), AT)
+    after = changes.leaving_out_more(config, ((5, 6),), AT)
     changes.check_reach(config, after, ((5, 6),))
     with pytest.raises(UnfitError, match="--skip 40:50 begins behind batch 10"):
-        changes.check_reach(config, changes.with_skip(after, ((40, 50),), AT), ((40, 50),))
+        changes.check_reach(config, changes.leaving_out_more(after, ((40, 50),), AT), ((40, 50),))
 
 
 def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:
