@@ -12,7 +12,7 @@ from dataclasses import replace
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError
 from elastic_lm.evaluate import held_out, tasks
-from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here
+from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here, other_weights
 from elastic_lm.evaluate.progress import Progress, Unseen, View
 from elastic_lm.evaluate.result import Result
 from elastic_lm.experiment.lineage import Lineage
@@ -55,10 +55,7 @@ def evaluate(
                 answer = next(answers)
                 first = first or answer
                 if (answer.step, answer.weights) != (first.step, first.weights):
-                    raise CheckpointError(
-                        f"the checkpoint of step {answer.step} changed while it was evaluated: its weights were "
-                        f"{first.weights[:8]} and are {answer.weights[:8]}; evaluate it again"
-                    )
+                    raise other_weights(answer.step, first.weights, answer.weights)
                 values.append(answer.value)
                 done, tokens = done + 1, tokens + piece.num_tokens(answer.value)
                 view.show(Progress(task.name, done, len(pieces), tokens))
