@@ -36,6 +36,7 @@ from elastic_lm.data.windows import LocalTokens
 from elastic_lm.engine.determinism import make_deterministic
 from elastic_lm.engine.step import Replica, StepRunner
 from elastic_lm.experiment.rewinds import Rewind, Rewinds, rules_of, with_skip
+from elastic_lm.experiment.skip import ranges_told
 from elastic_lm.experiment.spikes import Spike, SpikeDetector
 from elastic_lm.protocol import Evaluation, Generation
 from elastic_lm.runtime.held_out_client import HeldOutClient
@@ -211,7 +212,7 @@ def report(trials: Sequence[Trial]) -> None:
             str(seed),
             *(f"{figures[-1]:.4f}" for figures in each.figures.values()),
             str(each.num_rewinds),
-            ", ".join(f"{start}:{stop}" for start, stop in each.left_out),
+            ranges_told(each.left_out),
             str(each.num_left),
             str(each.num_false),
         ]

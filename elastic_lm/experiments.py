@@ -20,11 +20,11 @@ from elastic_lm.experiment import standing
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Attempt, Figures
 from elastic_lm.experiment.beginning import Beginning
-from elastic_lm.experiment.lineage import Skip
 from elastic_lm.experiment.loop import Loop
 from elastic_lm.experiment.plan import Plan
 from elastic_lm.experiment.rehearsal import Prospect
 from elastic_lm.experiment.result import ExperimentResult
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.experiment.trainer import OUT_OF_TIME, Asked
 from elastic_lm.result import RunResult
 from elastic_lm.run import Run

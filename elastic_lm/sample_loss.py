@@ -34,12 +34,12 @@ class SampleLoss:
             raise CheckpointError(
                 f"the run in {folder.url} has no complete checkpoint yet, and a loss takes weights; wait for one"
             )
-        if at_most is not None and min(complete) > min(before, at_most):
-            raise CheckpointError(
-                f"the run in {folder.url} has no checkpoint of step {min(before, at_most)} or earlier any more, and later ones "
-                "were trained after it went back; leave out --loss"
-            )
         limit = before if at_most is None else min(before, at_most)
+        if at_most is not None and min(complete) > limit:
+            raise CheckpointError(
+                f"the run in {folder.url} has no checkpoint of step {limit} or earlier any more, and later ones were trained "
+                "after it went back; leave out --loss"
+            )
         self.step = max((step for step in complete if step <= limit), default=min(complete))
         self._model = TrainedModel.load(folder, config, self.step)
         spec = config.engine_spec(manifest.vocab_size, manifest.special_ids)

@@ -22,7 +22,7 @@ from elastic_lm.engine.build import build
 from elastic_lm.engine.spec import EngineSpec
 from elastic_lm.engine.state import digest_of
 from elastic_lm.errors import CheckpointError
-from elastic_lm.experiment.weights import PARAMETERS, newest_weights, weights_at
+from elastic_lm.experiment.weights import PARAMETERS, weights_of
 from elastic_lm.model.cache import Cache
 from elastic_lm.model.transformer import GPT
 from elastic_lm.storage import Storage
@@ -65,10 +65,7 @@ class TrainedModel(ModelInterface):
         Raises: CheckpointError when there is none, or the model takes other weights; as `interface_of`.
         """
         interface, spec = _opened(config)
-        if step is None:
-            step, weights = newest_weights(run_storage)
-        else:
-            weights = weights_at(run_storage, step)
+        step, weights = weights_of(run_storage, step)
         module = build(spec.model).eval()
         _fill(module, weights)
         return cls(

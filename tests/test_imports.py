@@ -86,8 +86,8 @@ ALLOWED = {
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "elastic_lm.config", "elastic_lm.config_text",
         "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file",
-        "elastic_lm.experiment.lineage", "elastic_lm.experiment.standing", "elastic_lm.generation", "elastic_lm.model",
-        "elastic_lm.protocol", "elastic_lm.storage", "elastic_lm.trained_model",
+        "elastic_lm.experiment.lineage", "elastic_lm.experiment.rewinds", "elastic_lm.experiment.standing",
+        "elastic_lm.generation", "elastic_lm.model", "elastic_lm.protocol", "elastic_lm.storage", "elastic_lm.trained_model",
     },
     "elastic_lm.evaluate.harness.driver": {"lm_eval"},  # another Python runs it, which has no elastic-lm
     "elastic_lm.experiment": {

@@ -11,7 +11,8 @@ import torch
 from elastic_lm.checkpoint import store
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
-from elastic_lm.experiment.weights import weights_at
+from elastic_lm.experiment import standing
+from elastic_lm.experiment.weights import weights_of
 from elastic_lm.run_address import split_step
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel
@@ -78,7 +79,20 @@ def test_step_without_a_checkpoint_names_the_nearest(trained: RunConfig) -> None
         load(trained, 5)
     storage.delete("checkpoints/step-00000006/manifest.json")
     with pytest.raises(CheckpointError, match="it has no other one either: wait for its first"):
-        weights_at(storage, 6)
+        weights_of(storage, 6)
+
+
+def test_step_that_is_there_is_found_by_its_own_manifest(trained: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, manifests = Storage.read, []
+
+    def noted(storage: Storage, path: str) -> bytes:
+        if path.endswith("manifest.json"):
+            manifests.append(f"{storage.url}/{path}")
+        return read(storage, path)
+
+    monkeypatch.setattr(Storage, "read", noted)
+    assert standing.step_of(Storage.open(trained.run_url), 2) == 2
+    assert [path.split("/")[-2] for path in manifests] == ["step-00000002"]
 
 
 def test_another_corpus_is_refused(trained: RunConfig, tmp_path: Path) -> None:

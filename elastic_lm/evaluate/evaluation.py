@@ -12,10 +12,11 @@ from dataclasses import replace
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError
 from elastic_lm.evaluate import held_out, tasks
-from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here
+from elastic_lm.evaluate.pieces import Answer, Answerer, Subject, here, other_weights
 from elastic_lm.evaluate.progress import Progress, Unseen, View
-from elastic_lm.evaluate.result import Result, rewinds_of
+from elastic_lm.evaluate.result import Result
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import interface_of
 
@@ -43,7 +44,7 @@ def evaluate(
     pieces = [piece for plan in plans for piece in plan.pieces]
     subject = Subject(run_storage, config, step)
     subject.pinned()  # a step that is not there is told before anybody is asked to come
-    rewinds = rewinds_of(run_storage)
+    num_rewinds = len(Rewinds.load(run_storage))
     done = tokens = 0
     first: Answer | None = None
     view.show(Progress(asked[0].name, done, len(pieces), tokens))
@@ -54,10 +55,7 @@ def evaluate(
                 answer = next(answers)
                 first = first or answer
                 if (answer.step, answer.weights) != (first.step, first.weights):
-                    raise CheckpointError(
-                        f"the checkpoint of step {answer.step} changed while it was evaluated: its weights were "
-                        f"{first.weights[:8]} and are {answer.weights[:8]}; evaluate it again"
-                    )
+                    raise other_weights(answer.step, first.weights, answer.weights)
                 values.append(answer.value)
                 done, tokens = done + 1, tokens + piece.num_tokens(answer.value)
                 view.show(Progress(task.name, done, len(pieces), tokens))
@@ -65,7 +63,7 @@ def evaluate(
             outcome = plan.outcome(values)
             if task.kind == held_out.NAME and (known := _known_text(run_storage, config)):
                 outcome = replace(outcome, method={**outcome.method, "corpus": known})
-            yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, outcome, rewinds)
+            yield Result(config.name, first.step, first.weights, task.name, task.kind, task.hash, outcome, num_rewinds)
 
 
 def _known_text(run_storage: Storage, config: RunConfig) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from elastic_lm.config import RunConfig
+from elastic_lm.errors import CheckpointError
 from elastic_lm.evaluate.result import Outcome
 from elastic_lm.experiment import standing
 from elastic_lm.storage import Storage
@@ -71,6 +72,14 @@ class Answer:
     def to(cls, piece: Piece, model: TrainedModel) -> Answer:
         """Raises: as `Piece.answer`."""
         return cls(piece.answer(model), model.step, model.digest)
+
+
+def other_weights(step: int, before: str, now: str) -> CheckpointError:
+    """Of answers that are not of the same weights, whose sha256 are these."""
+    return CheckpointError(
+        f"the checkpoint of step {step} changed while it was evaluated: its weights were {before[:8]} and are {now[:8]}; "
+        "evaluate it again"
+    )
 
 
 # Answers all pieces about a subject, in their order.

@@ -10,7 +10,6 @@ weights that the run has given up meanwhile (docs/spikes.md): who goes back clea
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 from elastic_lm.errors import CheckpointError, NotFoundError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.evaluation_file import name_with_hash, path_of
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.storage import Storage
 
 FORMAT = "elastic-lm evaluation"
 VERSION = 1
-_REWIND = re.compile(r"rewinds/\d{4}\.json")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Outcome:
 class Result:
     """The outcome of a task. `step` and `weights` (their sha256) say of which model.
 
-    `rewinds`: as `rewinds_of` the run before the weights were read.
+    `num_rewinds`: how often the run had gone back before the weights were read.
     """
 
     run: str
@@ -48,17 +47,17 @@ class Result:
     kind: str
     task_hash: str
     outcome: Outcome
-    rewinds: frozenset[str] = frozenset()
+    num_rewinds: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As it is stored."""
         values = asdict(self)
-        del values["rewinds"]
+        del values["num_rewinds"]
         outcome = values.pop("outcome")
         return {"format": FORMAT, "version": VERSION, **values, **outcome}
 
     def store(self, run_storage: Storage) -> None:
-        """Raises: CheckpointError when the run has given up the weights meanwhile; StorageError."""
+        """Raises: CheckpointError when the run has given up the weights meanwhile, or nobody can tell; StorageError."""
         self._check_that_they_stay(run_storage)
         path = path_of(self.step, self.task)
         if _hash_in(run_storage, path) not in (None, self.task_hash):
@@ -71,17 +70,13 @@ class Result:
             raise
 
     def _check_that_they_stay(self, run_storage: Storage) -> None:
-        for name in sorted(rewinds_of(run_storage) - self.rewinds):
-            if self.step > (to_step := int(json.loads(run_storage.read(name))["to_step"])):
+        for rewind in Rewinds.load(run_storage).made[self.num_rewinds :]:
+            if self.step > rewind.to_step:
                 raise CheckpointError(
-                    f"the run went back to step {to_step} while its step {self.step} was evaluated in {self.task}: the result is "
-                    f"of weights that it gave up, and is not kept ({run_storage.url}/{name}); evaluate the run again"
+                    f"the run went back to step {rewind.to_step} while its step {self.step} was evaluated in {self.task}: the "
+                    f"result is of weights that it gave up, and is not kept (rewind {rewind.number} of {run_storage.url}); "
+                    "evaluate the run again"
                 )
-
-
-def rewinds_of(run_storage: Storage) -> frozenset[str]:
-    """Names of the files that say how the run went back so far.    Raises: StorageError."""
-    return frozenset(name for name in run_storage.list("rewinds/") if _REWIND.fullmatch(name))
 
 
 def _hash_in(run_storage: Storage, path: str) -> str | None:

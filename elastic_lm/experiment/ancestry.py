@@ -3,7 +3,8 @@
 Invariant: only what lies on the fork's line counts. Of a parent that is what it had trained when it was forked, up to the step of
 the fork: whatever it went back from before that counts nowhere, and what it went back from later still does. Which of the two
 it was is told by the identity that it was forked with, for each rewind makes another one, and each attempt in its log begins
-with its own. So a log in the parent's place that is another run's is found out, too.
+with its own; but a rewind to the fork's step or behind it changed nothing of what was forked, and an attempt before it counts.
+So a log in the parent's place that is another run's is found out, too.
 Trade-off: each log is read whole. That is for commands and for the end of a run, not for whoever trains it.
 """
 
@@ -13,10 +14,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from elastic_lm.config import RunConfig
+from elastic_lm.data.order import merged
 from elastic_lm.errors import CheckpointError, ConfigError, ElasticLMError, NotFoundError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.experiment.rewinds import with_skip
 from elastic_lm.monitor.ancestors import NONE, Ancestors, Fork, Stretch
 from elastic_lm.monitor.history import History
 from elastic_lm.run_address import EVENTS
@@ -75,7 +78,7 @@ def _history(parent: Parent) -> History:
     try:
         log = Storage.open(parent.url, deadline_s=DEADLINE_S).child(EVENTS)
         told = [event for event in read(log, on_problem=lambda problem: None) if event.kind in NEEDED]
-        ours = _of_identity(told, parent.fingerprint)
+        ours = _of_line(told, parent)
         if ours:
             history = History.of(ours)
             _check(history)
@@ -100,8 +103,8 @@ def _check(history: History) -> None:
             float(point.fields[name])
 
 
-def _of_identity(events: Iterable[Event], fingerprint: str) -> list[Event]:
-    """All up to the end of the last attempt that had this identity; none where no attempt had it."""
+def _of_line(events: Iterable[Event], parent: Parent) -> list[Event]:
+    """All up to the end of the last attempt that was on the fork's line; none where no attempt was."""
     taken: list[Event] = []
     waiting: list[Event] = []
     known: dict[str, Any] = {}
@@ -109,7 +112,7 @@ def _of_identity(events: Iterable[Event], fingerprint: str) -> list[Event]:
     for event in events:
         if event.kind is EventKind.RUN_STARTED and event.fields["config"] != known:
             known = event.fields["config"]
-            is_ours = _fingerprint(known) == fingerprint
+            is_ours = _is_on_line(known, parent)
         waiting.append(event)
         if is_ours:
             taken += waiting
@@ -117,8 +120,13 @@ def _of_identity(events: Iterable[Event], fingerprint: str) -> list[Event]:
     return taken
 
 
-def _fingerprint(config: dict[str, Any]) -> str | None:
+def _is_on_line(config: dict[str, Any], parent: Parent) -> bool:
+    """Whether what an attempt with this config trains, up to the step of the fork, is what was forked."""
+    later = [left_out for rewind in parent.rewinds if rewind.to_step >= parent.step for left_out in rewind.left_out]
     try:
-        return RunConfig(**config).identity_fingerprint()
+        known = RunConfig(**config)
+        if later:
+            known = with_skip(known, merged((*known.training.skip, *later)))
     except ConfigError:  # of a version with other fields
-        return None
+        return False
+    return known.identity_fingerprint() == parent.fingerprint

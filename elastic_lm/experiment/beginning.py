@@ -48,7 +48,7 @@ class Beginning:
         """The base with the attempt's changes, as they are from step 0."""
         planned = self.planned[number]
         config = changes.changed(self.base, planned.overrides, name=self.run(number), storage=self.base.storage)
-        config = changes.with_skip(config, planned.skip, 0, called="skip")
+        config = changes.leaving_out_more(config, planned.skip, 0, called="skip")
         if not self.plan.forks:  # else its batches are counted from its parent's, and may be trained by the fork alone
             changes.check_reach(self.base, config, planned.skip, called="skip")
         return config
@@ -73,7 +73,7 @@ class Beginning:
         config = changes.changed(parent, overrides, name=self.run(number), storage=self.base.storage)
         changes.check_skip(parent, config, step)
         skip = self.planned[number].skip
-        config = changes.with_skip(config, skip, step, called="skip")
+        config = changes.leaving_out_more(config, skip, step, called="skip")
         changes.check_reach(parent, config, skip, called="skip")
         return config
 

@@ -24,10 +24,10 @@ from elastic_lm.experiment import lineage, standing
 from elastic_lm.experiment.lineage import Lineage
 from elastic_lm.experiment.rewinds import FOLDER as REWINDS
 from elastic_lm.ownership import FOLDER as OWNER
+from elastic_lm.run_address import EVENTS
 from elastic_lm.storage import Storage
 
 RUNS = "runs"
-EVENTS = "events"
 AT_ONCE = 16  # runs: each is a handful of requests of some ten milliseconds
 MOST_SEGMENTS = 8  # of a log, from its end: a step is committed between any two of them, unless much else happens
 ALIVE_S = 60.0  # a run is told as running for so long after its last sign of life; its owner gives one every 5 s

@@ -15,7 +15,8 @@ from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest as Corpus
 from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import ConfigError, DataError, StorageError, UnfitError
-from elastic_lm.experiment.lineage import Change, Skip
+from elastic_lm.experiment.lineage import Change
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.storage import Storage
 
 PLACE = ("name", "storage")  # another run has another one anyway
@@ -115,7 +116,7 @@ def spike_note(after: RunConfig, step: int) -> str | None:
 # -- batches that are left out -----------------------------------------------------------------------------------------
 
 
-def with_skip(config: RunConfig, ranges: Skip, step: int, *, called: str = "--skip") -> RunConfig:
+def leaving_out_more(config: RunConfig, ranges: Skip, step: int, *, called: str = "--skip") -> RunConfig:
     """`config` with these ranges of batch indices left out as well. `called`: what they were given as, for errors.
 
     Raises: UnfitError when one is none, or holds a batch that the first `step` steps have trained.

@@ -44,7 +44,7 @@ class Side:
     def of(cls, run: RunAddress) -> Side:
         """Reads the whole log, and those of its ancestors.
 
-        Raises: ConfigError, NotFoundError when there is no such run; StorageError.
+        Raises: ConfigError, NotFoundError when there is no such run; CheckpointError when its lineage is damaged; StorageError.
         """
         folder = run.folder()
         config = run.stored_config()

@@ -25,9 +25,10 @@ from elastic_lm.config import CONFIG_FILE, RUN_NAME, RunConfig
 from elastic_lm.engine.digest import checkpoint_digests
 from elastic_lm.errors import AlreadyExistsError, CheckpointError, ConfigError, NotFoundError, StorageError
 from elastic_lm.experiment import changes, standing
-from elastic_lm.experiment.lineage import FILE, Lineage, Skip
+from elastic_lm.experiment.lineage import FILE, Lineage
 from elastic_lm.experiment.origin import Origin
 from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.experiment.unfinished import Unfinished, is_unfinished, path_of
 from elastic_lm.run_address import RunAddress
 from elastic_lm.storage import Storage
@@ -136,8 +137,6 @@ class Forked:
     url: str
     config: RunConfig
     lineage: Lineage
-    num_parts: int
-    size_bytes: int
 
 
 def fork(request: Request, on_draft: Callable[[Draft], None] = lambda draft: None) -> Forked:
@@ -187,7 +186,7 @@ def _wanted(request: Request, before: RunConfig, step: int) -> tuple[RunConfig, 
     after = changes.changed(before, request.overrides, name=request.name, storage=request.place)
     changes.check_steps(after, step)
     changes.check_skip(before, after, step)
-    after = changes.with_skip(after, request.skip, step)
+    after = changes.leaving_out_more(after, request.skip, step)
     changes.check_reach(before, after, request.skip)
     return after, changes.changes(before, after)
 
@@ -267,13 +266,13 @@ def _publish(folder: Storage, half: Unfinished, names: Sequence[str]) -> Forked:
     config = half.config
     needed = path_of(data, half.manifest.step)
     _sweep(folder, half.manifest, names, needed)  # now: once the manifest is there, somebody may train
-    info = registry.publish(folder, half.manifest)
+    registry.publish(folder, half.manifest)
     try:
         folder.create(CONFIG_FILE, config.to_yaml().encode())
     except AlreadyExistsError:
         raise _taken(folder) from None
     folder.delete(needed)
-    return Forked(folder.url, config, Lineage.from_json(data), len(half.manifest.parts), info.size_bytes)
+    return Forked(folder.url, config, Lineage.from_json(data))
 
 
 def _claim(folder: Storage, draft: Draft) -> list[str]:

@@ -13,14 +13,13 @@ from typing import Any
 
 from elastic_lm.config import CONFIG_FILE
 from elastic_lm.errors import CheckpointError, NotFoundError
+from elastic_lm.experiment.skip import Skip, ranges_told, skip_of
 from elastic_lm.model.account import Account
 from elastic_lm.storage import Storage
 
 FILE = "lineage.json"  # in the run's folder
 FORMAT, VERSION = "elastic-lm lineage", 2
 NESTED = 1  # the version before
-
-Skip = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class WentBack:
     left_out: Skip
 
     def __str__(self) -> str:
-        batches = ", ".join(f"{start}:{stop}" for start, stop in self.left_out)
+        batches = ranges_told(self.left_out)
         return f"rewind {self.number}: back to step {self.to_step}, leaving out batches {batches} ({self.cause})"
 
 
@@ -165,7 +164,7 @@ def step_of_fork(folder: Storage) -> int:
     return 0 if lineage is None else lineage.parent.step
 
 
-def check_beginning(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> int:
+def check_fork_has_its_state(folder: Storage, newest_step: int | None, reasons: Sequence[str] = ()) -> int:
     """A fork begins with its parent's state or not at all: without one its first step would be trained from other weights.
 
     Args: `newest_step`: of the newest checkpoint that can be used; `reasons`: sentences about those that were passed over.
@@ -215,14 +214,10 @@ def _unnested(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _lineage(body: dict[str, Any], before: Lineage | None) -> Lineage:
     parent, changes, surgery = body.pop("parent"), body.pop("changes"), body.pop("surgery", None)
-    rewinds = tuple(WentBack(**{**each, "left_out": _skip(each["left_out"])}) for each in parent.pop("rewinds", ()))
+    rewinds = tuple(WentBack(**{**each, "left_out": skip_of(each["left_out"])}) for each in parent.pop("rewinds", ()))
     return Lineage(
-        **{**body, "skip": _skip(body["skip"])},
+        **{**body, "skip": skip_of(body["skip"])},
         parent=Parent(**parent, lineage=before, rewinds=rewinds),
         changes=tuple(Change(**change) for change in changes),
         surgery=None if surgery is None else Account.from_body(surgery),
     )
-
-
-def _skip(ranges: Any) -> Skip:
-    return tuple((start, stop) for start, stop in ranges)

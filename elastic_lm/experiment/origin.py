@@ -1,7 +1,8 @@
 """The state that a fork begins with: which checkpoint of the parent, and the config that it was trained with.
 
 Invariant: the config that is returned has the fingerprint that the checkpoint was written with, or that with the batches left out
-which the run has left out since, behind it. Reads manifests only.
+which the run has left out since, behind it. The parent may be training, and go back meanwhile: so what it went back from is read
+once, before the checkpoint is chosen, and a rewind that comes later is not the fork's. Reads manifests only.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from elastic_lm.storage import Storage
 
 @dataclass(frozen=True)
 class Origin:
-    """One complete checkpoint of a run."""
+    """One complete checkpoint of a run. `rewinds`: all that the run had made when it was chosen."""
 
     folder: Storage
     name: str
     manifest: Manifest
     config: RunConfig
+    rewinds: Rewinds = Rewinds()
 
     @classmethod
     def of(cls, run: RunAddress, step: int | None = None) -> Origin:
@@ -38,12 +40,13 @@ class Origin:
         Raises: CheckpointError saying which there are; ConfigError when there is no such run; StorageError.
         """
         folder = run.folder()
-        chosen = _chosen(run, standing.found(folder, Rewinds.if_readable(folder)), step)
+        rewinds = Rewinds.if_readable(folder)
+        chosen = _chosen(run, standing.found(folder, rewinds), step)
         try:
             manifest = registry.manifest_of(folder, chosen.step)
         except NotFoundError as error:
             raise CheckpointError(f"checkpoint {chosen.url} was deleted this moment; give the command again") from error
-        return cls(folder, run.name, manifest, _config(run, manifest))
+        return cls(folder, run.name, manifest, _config(run, manifest, rewinds), rewinds)
 
     @property
     def step(self) -> int:
@@ -60,9 +63,7 @@ class Origin:
                 f"{told['state'][:12]}, and its tensors make {digest['state'][:12]}; fork another step"
             )
         fingerprint = self.config.identity_fingerprint()
-        rewinds = tuple(
-            WentBack(r.number, r.cause, r.to_step, tuple(r.left_out)) for r in Rewinds.if_readable(self.folder)
-        )
+        rewinds = tuple(WentBack(r.number, r.cause, r.to_step, tuple(r.left_out)) for r in self.rewinds)
         return Parent(self.folder.url, self.name, self.step, digest, fingerprint, Lineage.load(self.folder), rewinds)
 
 
@@ -107,9 +108,9 @@ def _without_any(run: RunAddress, where: str) -> Exception:
     )
 
 
-def _config(run: RunAddress, manifest: Manifest) -> RunConfig:
+def _config(run: RunAddress, manifest: Manifest, rewinds: Rewinds) -> RunConfig:
     """What the run was last trained with, which also knows what is operational; else what the checkpoint's writer knew."""
-    fingerprint, rewinds = manifest.meta.get("fingerprint"), Rewinds.if_readable(run.folder())
+    fingerprint = manifest.meta.get("fingerprint")
     for candidate in (_stored(run), _told(manifest)):
         if candidate is None:
             continue

@@ -21,7 +21,7 @@ from elastic_lm import config_text
 from elastic_lm.config import Count, Part, RunConfig
 from elastic_lm.errors import ConfigError, NotFoundError
 from elastic_lm.experiment.changes import PLACE
-from elastic_lm.experiment.lineage import Skip
+from elastic_lm.experiment.skip import Skip, ranges_told
 from elastic_lm.experiment.target import HELD_OUT, Target
 from elastic_lm.storage import Storage
 
@@ -55,7 +55,7 @@ class Planned:
         """In a few words."""
         parts = [f"{name}={config_text.inline(value)}" for name, value in self.changes.items()]
         if self.skip:
-            parts.append("skip " + ", ".join(f"{start}:{stop}" for start, stop in self.skip))
+            parts.append(f"skip {ranges_told(self.skip)}")
         return ", ".join(parts) or ("the base" if self.number == 0 else "nothing changed")
 
 

@@ -42,7 +42,9 @@ class Portrait:
 
     @classmethod
     def of(cls, run: RunAddress) -> Portrait:
-        """Raises: ConfigError, NotFoundError when there is no such run; StorageError."""
+        """Raises: ConfigError, NotFoundError when there is no such run; CheckpointError when its lineage or a rewind is damaged;
+        StorageError.
+        """
         folder = run.folder()
         config = run.stored_config()
         names = folder.list()

@@ -26,14 +26,13 @@ from elastic_lm.checkpoint.retention import Retention
 from elastic_lm.config import RunConfig
 from elastic_lm.data.order import batch_of, merged
 from elastic_lm.errors import AlreadyExistsError, CheckpointError
+from elastic_lm.experiment.skip import Skip, ranges_told, skip_of
 from elastic_lm.experiment.spikes import MOST_LEFT_OUT, POISONED, Spike, SpikeRules
 from elastic_lm.storage import Storage
 
 FOLDER = "rewinds"
 FORMAT, VERSION = "elastic-lm rewind", 1
 _PATH = re.compile(rf"{FOLDER}/(\d{{4}})\.json")
-
-Skip = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ class Rewind:
         return [(start, stop) for start, stop in ranges if start < stop]
 
     def __str__(self) -> str:
-        batches = ", ".join(f"{start}:{stop}" for start, stop in self.left_out)
-        return f"Back to step {self.to_step}, leaving out batches {batches}: {self.reason}"
+        return f"Back to step {self.to_step}, leaving out batches {ranges_told(self.left_out)}: {self.reason}"
 
     @classmethod
     def from_json(cls, data: bytes) -> Rewind:
@@ -104,7 +102,7 @@ class Rewind:
         if (body.pop("format"), body.pop("version")) != (FORMAT, VERSION):
             raise ValueError(f"it is no {FORMAT} of version {VERSION}")
         for name in ("before", "after"):
-            body[name] = _skip(body[name])
+            body[name] = skip_of(body[name])
         return cls(**body)
 
     def to_json(self) -> bytes:
@@ -187,7 +185,7 @@ class Rewinds:
 
     def _place_of(self, meta: Mapping[str, Any]) -> int | None:
         try:
-            return self._place(_skip(meta["config"]["training"]["skip"]))
+            return self._place(skip_of(meta["config"]["training"]["skip"]))
         except (KeyError, TypeError, ValueError):
             return None  # of another version
 
@@ -283,7 +281,3 @@ def _read(folder: Storage, name: str) -> Rewind:
             f"{folder.url}/{name} cannot be read: {type(error).__name__}: {error}; it says which batches the run leaves out. Put "
             "it back, or fork the run from a checkpoint (elastic-lm fork)"
         ) from error
-
-
-def _skip(ranges: Any) -> Skip:
-    return tuple((int(start), int(stop)) for start, stop in ranges)

@@ -15,6 +15,7 @@ from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import Found
 from elastic_lm.errors import CheckpointError
 from elastic_lm.experiment.rewinds import Rewinds
+from elastic_lm.experiment.skip import ranges_told
 from elastic_lm.storage import Storage
 
 
@@ -33,17 +34,17 @@ def complete(folder: Storage, rewinds: Rewinds | None = None) -> list[Found]:
 
 
 def step_of(folder: Storage, step: int | None = None) -> int:
-    """The step that is meant: of the newest that can be used, or this one.
+    """The step that is meant: of the newest that can be used, or this one. Reads its manifest alone, where that is a good one.
 
     Raises: CheckpointError that says why there is none, and names the nearest ones; StorageError.
     """
     if step is None:
         return _newest(folder)
-    there = found(folder)
-    one = next((one for one in there if one.step == step), None)
+    rewinds, paths = Rewinds.load(folder), registry.listed(folder).get(step)
+    one = None if paths is None else _judged(registry.look(folder, step, paths), rewinds)
     if one is None or one.state != "complete":
         reason = "" if one is None else f" ({one.state}: {one.reason})"
-        near = registry.nearest(step, [other.step for other in there if other.state == "complete"])
+        near = registry.nearest(step, [other.step for other in complete(folder, rewinds)])
         raise CheckpointError(f"the run in {folder.url} has no complete checkpoint of step {step}{reason}; {near}")
     return step
 
@@ -55,7 +56,6 @@ def others(folder: Storage, step: int, rewinds: Rewinds | None = None) -> str:
 
 
 def _newest(folder: Storage) -> int:
-    """Reads one manifest, where that is a good one."""
     rewinds = Rewinds.load(folder)
     newest = registry.newest_complete(folder, thorough=False, wanted=rewinds.keep)
     if newest is None:
@@ -68,7 +68,5 @@ def _judged(one: Found, rewinds: Rewinds) -> Found:
     rewind = rewinds.given_up_by(one.step, one.meta) if one.state == "complete" else None
     if rewind is None:
         return one
-    batches = ", ".join(f"{start}:{stop}" for start, stop in rewind.left_out)
-    return replace(
-        one, state="given up", reason=f"the run went back to step {rewind.to_step}, leaving out batches {batches}"
-    )
+    reason = f"the run went back to step {rewind.to_step}, leaving out batches {ranges_told(rewind.left_out)}"
+    return replace(one, state="given up", reason=reason)

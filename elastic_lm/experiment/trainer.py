@@ -9,7 +9,7 @@ from typing import Protocol
 from elastic_lm.config import RunConfig
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import Figures
-from elastic_lm.experiment.lineage import Skip
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.result import RunResult
 
 OUT_OF_TIME = "out_of_time"  # the verdict of a run that was stopped, with a checkpoint, because its time was up

@@ -6,7 +6,7 @@ from elastic_lm.config import RunConfig
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.data.passages import encoder_of
 from elastic_lm.errors import ConfigError
-from elastic_lm.experiment.weights import newest_weights
+from elastic_lm.experiment.weights import weights_of
 from elastic_lm.huggingface import folder
 from elastic_lm.huggingface.architecture import architecture_of
 from elastic_lm.model.spec import ModelSpec
@@ -26,7 +26,7 @@ def export(run_storage: Storage, config: RunConfig, out: str) -> int:
         raise ConfigError(f"model.factory={spec.path} builds a model of your own, which transformers does not know")
     architecture = architecture_of(spec)
     encoder = encoder_of(tokens, manifest)
-    step, weights = newest_weights(run_storage)
+    step, weights = weights_of(run_storage)
     folder.write(
         out,
         architecture,

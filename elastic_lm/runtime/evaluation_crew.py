@@ -21,7 +21,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from elastic_lm.config import RunConfig
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError, ElasticLMError
 from elastic_lm.evaluate.assignments import Assignments
-from elastic_lm.evaluate.pieces import Answer, Piece, Subject
+from elastic_lm.evaluate.pieces import Answer, Piece, Subject, other_weights
 from elastic_lm.runtime import demand
 from elastic_lm.runtime.evaluator import Evaluator
 from elastic_lm.runtime.placement import worker_options
@@ -123,7 +123,7 @@ class Crew:
         for place in self._places:
             self._end(place)
         deadline = time.monotonic() + GONE_S
-        reaping = [self._reap(process, max(0.0, deadline - time.monotonic())) for process in self._processes]
+        reaping = [_reap(process, max(0.0, deadline - time.monotonic())) for process in self._processes]
         if remote := [reference for reference in reaping if reference is not None]:
             with contextlib.suppress(RayError):
                 ray.wait(remote, num_returns=len(remote), timeout=REAP_S)
@@ -155,8 +155,9 @@ class Crew:
             if place.stage is _Stage.PLACING:
                 self._load(place, found)
                 return
-            if place.stage is _Stage.LOADING and found != (self._weights or found):
-                self._unable(place, self._changed(found))
+            if place.stage is _Stage.LOADING and self._weights is not None and found != self._weights:
+                assert self._step is not None, "it is known before anybody loads"
+                self._unable(place, other_weights(self._step, self._weights, found))
                 return
             if place.stage is _Stage.LOADING:
                 self._weights = found
@@ -210,12 +211,6 @@ class Crew:
         self._cause = cause
         self._tell(f"A worker of the evaluation has no model ({cause}); the others go on.")
 
-    def _changed(self, weights: str) -> CheckpointError:
-        return CheckpointError(
-            f"the checkpoint of step {self._step} changed while it was evaluated: its weights were "
-            f"{(self._weights or '')[:8]} and are {weights[:8]}; evaluate it again"
-        )
-
     def _lost(self, place: _Place, kind: str, why: str) -> None:
         """Replace a worker that died, hangs, or cannot be reached."""
         self._end(place)
@@ -240,9 +235,6 @@ class Crew:
                 ray.kill(place.handle, no_restart=True)
         self._calls = {reference: other for reference, other in self._calls.items() if other is not place}
         place.handle, place.is_idle, place.is_late = None, False, False
-
-    def _reap(self, process: tuple[str, int], grace_s: float) -> ray.ObjectRef | None:
-        return reap(*process, title=f"ray::{Evaluator.__name__}", grace_s=grace_s)
 
     def _end_of_all(self) -> BaseException:
         """Why nobody is left: what was wrong with the model, if none had it."""
@@ -285,7 +277,7 @@ class Crew:
             self._assignments.returned(place.number)
             place.is_away = True
             if process is not None:
-                self._reap(process, 0.0)  # for what it holds
+                _reap(process, 0.0)  # for what it holds
         number = len(leaving)
         self._tell(
             f"Workers of a run wait for a place: {number} worker{'s' if number > 1 else ''} of the evaluation "
@@ -309,7 +301,7 @@ class Crew:
                 process = place.process
                 self._lost(place, f"it has read the weights for {waited_s:,.0f} s", "")
                 if process is not None:
-                    self._reap(process, 0.0)  # for what it holds
+                    _reap(process, 0.0)  # for what it holds
             elif place.stage is _Stage.ANSWERING and not place.is_late and waited_s > self._late_s():
                 self._doubt(place, waited_s)
 
@@ -344,6 +336,10 @@ class Crew:
                 f"{amounts(ray.cluster_resources())}, of which {amounts(ray.available_resources())} are free; wait until "
                 "what holds them has ended, add a node, or evaluate in this process: leave --workers out"
             )
+
+
+def _reap(process: tuple[str, int], grace_s: float) -> ray.ObjectRef | None:
+    return reap(*process, title=f"ray::{Evaluator.__name__}", grace_s=grace_s)
 
 
 def _dearness(place: _Place) -> tuple[bool, float]:

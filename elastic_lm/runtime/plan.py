@@ -11,7 +11,7 @@ from elastic_lm.config import CONFIG_FILE, RunConfig
 from elastic_lm.data.held_out import HeldOut
 from elastic_lm.data.manifest import Manifest
 from elastic_lm.errors import CheckpointError, ConfigError, NotFoundError
-from elastic_lm.experiment.lineage import check_beginning, step_of_fork
+from elastic_lm.experiment.lineage import check_fork_has_its_state, step_of_fork
 from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.runtime import way_back
 from elastic_lm.runtime.coordinator import Plan
@@ -37,7 +37,7 @@ def make_plan(config: RunConfig, *, may_be_held: bool = False) -> Plan:
     newest = registry.newest_complete(run_storage, on_skipped=skipped.append, thorough=False, wanted=rewinds.keep)
     begins_at, problem = 0, None
     try:
-        begins_at = check_beginning(run_storage, None if newest is None else newest.step, skipped)
+        begins_at = check_fork_has_its_state(run_storage, None if newest is None else newest.step, skipped)
     except CheckpointError as error:
         if not may_be_held:
             raise

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from elastic_lm.checkpoint import registry
 from elastic_lm.checkpoint.registry import CheckpointInfo
 from elastic_lm.errors import ElasticLMError, SupersededError, UnavailableError
-from elastic_lm.experiment.lineage import check_beginning
+from elastic_lm.experiment.lineage import check_fork_has_its_state
 from elastic_lm.runtime.patience import Patience
 from elastic_lm.storage import Storage
 
@@ -58,5 +58,5 @@ class RestorableSearch:
         newest = registry.newest_complete(
             self._storage, on_skipped=skipped.append, check=self._check, wanted=self._wanted
         )
-        check_beginning(self._storage, None if newest is None else newest.step, skipped)
+        check_fork_has_its_state(self._storage, None if newest is None else newest.step, skipped)
         return newest, skipped

@@ -20,9 +20,10 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.errors import CheckpointError, ClusterError, ConfigError
 from elastic_lm.evaluate.intervals import Metric
 from elastic_lm.evaluate.pieces import Answer, Piece, Subject, here
-from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
+from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.experiment import evaluations, rewinds
 from elastic_lm.experiment.lineage import Lineage
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.run import Run
 from elastic_lm.runtime import evaluator
 from elastic_lm.storage import Storage
@@ -160,13 +161,13 @@ def test_figures_are_kept_also_where_nobody_reads_on(address: str, monkeypatch: 
 
 
 def back_to(to_step: int, number: int = 1) -> rewinds.Rewind:
-    before: rewinds.Skip = () if number == 1 else ((7, 8),)
+    before: Skip = () if number == 1 else ((7, 8),)
     return rewinds.Rewind(number, "loss", "it jumped", 8, 9, to_step, before, ((7, 8), (9 + number, 20)), "f")
 
 
-def result_of(step: int, known: frozenset[str] = frozenset()) -> Result:
+def result_of(step: int, num_rewinds: int = 0) -> Result:
     outcome = Outcome({"loss": Metric(9.0)}, {})
-    return Result("mine", step, "0" * 64, "held_out", "held_out", "1" * 64, outcome, known)
+    return Result("mine", step, "0" * 64, "held_out", "held_out", "1" * 64, outcome, num_rewinds)
 
 
 @pytest.mark.parametrize(("step", "stays"), [(9, False), (6, False), (5, True), (4, True)])
@@ -183,8 +184,16 @@ def test_result_of_weights_that_the_run_gave_up_meanwhile_is_refused(step: int, 
         ):
             result.store(folder)
     assert [one.step for one in evaluations.found(folder)] == ([step] if stays else [])
-    result_of(9, rewinds_of(folder)).store(folder)  # of the step when it was trained anew
+    result_of(9, num_rewinds=1).store(folder)  # of the step when it was trained anew
     assert len(evaluations.found(folder)) == 1 + stays
+
+
+def test_result_is_refused_in_words_where_nobody_can_tell_what_the_run_gave_up(tmp_path: Path) -> None:
+    folder = Storage.open(str(tmp_path))
+    folder.write("rewinds/0001.json", b"{")
+    with pytest.raises(CheckpointError, match=r"rewinds/0001\.json cannot be read: .*; it says which batches"):
+        result_of(4).store(folder)
+    assert evaluations.found(folder) == []
 
 
 def test_result_is_taken_back_where_the_run_goes_back_between_look_and_write(tmp_path: Path) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elastic_lm.checkpoint.layout import folder_of
 from elastic_lm.config import RunConfig
 from elastic_lm.events.log import EventLog
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.experiment import ancestry
-from elastic_lm.experiment.lineage import Lineage, Parent
+from elastic_lm.experiment.lineage import Lineage, Parent, WentBack
 from elastic_lm.experiment.rewinds import with_skip
 from elastic_lm.monitor.ancestors import NONE, Ancestors
 from elastic_lm.storage import Storage
+from tests.experiment.gone_back import decided
+from tests.experiment.parents import forked
 from tests.monitor.story import at, committed, evaluated, rewound
-from tests.solo import solo_config
+from tests.solo import Solo, solo_config
 
 OTHER = "no attempt in the one in {url} has the config that was forked: it may be another run's by now."
 WITHOUT_A_LOSS = {name: value for name, value in committed(1, 0).fields.items() if name not in ("loss", "step")}
@@ -106,6 +110,32 @@ def test_what_a_parent_gave_up_after_the_fork_is_still_the_forks(config: RunConf
     found = ancestry.of(fork_of(config, 7))
     assert losses(found) == [(step, 2.0) for step in range(7)]
     assert [score.step for score in found.stretches[0].scores] == [6]
+
+
+@pytest.mark.parametrize(("step", "counts"), [(2, True), (3, True), (4, False)])
+def test_attempt_before_a_rewind_counts_where_the_fork_is_from_no_later_step(
+    step: int, counts: bool, config: RunConfig
+) -> None:
+    """The parent has decided it, and was not begun again since."""
+    after, events = went_back(config)
+    store(config, *events[:10])
+    link = fork_of(after, step)
+    found = ancestry.of(replace(link, parent=replace(link.parent, rewinds=(WentBack(1, "loss", 3, ((3, 5),)),))))
+    assert losses(found) == ([(at_step, 2.0) for at_step in range(step)] if counts else [])
+    assert (found.lacks is None) == counts
+
+
+def test_curve_of_a_fork_of_a_run_that_is_to_go_back_is_whole(small_corpus: str, tmp_path: Path) -> None:
+    parent = decided(small_corpus, f"file://{tmp_path}")
+    made = forked(parent)
+    assert made.config.training.skip == ((2, 6),)
+    before = ancestry.of_run(Storage.open(made.url))
+    assert (before.lacks, [point.step for point in before.points()]) == (None, [0, 1])
+    folder = Storage.open(parent.run_url)
+    for path in folder.list(folder_of(4)):  # as who takes the run up does
+        folder.delete(path)
+    Solo(parent).train(4)
+    assert ancestry.of_run(Storage.open(made.url)) == before
 
 
 def test_step_that_was_trained_again_counts_once(config: RunConfig) -> None:

@@ -12,7 +12,8 @@ from elastic_lm.errors import CheckpointError, ConfigError, UnfitError
 from elastic_lm.events.log import read
 from elastic_lm.experiment import changes
 from elastic_lm.experiment.fork import Draft, Request, fork
-from elastic_lm.experiment.lineage import Skip
+from elastic_lm.experiment.rewinds import Rewind, Rewinds, decide
+from elastic_lm.experiment.skip import Skip
 from elastic_lm.run import Run
 from elastic_lm.storage import Storage
 from tests.experiment.conftest import AT, STEPS
@@ -127,10 +128,10 @@ def test_batches_that_are_left_out_already_may_be_named_again(
     """Of a run that has trained batches 0, 1, 6, 7, 8 and 9 in its six steps."""
     config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[2, 6], [12, 14]]")
     if not isinstance(left_out, int):
-        assert changes.with_skip(config, tuple(skip), 6).training.skip == left_out
+        assert changes.leaving_out_more(config, tuple(skip), 6).training.skip == left_out
         return
     with pytest.raises(UnfitError, match=rf"begins before batch 10, .*: batch {left_out} is in the state"):
-        changes.with_skip(config, tuple(skip), 6)
+        changes.leaving_out_more(config, tuple(skip), 6)
 
 
 def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: RunConfig) -> None:
@@ -143,10 +144,10 @@ def test_last_batch_may_be_left_out_and_the_one_that_takes_its_place(parent: Run
 def test_batches_that_the_parent_never_came_to_stay_left_out(small_corpus: str) -> None:
     """Those that it names for steps beyond its own are no mistake of who forks it."""
     config = solo_config(small_corpus, "file:///nowhere", steps=STEPS).replace("training.skip=[[20, 30]]")
-    after = changes.with_skip(config, ((5, 6),), AT)
+    after = changes.leaving_out_more(config, ((5, 6),), AT)
     changes.check_reach(config, after, ((5, 6),))
     with pytest.raises(UnfitError, match="--skip 40:50 begins behind batch 10"):
-        changes.check_reach(config, changes.with_skip(after, ((40, 50),), AT), ((40, 50),))
+        changes.check_reach(config, changes.leaving_out_more(after, ((40, 50),), AT), ((40, 50),))
 
 
 def test_order_before_the_fork_cannot_be_rewritten(parent: RunConfig) -> None:
@@ -211,6 +212,26 @@ def test_fork_says_where_it_may_not_do_about_a_spike_what_its_parent_does(
 ) -> None:
     draft = Draft.of(Request(address_of(parent), "new", AT, overrides=["checkpoint.every_steps=5", policy]), AT)
     assert ("it does not go back behind step 4" in (draft.note or "")) == is_told
+
+
+def test_rewind_that_the_parent_decides_meanwhile_leaves_out_nothing_that_the_state_has_trained(
+    parent: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there behind the first look at what the run went back from."""
+    listed = Storage.list
+
+    def decide_behind(storage: Storage, prefix: str = "") -> list[str]:
+        names = listed(storage, prefix)
+        if prefix == "rewinds/" and not names and storage.url == parent.run_url:
+            decide(storage, Rewind(1, "loss", "a spike", AT, AT, 3, (), ((3, 5),), "f" * 64))
+        return names
+
+    monkeypatch.setattr(Storage, "list", decide_behind)
+    made = forked(parent, step=AT)
+    assert Rewinds.load(Storage.open(parent.run_url)).made
+    assert made.config.training.skip == ()
+    assert made.lineage.parent.rewinds == ()
+    assert made.lineage.parent.fingerprint == made.lineage.fingerprint
 
 
 def test_batches_that_are_left_out_of_another_order_are_told(parent: RunConfig) -> None:

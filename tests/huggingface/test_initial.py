@@ -30,7 +30,7 @@ from elastic_lm.data.prepare import PrepareOptions, prepare
 from elastic_lm.engine.build import build, fill
 from elastic_lm.engine.step import Replica
 from elastic_lm.errors import CheckpointError, ConfigError, DataError
-from elastic_lm.experiment.weights import newest_weights
+from elastic_lm.experiment.weights import weights_of
 from elastic_lm.experiments import Experiment
 from elastic_lm.huggingface import initial
 from elastic_lm.huggingface.architecture import architecture_of
@@ -310,7 +310,7 @@ def test_run_begins_with_the_weights_of_another(parent: tuple[Solo, Path], small
     assert begun.plan.init is not None
     replica = Replica(begun.plan.spec)
     replica.initialise(initial.read(begun.plan.init[0], begun.plan.spec.model, begun.plan.init[1])[0])  # type: ignore[arg-type]
-    _, weights = newest_weights(Storage.open(solo.plan.config.run_url))
+    _, weights = weights_of(Storage.open(solo.plan.config.run_url))
     for name, parameter in replica.model.named_parameters():
         assert torch.equal(parameter, weights[name])
     moved = child_config(small_corpus, tmp_path, copied(folder, tmp_path / "moved")).replace("name=moved")

@@ -21,8 +21,9 @@ from elastic_lm.evaluate.harness.child import Child
 from elastic_lm.evaluate.intervals import Metric, around
 from elastic_lm.evaluate.pieces import Subject
 from elastic_lm.evaluate.progress import Progress, Unseen, View
-from elastic_lm.evaluate.result import Outcome, Result, rewinds_of
+from elastic_lm.evaluate.result import Outcome, Result
 from elastic_lm.evaluation_file import name_with_hash
+from elastic_lm.experiment.rewinds import Rewinds
 from elastic_lm.storage import Storage
 from elastic_lm.trained_model import TrainedModel, interface_of
 
@@ -78,12 +79,12 @@ class Harness:
         with Child(self.python or os.environ.get(VARIABLE) or sys.executable, config.workers.threads) as child:
             version, num_tasks = self._loaded(child, course)
             course.begin("the model", doing="loading")
-            rewinds, model = rewinds_of(run_storage), subject.load()
+            num_rewinds, model = len(Rewinds.load(run_storage)), subject.load()
             child.tell({"max_tokens": model.max_tokens, "end_of_text": model.special_ids["end_of_text"]})
             for told, about in self._results(child, model, course, num_tasks):
                 name = _file_name(told["task"])
                 outcome = _outcome(told, about, version)
-                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, rewinds)
+                yield Result(config.name, model.step, model.digest, name, KIND, told["hash"], outcome, num_rewinds)
 
     def _loaded(self, child: Child, course: _Course) -> tuple[str, int]:
         """The harness's version, when it has loaded all tasks, and how many there are."""
