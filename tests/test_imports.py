@@ -82,7 +82,7 @@ ALLOWED = {
         "elastic_lm.terminal",
     },
     "elastic_lm.runtime": {"ray", "psutil", "numpy", "aiohttp", "requests", "elastic_lm"},
-    "elastic_lm.evaluation_file": set(),
+    "elastic_lm.evaluation_file": {"elastic_lm.errors", "elastic_lm.storage"},
     "elastic_lm.evaluate": {
         "torch", "numpy", "sacrebleu", "elastic_lm.config", "elastic_lm.config_text",
         "elastic_lm.data", "elastic_lm.engine", "elastic_lm.errors", "elastic_lm.evaluation_file",

@@ -1,19 +1,18 @@
 """An experiment as one HTML page that needs nothing else: what came of it, the tree of its attempts, and their scores.
 
-Its frame, style and script are the report's (monitor/report.html), so all pages look alike. The same attempts
-and costs give the same page.
+Its frame is the report's (monitor/frame.py), so all pages look alike. The same attempts and costs give the same page.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from importlib import resources
 
 from elastic_lm.experiment.attempt import Attempt, best
 from elastic_lm.experiment.target import Target
 from elastic_lm.experiment.tree import Node, nodes, state_of
 from elastic_lm.monitor.chart import Chart, Line, duration
+from elastic_lm.monitor.frame import framed
 
 WIDTH = 960
 ROW, INDENT, LEFT, RADIUS = 46, 30, 16, 6  # of the tree, in pixels; a deep one has a smaller indent
@@ -50,9 +49,7 @@ def render(
         _chart(target, attempts),
         _table(target, attempts),
     ]
-    page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
-    page = page.replace("<small>elastic-lm run</small>", f"<small>experiment: {html.escape(str(target))}</small>")
-    return page.replace("{{name}}", html.escape(name)).replace("{{body}}", "\n".join(sections))
+    return framed(name, f"experiment: {target}", sections)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
