@@ -6,7 +6,7 @@ Its frame is the report's (monitor/frame.py), so all pages look alike. The same 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from elastic_lm.experiment.attempt import Attempt, best
 from elastic_lm.experiment.target import Target
@@ -206,10 +206,5 @@ def _table_row(attempt: Attempt, names: Sequence[str]) -> str:
 
 def _figures(attempt: Attempt) -> dict[str, float | None]:
     """By TASK.FIGURE."""
-    return dict(_flat(attempt))
-
-
-def _flat(attempt: Attempt) -> Iterator[tuple[str, float | None]]:
-    for task, figures in attempt.ended.figures.items() if attempt.ended is not None else ():
-        for name, value in figures.items():
-            yield f"{task}.{name}", value
+    tasks = {} if attempt.ended is None else attempt.ended.figures
+    return {f"{task}.{name}": value for task, figures in tasks.items() for name, value in figures.items()}
