@@ -79,13 +79,13 @@ class Loop:
     def run(self) -> ExperimentResult:
         """Go on until there is a verdict.    Raises: OwnershipError when another process does; whatever a trainer raises."""
         if (verdict := self._verdict()) is not None:
-            return self._result(verdict)
+            return self._concluded(verdict)
         owner = self._acquire()
         try:
             self._read()  # somebody may have gone on meanwhile
             self._journal.check(self.rehearsal.setup)
             self._journal.adopt(self.rehearsal.setup)
-            return self._result(self._go_on(owner))
+            return self._concluded(self._go_on(owner))
         finally:
             owner.release()
 
@@ -93,7 +93,12 @@ class Loop:
         found = self._journal.records()
         self._begun, self._ended, self._troubles = found.begun, found.ended, found.troubles
 
+    def _concluded(self, verdict: Verdict) -> ExperimentResult:
+        result = self._result(verdict)
+        return replace(result, page=self._draw(result))
+
     def _result(self, verdict: Verdict) -> ExperimentResult:
+        """What it comes to so far, without a page."""
         tokens, seconds = self._taken()
         return ExperimentResult(
             name=self._plan.name,
@@ -104,7 +109,6 @@ class Loop:
             tokens=tokens,
             hours=seconds / HOUR_S,
             url=self._journal.folder.url,
-            page=self._draw(verdict, (tokens, seconds)),
         )
 
     def _taken(self) -> tuple[int, float]:
@@ -384,14 +388,14 @@ class Loop:
         assert attempt.score is not None
         return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
-    def _draw(self, verdict: Verdict | None = None, taken: tuple[int, float] | None = None) -> str | None:
-        """Returns: where the page is; None when storage fails, which is no reason to stop."""
+    def _draw(self, result: ExperimentResult | None = None) -> str | None:
+        """The page of this, or of what there is so far.
+
+        Returns: where it is; None when storage fails, which is no reason to stop.
+        """
         try:
-            verdict = verdict or self._verdict() or Verdict("running", self._under_way_told())
-            tokens, seconds = taken or self._taken()
-            told = verdict.kind, verdict.message
-            page = tree_page.render(self._plan.name, self._target, *told, self.attempts, tokens, seconds)
-            return self._journal.write_page(page)
+            result = result or self._result(self._verdict() or Verdict("running", self._under_way_told()))
+            return self._journal.write_page(tree_page.render(result))
         except StorageError as error:
             self._tell(f"The page of the experiment could not be written: {error}")
             return None
