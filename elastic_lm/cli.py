@@ -26,12 +26,13 @@ from elastic_lm import (
     cli_estimate,
     cli_evaluate,
     cli_experiment,
+    cli_fork,
     cli_jobs,
-    cli_loop,
     cli_run,
     cli_runs,
     job_version,
 )
+from elastic_lm.corpus_figures import describe
 from elastic_lm.errors import ConfigError, StorageError
 from elastic_lm.terminal import (
     INTERRUPTED,
@@ -69,8 +70,8 @@ app.add_typer(cli_run.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoints.app, name="checkpoints")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_fork.app)
 app.add_typer(cli_experiment.app)
-app.add_typer(cli_loop.app)
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_jobs.app)
 app.add_typer(cli_estimate.app)
@@ -121,7 +122,7 @@ def prepare(
         storage = _folder(out)
         began = time.monotonic()
         manifest = _prepare_here(found, storage, options) if local else _prepare_on_ray(found, storage, options)
-        say(cli_data.describe(storage, manifest, Summary.load(storage, manifest), time.monotonic() - began))
+        say(describe(storage, manifest, Summary.load(storage, manifest), time.monotonic() - began))
 
 
 def _prepare_here(sources: list[Source], out: Storage, options: PrepareOptions) -> Manifest:

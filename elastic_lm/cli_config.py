@@ -88,8 +88,9 @@ def init(
     """
     with told_errors():
         from elastic_lm import config_template
+        from elastic_lm.config_text import is_yaml
 
-        if not path.endswith((".yaml", ".yml")):
+        if not is_yaml(path):
             raise ConfigError(f"{path} does not end with .yaml, by which commands know a config; write to {path}.yaml")
         text = config_template.template(
             name=name or Path(path).stem, file=path, preset=preset, storage=storage, tokens=tokens
@@ -110,7 +111,9 @@ def init(
 
 def _load(run: str, overrides: list[str] | tuple[()]) -> RunConfig:
     """What a file says, or what a run was last trained with."""
-    if run.endswith((".yaml", ".yml")):
+    from elastic_lm.config_text import is_yaml
+
+    if is_yaml(run):
         from elastic_lm.config import RunConfig
 
         return RunConfig.load(run, overrides)

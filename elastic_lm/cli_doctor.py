@@ -40,11 +40,12 @@ def doctor(
     """
     with told_errors():
         from elastic_lm.config import RunConfig
+        from elastic_lm.config_text import is_yaml
         from elastic_lm.doctor import examine, failed
         from elastic_lm.storage import Storage
 
         config, url = None, None
-        if target is not None and target.endswith((".yaml", ".yml")):
+        if target is not None and is_yaml(target):
             config = RunConfig.load(target)
         elif target is not None:
             try:

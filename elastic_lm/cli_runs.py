@@ -78,13 +78,13 @@ def compare(
     Their configs field by field, their figures and evaluations; with --out their curves in one HTML file that needs nothing else.
     """
     with told_errors():
-        from elastic_lm.experiment import page
+        from elastic_lm.experiment import comparison_page
         from elastic_lm.experiment.comparison import Comparison
         from elastic_lm.run import Run
 
         found = Comparison.of(Run.open(a).address, Run.open(b).address)
         if out is not None:
-            _write(out, page.render(found))
+            _write(out, comparison_page.render(found))
     if as_json:
         deliver(json.dumps(found.as_json(), indent=1))
     else:

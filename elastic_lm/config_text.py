@@ -62,6 +62,11 @@ def parse(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
 
 
+def is_yaml(address: str) -> bool:
+    """Whether a name or an address is that of a YAML file."""
+    return address.endswith((".yaml", ".yml"))
+
+
 def beside(file: str, address: str) -> str:
     """What a relative address in a file means; `..` is the folder above. Object storage knows none, so that is resolved here.
 

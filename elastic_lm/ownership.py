@@ -96,6 +96,8 @@ class Ownership:
         job_token: str,
         what: str = "",
         noun: str = "run",
+        held: str = "trained by another job",
+        remedy: str | None = None,
         after: int = 0,
         succeeds: int | None = None,
         expiry_s: float = EXPIRY_S,
@@ -107,8 +109,9 @@ class Ownership:
     ) -> Ownership:
         """Become the run's owner: at once if it has none, or one of the same job; else when its owner is gone.
 
-        Args: `noun`: what is owned, in a word. `after`: the highest epoch that the run's log or checkpoints hold, should `owner/`
-        have been emptied since. `succeeds`: the epoch of this process's claim so far, which only the new one may outrank.
+        Args: `noun`: what is owned, in a word; `held`: what becomes of it while its owner lives; `remedy`: what to do about that,
+        None: what helps with a run. `after`: the highest epoch that the run's log or checkpoints hold, should `owner/` have been
+        emptied since. `succeeds`: the epoch of this process's claim so far, which only the new one may outrank.
         `is_gone` knows of some owners for certain that they have ended: they are not waited for, nor is a process of this
         machine. `on_waiting` gets a sentence before somebody is waited for. `renew_s` is the same for all who may meet;
         `expiry_s` is at least four times as long.
@@ -121,8 +124,13 @@ class Ownership:
             raise ValueError(
                 f"expiry_s={expiry_s} is too short for a renewal every {renew_s} s; use {4 * renew_s} or more"
             )
+        if remedy is None:
+            remedy = (
+                f"Wait for its end, stop it where it runs (elastic-lm stop {run}), or choose another name for a run of its "
+                "own"
+            )
         folder = run_storage.child(FOLDER)
-        watch = _Watch(folder, run, noun, expiry_s, is_gone, on_waiting, clock, sleep)
+        watch = _Watch(folder, run, noun, held, remedy, expiry_s, is_gone, on_waiting, clock, sleep)
         while True:
             newest = _Newest.of(folder)
             if succeeds is not None and newest.epoch > succeeds:
@@ -249,6 +257,8 @@ class _Watch:
         folder: Storage,
         run: str,
         noun: str,
+        held: str,
+        remedy: str,
         expiry_s: float,
         is_gone: Callable[[Owner], bool],
         on_waiting: Callable[[str], None],
@@ -256,6 +266,7 @@ class _Watch:
         sleep: Callable[[float], None],
     ) -> None:
         self._folder, self._run, self._noun, self._expiry_s = folder, run, noun, expiry_s
+        self._held, self._remedy = held, remedy
         self._is_gone, self._on_waiting = is_gone, on_waiting
         self._clock, self._sleep = clock, sleep
         self._look_s = min(LOOK_S, expiry_s / 20)
@@ -282,9 +293,8 @@ class _Watch:
                 seen, num_renewals, silent_s = renewals, num_renewals + 1, 0.0
             if num_renewals == LIVES:
                 raise OwnershipError(
-                    f"run {self._run} is being trained by another job: {owner}; its claim was renewed while this one "
-                    f"watched. Wait for its end, stop it where it runs (elastic-lm stop {self._run}), or choose another "
-                    f"name for a run of its own"
+                    f"{self._noun} {self._run} is being {self._held}: {owner}; its claim was renewed while this one watched. "
+                    f"{self._remedy}"
                 )
         return True
 

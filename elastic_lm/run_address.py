@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
+from elastic_lm.config_text import is_yaml
 from elastic_lm.errors import ConfigError, NotFoundError, StorageError
 from elastic_lm.events.log import read
 from elastic_lm.events.types import EventKind
@@ -22,7 +23,7 @@ def split_step(text: str) -> tuple[str, int | None]:
     An @ within an address is no step's: only what follows the last /.
     """
     run, at, step = text.rpartition("@")
-    if not at or "/" in step or step.endswith((".yaml", ".yml")):
+    if not at or "/" in step or is_yaml(step):
         return text, None
     number = step.replace(",", "").replace("_", "")
     if not (run and number.isascii() and number.isdecimal()):
@@ -43,7 +44,7 @@ class RunAddress:
 
         A bare name is that of a folder in `./runs`, if there is one; else nothing says where the run is stored.
         """
-        if text.endswith((".yaml", ".yml")):
+        if is_yaml(text):
             config = RunConfig.load(text)
             return cls(config.name, Storage.open(config.run_url))
         if "://" in text or "/" in text or Path(text).is_dir():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elastic_lm.config import RunConfig
-from elastic_lm.config_text import beside, hint, parse
+from elastic_lm.config_text import beside, hint, is_yaml, parse
 from elastic_lm.errors import ConfigError, NotFoundError, StorageError
 from elastic_lm.evaluate import held_out
 from elastic_lm.evaluate.bleu import Bleu
@@ -27,7 +27,6 @@ from elastic_lm.storage import Storage
 from elastic_lm.trained_model import ModelInterface
 
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (Choices, Pairs, Bleu, Safety)}
-SUFFIXES = (".yaml", ".yml")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -78,7 +77,7 @@ def _find(name: str, config: RunConfig, max_samples: int | None) -> Task:
     if name == held_out.NAME:
         question = HeldOutText(config, max_samples)
         return Task(name, question.kind, question.hash, question)
-    if not name.endswith(SUFFIXES):
+    if not is_yaml(name):
         raise ConfigError(
             f"{name!r} is no task{hint(name, [held_out.NAME])}; write {held_out.NAME}, or the address of a YAML file, "
             f"e.g. tasks/{name.rpartition('/')[2].partition('.')[0] or 'mine'}.yaml"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from elastic_lm.events.log import read
 from elastic_lm.events.types import EventKind
 from elastic_lm.result import RunResult
+from elastic_lm.run_address import EVENTS
 from elastic_lm.storage import Storage
 
 
@@ -39,7 +40,7 @@ class Account:
         step: int | None = None
         given_up = 0
         lived: dict[int, float] = {}
-        for event in read(run_storage.child("events")):
+        for event in read(run_storage.child(EVENTS)):
             lived[event.attempt] = max(lived.get(event.attempt, 0.0), event.elapsed_s)
             if event.kind is EventKind.RUN_STARTED:
                 verdict, message = None, ""

@@ -32,9 +32,6 @@ class Begun:
     note: str | None = None
     time_s: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Trouble:
@@ -45,9 +42,6 @@ class Trouble:
     message: str
     step: int | None = None
     time_s: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def is_like(self, other: Trouble) -> bool:
         """Whether it came to the same at the same place."""
@@ -72,9 +66,6 @@ class Ended:
     seconds: float = 0.0
     figures: Figures = field(default_factory=dict)
     time_s: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ class Attempt:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        ended = {} if self.ended is None else self.ended.as_json()
+        ended = {} if self.ended is None else asdict(self.ended)
         begun = {"parent": None, "parent_step": None, "note": None}
         if self.begun is not None:
             begun = {name: getattr(self.begun, name) for name in begun}

@@ -1,19 +1,15 @@
 """What a run was found to be worth: `evaluations/step-NNNNNNNN/<task>.json` in its folder.
 
-Each file is one task at one step: `{"metrics": {name: {"value": x, "low": x, "high": x}}}`, with whatever else its writer says.
-`task_hash` says what was asked: tasks of one name with other hashes are other tasks. Such a file is called `<task>-<hash>.json`.
-What is not of this shape is passed over: a comparison is not to fail for one file.
+Each file is one task at one step (evaluation_file.py). Its `task_hash` says what was asked: tasks of one name with other hashes
+are other tasks. Such a file is called `<task>-<hash>.json`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from elastic_lm.errors import NotFoundError
-from elastic_lm.evaluation_file import FOLDER, HASH_DIGITS, name_with_hash, number, place_of
+from elastic_lm.evaluation_file import FOLDER, HASH_DIGITS, EvaluationFile, name_with_hash, place_of
 from elastic_lm.storage import Storage
 
 
@@ -59,24 +55,12 @@ def names(measured: Iterable[Measured]) -> dict[tuple[str, str], str]:
 
 
 def _of(folder: Storage, path: str, step: int, file: str) -> Iterator[Measured]:
-    try:
-        body = json.loads(folder.read(path))
-    except (ValueError, RecursionError, NotFoundError):
+    written = EvaluationFile.load(folder, path)
+    if written is None:
         return
-    if not isinstance(body, dict):
-        return
-    task_hash, task, metrics = (body.get(name) for name in ("task_hash", "task", "metrics"))
+    task_hash, task = written.body.get("task_hash"), written.body.get("task")
     task_hash = task_hash if isinstance(task_hash, str) else ""
     if not isinstance(task, str) or file != name_with_hash(task, task_hash):
         task = file
-    for name, told in metrics.items() if isinstance(metrics, dict) else ():
-        values = told if isinstance(told, dict) else {"value": told}
-        value = number(values.get("value"))
-        if value is not None or _is_not_finite(values.get("value", "")):
-            low, high = number(values.get("low")), number(values.get("high"))
-            yield Measured(step, task, str(name), value, low, high, task_hash)
-
-
-def _is_not_finite(value: object) -> bool:
-    """As `evaluate` writes it, or as a number of its own that JSON has not."""
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
+    for figure in written.figures:
+        yield Measured(step, task, figure.name, figure.value, figure.low, figure.high, task_hash)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from elastic_lm.config_text import flatten, inline
@@ -137,14 +137,14 @@ class Journal:
         return found
 
     def begin(self, record: Begun) -> None:
-        self._create(f"{ATTEMPTS}/{record.number:02d}-begun.json", _data(record.as_json()))
+        self._create(f"{ATTEMPTS}/{record.number:02d}-begun.json", _data(record))
 
     def trouble(self, record: Trouble, earlier: int) -> None:
         """`earlier`: how many troubles the attempt had before."""
-        self._create(f"{ATTEMPTS}/{record.number:02d}-trouble-{earlier:04d}.json", _data(record.as_json()))
+        self._create(f"{ATTEMPTS}/{record.number:02d}-trouble-{earlier:04d}.json", _data(record))
 
     def end(self, record: Ended) -> None:
-        self._create(f"{ATTEMPTS}/{record.number:02d}-ended.json", _data(record.as_json()))
+        self._create(f"{ATTEMPTS}/{record.number:02d}-ended.json", _data(record))
 
     def write_page(self, page: str) -> str:
         """Unless it is there already.    Returns: where it is."""
@@ -170,8 +170,8 @@ def _told(values: Mapping[str, Any], name: str) -> str:
     return inline(values[name]) if name in values else "none"
 
 
-def _data(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=1) + "\n").encode()
+def _data(record: Begun | Ended | Trouble) -> bytes:
+    return (json.dumps({"format": FORMAT, "version": VERSION, **asdict(record)}, indent=1) + "\n").encode()
 
 
 def _record(folder: Storage, name: str, kind: type[Record]) -> Record:

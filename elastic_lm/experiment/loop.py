@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from elastic_lm.config import CONFIG_FILE, RunConfig
-from elastic_lm.errors import CheckpointError, ConfigError, DataError, OwnershipError, StorageError, UnfitError
+from elastic_lm.errors import CheckpointError, ConfigError, DataError, StorageError, UnfitError
 from elastic_lm.experiment import tree_page
 from elastic_lm.experiment.account import Account
 from elastic_lm.experiment.attempt import (
@@ -79,13 +79,13 @@ class Loop:
     def run(self) -> ExperimentResult:
         """Go on until there is a verdict.    Raises: OwnershipError when another process does; whatever a trainer raises."""
         if (verdict := self._verdict()) is not None:
-            return self._result(verdict)
+            return self._concluded(verdict)
         owner = self._acquire()
         try:
             self._read()  # somebody may have gone on meanwhile
             self._journal.check(self.rehearsal.setup)
             self._journal.adopt(self.rehearsal.setup)
-            return self._result(self._go_on(owner))
+            return self._concluded(self._go_on(owner))
         finally:
             owner.release()
 
@@ -93,7 +93,12 @@ class Loop:
         found = self._journal.records()
         self._begun, self._ended, self._troubles = found.begun, found.ended, found.troubles
 
+    def _concluded(self, verdict: Verdict) -> ExperimentResult:
+        result = self._result(verdict)
+        return replace(result, page=self._draw(result))
+
     def _result(self, verdict: Verdict) -> ExperimentResult:
+        """What it comes to so far, without a page."""
         tokens, seconds = self._taken()
         return ExperimentResult(
             name=self._plan.name,
@@ -104,7 +109,6 @@ class Loop:
             tokens=tokens,
             hours=seconds / HOUR_S,
             url=self._journal.folder.url,
-            page=self._draw(verdict, (tokens, seconds)),
         )
 
     def _taken(self) -> tuple[int, float]:
@@ -145,12 +149,13 @@ class Loop:
         budget, begun = self._plan.budget, len(self._begun)
         if budget.attempts is not None and begun >= budget.attempts:
             return self._spent(f"all {budget.attempts} attempts of budget.attempts are made")
-        spent, needed = tokens_of(self.attempts), self._tokens(self._decide(following))
-        if budget.tokens is not None and spent + needed > budget.tokens:
-            return self._spent(
-                f"{spent:,} tokens are trained on, and {following.run} would take {needed:,} more, beyond budget.tokens="
-                f"{exact(budget.tokens)}"
-            )
+        if budget.tokens is not None:
+            spent, needed = tokens_of(self.attempts), self._tokens(self._decide(following))
+            if spent + needed > budget.tokens:
+                return self._spent(
+                    f"{spent:,} tokens are trained on, and {following.run} would take {needed:,} more, beyond budget.tokens="
+                    f"{exact(budget.tokens)}"
+                )
         if budget.hours is not None and seconds_of(self.attempts) >= budget.hours * HOUR_S:
             return self._out_of_time()
         return None
@@ -347,22 +352,15 @@ class Loop:
         return None if hours is None else hours * HOUR_S - seconds_of(self.attempts) - seconds
 
     def _acquire(self) -> Ownership:
-        name = self._plan.name
-        try:
-            return Ownership.acquire(
-                self._journal.folder,
-                name,
-                job_token=secrets.token_hex(16),
-                what=f"experiment {name}",
-                noun="experiment",
-                on_waiting=self._tell,
-            )
-        except OwnershipError as error:
-            owner = str(error).partition(": ")[2].partition(";")[0]
-            raise OwnershipError(
-                f"experiment {name} is being run by another process: {owner}. Wait for its end, or stop it there; the same "
-                "command goes on then"
-            ) from error
+        return Ownership.acquire(
+            self._journal.folder,
+            self._plan.name,
+            job_token=secrets.token_hex(16),
+            noun="experiment",
+            held="run by another process",
+            remedy="Wait for its end, or stop it there; the same command goes on then",
+            on_waiting=self._tell,
+        )
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -390,14 +388,14 @@ class Loop:
         assert attempt.score is not None
         return f"{self._target.figure.replace('_', ' ')} {self._target.shown(attempt.score)}"
 
-    def _draw(self, verdict: Verdict | None = None, taken: tuple[int, float] | None = None) -> str | None:
-        """Returns: where the page is; None when it could not be written, which is no reason to stop."""
-        verdict = verdict or self._verdict() or Verdict("running", self._under_way_told())
+    def _draw(self, result: ExperimentResult | None = None) -> str | None:
+        """The page of this, or of what there is so far.
+
+        Returns: where it is; None when storage fails, which is no reason to stop.
+        """
         try:
-            tokens, seconds = taken or self._taken()
-            told = verdict.kind, verdict.message
-            page = tree_page.render(self._plan.name, self._target, *told, self.attempts, tokens, seconds)
-            return self._journal.write_page(page)
+            result = result or self._result(self._verdict() or Verdict("running", self._under_way_told()))
+            return self._journal.write_page(tree_page.render(result))
         except StorageError as error:
             self._tell(f"The page of the experiment could not be written: {error}")
             return None

@@ -27,7 +27,6 @@ from elastic_lm.storage import Storage
 
 MOST_ATTEMPTS = 1_000  # each is gone through beforehand, which takes some 50 ms
 LAST_STEP = "training.steps"
-SUFFIXES = (".yaml", ".yml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}$", examples=["lower-rate"])]
 Parent = Literal["scratch", "best", "last", "base"]
@@ -118,7 +117,7 @@ class Plan(Part):
             plan = cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        tasks = tuple(task if not task.endswith(SUFFIXES) else config_text.beside(where, task) for task in plan.tasks)
+        tasks = tuple(config_text.beside(where, task) if config_text.is_yaml(task) else task for task in plan.tasks)
         return plan.model_copy(update={"base": config_text.beside(where, plan.base), "tasks": tasks})
 
     @property
@@ -136,11 +135,8 @@ class Plan(Part):
 
     def attempts(self) -> tuple[Planned, ...]:
         """All, the base first.    Raises: ConfigError."""
-        tried = [*self._listed(), *self._combined()]
+        tried = [*self.changes, *self._combined()]
         return (Planned(0), *(self._planned(number, values) for number, values in enumerate(tried, start=1)))
-
-    def _listed(self) -> Iterator[dict[str, Any]]:
-        yield from self.changes
 
     def _combined(self) -> Iterator[dict[str, Any]]:
         if self.grid:

@@ -1,19 +1,19 @@
 """An experiment as one HTML page that needs nothing else: what came of it, the tree of its attempts, and their scores.
 
-Its frame, style and script are the report's (monitor/report.html), so all pages look alike. The same attempts
-and costs give the same page.
+Its frame is the report's (monitor/frame.py), so all pages look alike. The same attempts and costs give the same page.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from importlib import resources
+from collections.abc import Sequence
 
-from elastic_lm.experiment.attempt import Attempt, best
+from elastic_lm.experiment.attempt import Attempt
+from elastic_lm.experiment.result import BUDGET, EXHAUSTED, REACHED, ExperimentResult
 from elastic_lm.experiment.target import Target
 from elastic_lm.experiment.tree import Node, nodes, state_of
 from elastic_lm.monitor.chart import Chart, Line, duration
+from elastic_lm.monitor.frame import framed
 
 WIDTH = 960
 ROW, INDENT, LEFT, RADIUS = 46, 30, 16, 6  # of the tree, in pixels; a deep one has a smaller indent
@@ -34,43 +34,36 @@ STYLE = """<style>
 </style>"""
 
 
-def render(
-    name: str, target: Target, verdict: str, message: str, attempts: Sequence[Attempt], tokens: int, seconds: float
-) -> str:
-    """The page of the experiment `name`, which has come to this verdict, or is `running`.
-
-    `tokens` and `seconds`: what all attempts have taken, that which is under way among them.
-    """
-    tone = {"reached": "good", "exhausted": "bad", "budget": "bad"}.get(verdict, "")
+def render(result: ExperimentResult) -> str:
+    """The page of an experiment that has come to this, or is `running`."""
+    tone = {REACHED: "good", EXHAUSTED: "bad", BUDGET: "bad"}.get(result.verdict, "")
     sections = [
         STYLE,
-        f'<section><p class="told {tone}">{html.escape(message)}.</p></section>',
-        _cards(target, verdict, attempts, tokens, seconds),
-        _tree(target, attempts),
-        _chart(target, attempts),
-        _table(target, attempts),
+        f'<section><p class="told {tone}">{html.escape(result.message)}.</p></section>',
+        _cards(result),
+        _tree(result),
+        _chart(result),
+        _table(result),
     ]
-    page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
-    page = page.replace("<small>elastic-lm run</small>", f"<small>experiment: {html.escape(str(target))}</small>")
-    return page.replace("{{name}}", html.escape(name)).replace("{{body}}", "\n".join(sections))
+    return framed(result.name, f"experiment: {result.target}", sections)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _cards(target: Target, verdict: str, attempts: Sequence[Attempt], tokens: int, seconds: float) -> str:
-    found = best(attempts, target)
-    num_ended = sum(each.ended is not None for each in attempts)
+def _cards(result: ExperimentResult) -> str:
+    found = result.best
+    num_ended = sum(each.ended is not None for each in result.attempts)
     cards = [
-        ("Verdict", verdict, ""),
+        ("Verdict", result.verdict, ""),
         (
-            f"Best {_figure(target)}",
+            f"Best {_figure(result.target)}",
             "–" if found is None else f"{found.score:,.4g}",
             "" if found is None else found.run,
         ),
-        ("Attempts", f"{num_ended}", f"of {len(attempts)} in the plan"),
-        ("Tokens", _short(tokens), f"{tokens:,}"),
-        ("Trained for", duration(seconds), "by the runs' logs"),
+        ("Attempts", f"{num_ended}", f"of {len(result.attempts)} in the plan"),
+        ("Tokens", _short(result.tokens), f"{result.tokens:,}"),
+        ("Trained for", duration(result.hours * 3600), "by the runs' logs"),
     ]
     told = "".join(
         f'<div class="card"><b>{html.escape(title)}</b><span>{html.escape(value)}</span><small>{html.escape(more)}</small></div>'
@@ -93,12 +86,12 @@ def _short(number: float) -> str:
 # -- the tree ----------------------------------------------------------------------------------------------------------
 
 
-def _tree(target: Target, attempts: Sequence[Attempt]) -> str:
-    found = nodes(attempts, target)
+def _tree(result: ExperimentResult) -> str:
+    found = nodes(result.attempts, result.target)
     rows = {node.attempt.number: row for row, node in enumerate(found)}
     indent = min(INDENT, DEEPEST / max([1, *(node.depth for node in found)]))
     edges = (_edge(node, rows, indent) for node in found if node.depth)
-    drawn = [*edges, *(_row(node, row, target, indent) for row, node in enumerate(found))]
+    drawn = [*edges, *(_row(node, row, result.target, indent) for row, node in enumerate(found))]
     return (
         f'<section><h2>Lineage</h2><svg class="tree" '
         f'viewBox="0 0 {WIDTH} {ROW * len(found)}" role="img" aria-label="Lineage of the attempts">{"".join(drawn)}</svg>'
@@ -156,15 +149,16 @@ def _detail(attempt: Attempt, state: str) -> str:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def _chart(target: Target, attempts: Sequence[Attempt]) -> str:
-    scored = [(float(each.number), each.score) for each in attempts if each.score is not None]
+def _chart(result: ExperimentResult) -> str:
+    target = result.target
+    scored = [(float(each.number), each.score) for each in result.attempts if each.score is not None]
     if not scored:
         return ""
     so_far, leader = [], None
     for number, score in scored:
         leader = score if leader is None or target.order(score) < target.order(leader) else leader
         so_far.append((number, leader))
-    ends = [0.0, float(max(len(attempts) - 1, 1))]
+    ends = [0.0, float(max(len(result.attempts) - 1, 1))]
     lines = [
         Line(_figure(target), *_columns(scored), "c1"),
         Line("best so far", *_columns(so_far), "c3", stepped=True),
@@ -182,12 +176,12 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 # -- everything in figures ---------------------------------------------------------------------------------------------
 
 
-def _table(target: Target, attempts: Sequence[Attempt]) -> str:
-    names = list(dict.fromkeys(name for each in attempts for name in _figures(each)))
-    first = f"{target.task}.{target.figure}"
+def _table(result: ExperimentResult) -> str:
+    names = list(dict.fromkeys(name for each in result.attempts for name in _figures(each)))
+    first = f"{result.target.task}.{result.target.figure}"
     names.sort(key=lambda name: name != first)
     head = "".join(f'<th class="number">{html.escape(name)}</th>' for name in ("step", "tokens", "time", *names))
-    body = "".join(_table_row(each, names) for each in attempts)
+    body = "".join(_table_row(each, names) for each in result.attempts)
     return (
         '<section><h2>All figures</h2><input id="search" type="search" placeholder="Search" aria-label="Search">'
         f'<div class="scroll"><table id="news"><tr><th>run</th><th>changes</th><th>verdict</th>{head}</tr>{body}</table></div>'
@@ -209,10 +203,5 @@ def _table_row(attempt: Attempt, names: Sequence[str]) -> str:
 
 def _figures(attempt: Attempt) -> dict[str, float | None]:
     """By TASK.FIGURE."""
-    return dict(_flat(attempt))
-
-
-def _flat(attempt: Attempt) -> Iterator[tuple[str, float | None]]:
-    for task, figures in attempt.ended.figures.items() if attempt.ended is not None else ():
-        for name, value in figures.items():
-            yield f"{task}.{name}", value
+    tasks = {} if attempt.ended is None else attempt.ended.figures
+    return {f"{task}.{name}": value for task, figures in tasks.items() for name, value in figures.items()}

@@ -10,17 +10,18 @@ import datetime
 import html
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from typing import Any
 
+from elastic_lm.evaluation_file import Figure
 from elastic_lm.events.log import read
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import task_results
 from elastic_lm.monitor.ancestors import NONE, Ancestors
 from elastic_lm.monitor.chart import Chart, Line, Mark, duration
+from elastic_lm.monitor.frame import framed
 from elastic_lm.monitor.history import History, Point
 from elastic_lm.monitor.progress import TONES
-from elastic_lm.monitor.task_results import Figure, TaskResult
+from elastic_lm.monitor.task_results import TaskResult
 from elastic_lm.storage import Storage
 
 FILE = "report.html"
@@ -72,8 +73,7 @@ def render(name: str, events: Iterable[Event], results: Sequence[TaskResult] = (
         _news(history),
         _settings(history),
     ]
-    page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
-    return page.replace("{{name}}", html.escape(name)).replace("{{body}}", "\n".join(sections))
+    return framed(name, "elastic-lm run", sections)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------

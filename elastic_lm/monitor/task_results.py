@@ -6,32 +6,20 @@ What is no result is passed over. A watcher's storage may be away for as long as
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
 
-from elastic_lm.errors import NotFoundError, StorageError
-from elastic_lm.evaluation_file import FOLDER, number, place_of
+from elastic_lm.errors import StorageError
+from elastic_lm.evaluation_file import FOLDER, EvaluationFile, Figure, place_of
 from elastic_lm.monitor.metrics import MOST_FIGURES, MOST_TASKS
 from elastic_lm.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 60.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`value` None: it is not finite. `low` and `high`: the ends of its 95 % interval, if there is one."""
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class Rank(IntEnum):
@@ -78,25 +66,13 @@ def foremost(results: Sequence[TaskResult]) -> list[TaskResult]:
 
 def _read(folder: Storage, task: str, step: int, path: str) -> TaskResult:
     """Without figures where the file is no result, or gone."""
-    try:
-        body: Any = json.loads(folder.read(path))
-    except (ValueError, RecursionError, NotFoundError):
-        body = None
-    if not isinstance(body, dict):
+    file = EvaluationFile.load(folder, path)
+    if file is None:
         return TaskResult(task, step, ())
-    metrics, counts = body.get("metrics"), body.get("counts")
-    rank = Rank.OWN
-    if body.get("kind") == "harness":
+    counts, rank = file.body.get("counts"), Rank.OWN
+    if file.body.get("kind") == "harness":
         rank = Rank.GROUP if isinstance(counts, dict) and "tasks" in counts else Rank.HARNESS
-    return TaskResult(task, step, tuple(_figures(metrics)) if isinstance(metrics, dict) else (), rank)
-
-
-def _figures(metrics: dict[str, Any]) -> Iterator[Figure]:
-    for name, told in metrics.items():
-        if isinstance(told, dict) and "value" in told:
-            value = number(told["value"])
-            if value is not None or told["value"] is None:
-                yield Figure(name, value, number(told.get("low")), number(told.get("high")))
+    return TaskResult(task, step, file.figures, rank)
 
 
 class TaskWatcher:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from elastic_lm.config import RunConfig
-from elastic_lm.experiment import page
+from elastic_lm.experiment import comparison_page
 from elastic_lm.experiment.comparison import Comparison, Side
 from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.portrait import Portrait
@@ -136,7 +136,7 @@ def test_fork_without_its_parent_is_compared_by_what_it_has(parent: RunConfig, g
     assert alone.lacks == ["grandchild: The steps before 8 are not shown."]
     assert (alone.shared, alone.common) == ([], [8, 9])
     assert {name: b for name, _, b in alone.figures}["tokens with ancestors"] == "unknown"
-    rendered = page.render(alone)
+    rendered = comparison_page.render(alone)
     assert "grandchild: The steps before 8 are not shown." in rendered and "before" not in keys(rendered)
 
 
@@ -196,10 +196,10 @@ def test_steps_that_were_left_out_do_not_count(parent: RunConfig) -> None:
     last = with_records(side, s9={"refused": 3, "loss": math.nan}).figures()
     assert last["loss"] == f"{side.records[8]['loss']:.4f}"
     found = Comparison(left_out, replace(side, url="file:///another"))
-    lines = [*page._lines(found, "loss"), *page._difference(found, 1)]
+    lines = [*comparison_page._lines(found, "loss"), *comparison_page._difference(found, 1)]
     assert [len(line.xs) for line in lines] == [8, 10, 8]
     nothing = with_records(side, **{f"s{step}": {"refused": 1} for step in range(STEPS)})
-    assert "loss" not in nothing.figures() and page.render(Comparison(nothing, side))
+    assert "loss" not in nothing.figures() and comparison_page.render(Comparison(nothing, side))
 
 
 def test_what_is_no_number_in_both_is_the_same(parent: RunConfig) -> None:
@@ -215,15 +215,15 @@ def test_what_is_no_number_in_both_is_the_same(parent: RunConfig) -> None:
 
 
 def test_one_value_that_is_not_finite_spoils_the_means_around_it_no_more_than_it_must() -> None:
-    assert page._means([1.0, 2.0, math.nan, 4.0, math.inf, 6.0], 3) == [1.5, 1.5, 3.0, 4.0, 5.0, 6.0]
-    assert all(map(math.isnan, page._means([math.nan] * 3, 3)))
+    assert comparison_page._means([1.0, 2.0, math.nan, 4.0, math.inf, 6.0], 3) == [1.5, 1.5, 3.0, 4.0, 5.0, 6.0]
+    assert all(map(math.isnan, comparison_page._means([math.nan] * 3, 3)))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def test_page_shows_both_runs(parent: RunConfig, child: RunConfig) -> None:
-    rendered = page.render(compared(parent, child))
+    rendered = comparison_page.render(compared(parent, child))
     text = html.unescape(re.sub(r"<[^>]+>", " ", rendered))
     for told in ("parent and child", "two runs compared", "a fork of parent at step 4", "optimizer.learning_rate", "0.001",
                  "step 10 · held_out · loss", "2.5 [2.4, 2.6]", "It began at step 0",
@@ -246,15 +246,15 @@ def keys(rendered: str) -> dict[str, list[str]]:
 def test_what_ancestors_have_trained_is_dashed_and_what_both_have_is_drawn_once(
     parent: RunConfig, child: RunConfig, grandchild: RunConfig
 ) -> None:
-    loss = keys(page.render(compared(parent, grandchild)))["Loss"]
+    loss = keys(comparison_page.render(compared(parent, grandchild)))["Loss"]
     assert loss == [("c1", "parent"), ("c2", "grandchild"), ("c2 before", "grandchild, before")]
     other = forked(parent, "another", step=6)
     Solo(other.config).train()
-    rendered = page.render(compared(grandchild, other.config))
+    rendered = comparison_page.render(compared(grandchild, other.config))
     dashed = [("c1 before", "grandchild, before"), ("c2 before", "another, before"), ("plain before", "both, before")]
     told = keys(rendered)
     assert told["Loss"] == [("c1", "grandchild"), ("c2", "another"), *dashed] == told["Learning rate"]
-    lines = {line.name: list(line.xs) for line in page._lines(compared(grandchild, other.config), "loss")}
+    lines = {line.name: list(line.xs) for line in comparison_page._lines(compared(grandchild, other.config), "loss")}
     assert lines["both, before"] == [0, 1, 2, 3]
     assert (lines["grandchild, before"], lines["another, before"]) == ([4, 5, 6, 7], [4, 5])
     assert told["Loss of the steps that were trained for each"] == [("c1", "grandchild"), ("c2", "another")]
@@ -272,14 +272,14 @@ def test_names_cannot_become_markup(parent: RunConfig, child: RunConfig) -> None
     fork = Fork(evil, evil, 4)
     stretch = replace(found.b.ancestors.stretches[0], name=evil)
     from_evil = replace(found.b, ancestors=Ancestors((fork,), (stretch,), evil))
-    rendered = page.render(Comparison(replace(found.a, name=evil, url=evil), from_evil))
+    rendered = comparison_page.render(Comparison(replace(found.a, name=evil, url=evil), from_evil))
     assert evil not in rendered and html.escape(evil) in rendered
 
 
 def test_runs_that_have_not_begun_have_a_page(parent: RunConfig) -> None:
     one, two = forked(parent, "one", step=AT), forked(parent, "two", step=AT)
     assert (
-        page.render(compared(one.config, two.config)).count("Nothing yet") == 2
+        comparison_page.render(compared(one.config, two.config)).count("Nothing yet") == 2
     )  # the difference, and tokens per second
 
 
@@ -287,7 +287,7 @@ def test_long_runs_are_smoothed_and_make_a_small_page(parent: RunConfig) -> None
     found = compared(parent, parent)
     point = found.a.history.points[-1]
     found.a.history.points[:] = [replace(point, step=step, time_s=float(step)) for step in range(50_000)]
-    rendered = page.render(Comparison(replace(found.a), found.b))
+    rendered = comparison_page.render(Comparison(replace(found.a), found.b))
     assert "mean of 1000" in rendered
     assert 'class="key c1 raw"' in rendered
     assert len(rendered) < 1_500_000
@@ -310,7 +310,7 @@ addEventListener("load", () => {
 def test_page_lives_in_a_browser(parent: RunConfig, child: RunConfig, tmp_path: Path) -> None:
     """Both values are told under the pointer, fields are found, and it is not wider than the window."""
     file = tmp_path / "comparison.html"
-    file.write_text(page.render(compared(parent, child)) + PROBE)
+    file.write_text(comparison_page.render(compared(parent, child)) + PROBE)
     chromium = find_chromium()
     assert chromium is not None
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,900",

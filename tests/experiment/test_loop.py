@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,21 @@ def test_page_that_cannot_be_written_is_told_and_stops_nothing(
     assert "The page of the experiment could not be written: full" in lines
 
 
+def test_page_for_which_storage_does_not_answer_stops_nothing(base: RunConfig) -> None:
+    """Within budget.tokens it takes a look at the next attempt's parent."""
+    lines: list[str] = []
+
+    class Flaky(FakeTrainer):
+        def checkpoints(self, config: RunConfig) -> Sequence[int]:
+            if " ends: " in lines[-1]:  # the page is what follows
+                raise StorageError("away")
+            return super().checkpoints(config)
+
+    plan = plan_of(parent="best", steps=5, budget={"tokens": 1e6})
+    assert loop_of(base, plan, Flaky(), lines.append).run().verdict == "reached"
+    assert lines.count("The page of the experiment could not be written: away") == 2
+
+
 # -- whose state -----------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +336,19 @@ def test_forks_go_on_from_the_chosen_parent(parent: str, forks: list[tuple[str, 
     assert trainer.forks == forks
     assert [each.ended.tokens for each in result.attempts if each.ended] == [TOKENS, *[TOKENS // 2] * 3]
     assert [each.parent for each in result.attempts] == [None, *(int(name[-2:]) for name, _, _ in forks)]
+
+
+def test_checkpoints_are_looked_up_once_for_each_fork(base: RunConfig) -> None:
+    """Each look reads all of the parent's manifests."""
+    asked: list[str] = []
+
+    class Noting(FakeTrainer):
+        def checkpoints(self, config: RunConfig) -> Sequence[int]:
+            asked.append(config.name)
+            return super().checkpoints(config)
+
+    carried_out(base, plan_of(parent="last", steps=5, target="perplexity < 1"), Noting())
+    assert asked == ["lower-00", "lower-01", "lower-02"]
 
 
 def test_fork_has_its_parents_changes_and_its_own(base: RunConfig) -> None:
@@ -581,10 +609,12 @@ def test_experiment_that_another_process_runs_is_left_alone(base: RunConfig, mon
     try:
         lines: list[str] = []
         trainer = FakeTrainer()
-        with pytest.raises(
-            OwnershipError, match=r"experiment lower is being run by another process: owner 1, process \d+"
-        ):
+        with pytest.raises(OwnershipError) as refused:
             loop_of(base, plan_of(), trainer, lines.append).run()
+        assert str(refused.value) == (
+            f"experiment lower is being run by another process: {other.owner}; its claim was renewed while this one watched. "
+            "Wait for its end, or stop it there; the same command goes on then"
+        )
         assert trainer.begun == []
         assert lines[0].startswith("Experiment lower belongs to owner 1")
     finally:

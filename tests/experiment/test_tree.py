@@ -12,6 +12,7 @@ import pytest
 from elastic_lm.experiment import tree_page
 from elastic_lm.experiment.attempt import Attempt, Begun, Ended
 from elastic_lm.experiment.plan import Planned
+from elastic_lm.experiment.result import ExperimentResult
 from elastic_lm.experiment.target import Target
 from elastic_lm.experiment.tree import lines, nodes
 from tests.conftest import find_chromium
@@ -82,8 +83,14 @@ def test_attempt_that_is_done_without_a_finite_score_says_so() -> None:
     assert "not finite" in lines([made(0)], TARGET)[1][0]
 
 
+def rendered(verdict: str, message: str, attempts: Sequence[Attempt]) -> str:
+    num_ended = sum(each.ended is not None for each in attempts)
+    told = tuple(attempts), 6400 * num_ended, 90.0 * num_ended / 3600
+    return tree_page.render(ExperimentResult("a", TARGET, verdict, message, *told, "experiments/a"))
+
+
 def page() -> str:
-    return tree_page.render("a", TARGET, "reached", "a-05 reaches it", story(), 6400 * 6, 90.0 * 6)
+    return rendered("reached", "a-05 reaches it", story())
 
 
 def test_page_tells_every_attempt_and_its_figures() -> None:
@@ -95,7 +102,8 @@ def test_page_tells_every_attempt_and_its_figures() -> None:
         "29.5000",
         "held_out.loss",
         "6.4 k tokens",
-        "1:30",
+        "1:30",  # of each
+        "9:00",  # of the six that have ended
     ):
         assert told in page()
     assert page().count('class="edge"') == 5
@@ -107,16 +115,16 @@ def test_page_needs_nothing_else_and_runs_nothing_of_a_name() -> None:
     evil = Attempt(
         Planned(1, {"model.args.x": "<script>alert(1)</script>"}), "a-01", ended=Ended(1, "failed", '"><img src=x>')
     )
-    rendered = tree_page.render("a", TARGET, "exhausted", "<b>none</b>", [made(0), evil], 6400, 90.0)
-    assert "<script>alert" not in rendered and "<img" not in rendered and "<b>none" not in rendered
-    assert "http" not in rendered.replace("http-equiv", "")
+    found = rendered("exhausted", "<b>none</b>", [made(0), evil])
+    assert "<script>alert" not in found and "<img" not in found and "<b>none" not in found
+    assert "http" not in found.replace("http-equiv", "")
 
 
 def test_page_before_the_first_score_has_no_chart() -> None:
     under_way = [Attempt(Planned(0), "a-00", Begun(0))]
-    rendered = tree_page.render("a", TARGET, "running", "a-00 is under way", under_way, 0, 0.0)
-    assert "<figure" not in rendered
-    assert "under way" in rendered
+    found = rendered("running", "a-00 is under way", under_way)
+    assert "<figure" not in found
+    assert "under way" in found
 
 
 PROBE = """<script>
@@ -150,6 +158,6 @@ def test_lineage_as_deep_as_a_plan_is_long_is_drawn_within_the_page() -> None:
     attempts = [made(number, number - 1 if number else None, score=100.0) for number in range(1_001)]
     found = nodes(attempts, TARGET)
     assert [node.depth for node in found] == list(range(1_001))
-    page = tree_page.render("deep", TARGET, "exhausted", "none", attempts[:60], 0, 0.0)
+    page = rendered("exhausted", "none", attempts[:60])
     places = [float(x) for x in re.findall(r'circle cx="([\d.]+)"', page)]
     assert len(places) == 60 and places == sorted(set(places)) and places[-1] <= tree_page.WIDTH / 2

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from elastic_lm.evaluation_file import Figure
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor.metrics import CAUSES
-from elastic_lm.monitor.task_results import Figure, TaskResult
+from elastic_lm.monitor.task_results import TaskResult
 
 
 def at(elapsed_s: float, kind: EventKind, *, attempt: int = 0, step: int | None = None, **fields: Any) -> Event:

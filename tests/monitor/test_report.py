@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from elastic_lm.evaluation_file import Figure
 from elastic_lm.events.log import EventLog
 from elastic_lm.events.types import Event, EventKind
 from elastic_lm.monitor import report
 from elastic_lm.monitor.ancestors import Ancestors, Fork, Stretch
 from elastic_lm.monitor.held_out import HeldOutScore
 from elastic_lm.monitor.history import History
-from elastic_lm.monitor.task_results import Figure, TaskResult
+from elastic_lm.monitor.task_results import TaskResult
 from elastic_lm.storage import Storage
 from tests.conftest import find_chromium
 from tests.monitor.story import TASK_RESULTS, at, committed, evaluated, lost, ready, reformed, started

@@ -2,8 +2,8 @@
 
 What ancestors have trained is dashed, and where each fork was made is marked. Time is a run's own.
 
-Its frame, style and script are the report's (monitor/report.html), so the two look alike; what is searched there are events, and
-here fields of the config.
+Its frame is the report's (monitor/frame.py), so the two look alike; what is searched there are events, and here fields of the
+config.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import html
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from typing import Any
 
 from elastic_lm.experiment.comparison import Comparison, Side
 from elastic_lm.experiment.evaluations import Measured
 from elastic_lm.experiment.lineage import Change, Lineage
 from elastic_lm.monitor.chart import Chart, Line, Mark
+from elastic_lm.monitor.frame import framed
 
 COLORS = ("c1", "c2")
 BOTH = "plain"  # what ancestors have trained for both
@@ -44,10 +44,7 @@ def render(comparison: Comparison) -> str:
     """The page."""
     sections = [STYLE, _told(comparison), _figures(comparison), _differences(comparison), *_charts(comparison)]
     sections += [_evaluations(comparison), _lineages(comparison)]
-    page = resources.files("elastic_lm.monitor").joinpath("report.html").read_text()
-    title = html.escape(" and ".join(comparison.names))
-    page = page.replace("<small>elastic-lm run</small>", "<small>two runs compared</small>")
-    return page.replace("{{name}}", title).replace("{{body}}", "\n".join(sections))
+    return framed(" and ".join(comparison.names), "two runs compared", sections)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
