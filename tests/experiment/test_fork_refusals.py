@@ -169,12 +169,18 @@ def copied(corpus: str, tmp_path: Path) -> Storage:
     return place
 
 
-def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
-    small_corpus: str, tmp_path: Path
-) -> None:
+def parent_with_a_corpus_of_its_own(small_corpus: str, tmp_path: Path) -> tuple[RunConfig, Storage]:
+    """A run that has trained, and where its corpus is."""
     place = copied(small_corpus, tmp_path)
     parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
     trained(parent, AT)
+    return parent, place
+
+
+def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
+    small_corpus: str, tmp_path: Path
+) -> None:
+    parent, place = parent_with_a_corpus_of_its_own(small_corpus, tmp_path)
     manifest = json.loads(place.read("manifest.json"))
     before = contents(f"{tmp_path}/runs")
     place.write("manifest.json", json.dumps({**manifest, "counts": {}}).encode())
@@ -191,9 +197,7 @@ def test_corpus_that_is_not_there_any_more_is_told_before_anything_is_written(
 def test_corpus_that_took_the_place_of_the_parents_is_not_compared_with_itself(
     small_corpus: str, tmp_path: Path
 ) -> None:
-    place = copied(small_corpus, tmp_path)
-    parent = solo_config(place.url, f"file://{tmp_path}", "parent", steps=STEPS)
-    trained(parent, AT)
+    parent, place = parent_with_a_corpus_of_its_own(small_corpus, tmp_path)
     kept = Manifest.load(place).hash
     with pytest.raises(ConfigError, match="is not the corpus at data.tokens"):
         forked(parent, step=AT, overrides=["data.manifest=" + "f" * 64])

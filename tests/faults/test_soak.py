@@ -1,7 +1,7 @@
 """Random faults at random roles, run after run, for as long as SOAK_SECONDS says: `make soak`.
 
 Every run ends with the bits of one that was left alone, with every step logged once, and leaves nothing behind. A run that
-does not names the seed to repeat it with. The random schedules of test_schedules.py are the short slice in every test run.
+does not names the seed to repeat it with. One seed is part of every test run.
 """
 
 from __future__ import annotations
